@@ -1,0 +1,523 @@
+/* Where a READ or WRITE on a region file is answered, parked or refused: the one place.
+ *
+ * A request is cut at block boundaries (at most two parts: requests are at most 1 MiB). A part is
+ * admitted under its stripe's lock, carried out without it while `inflight` holds back migrations,
+ * and closed under the lock again. A READ of more than one page is never parked: readahead locks
+ * all its folios, and parking it would tie pages, and blocks, together.
+ */
+#include "core.h"
+
+#include <linux/fuse.h>
+#include <stdlib.h>
+
+#ifndef FUSE_WRITE_CACHE
+#define FUSE_WRITE_CACHE (1 << 0)
+#endif
+
+#define MAX_PARTS 2
+#define MAX_IOV (2 + HM_MAX_WRITE / HM_PAGE_SIZE + 2)
+
+enum admission { ADMITTED, PARK_BUSY, PARK_SERVICE, REFUSED, SKIPPED };
+
+struct part {
+    struct hm_region *region;
+    struct hm_stripe *stripe;
+    struct hm_block *record;
+    uint64_t block, offset, length; /* bytes of the file */
+    uint32_t first, count;          /* pages of the block */
+    struct hm_mask mask;
+};
+
+static struct part part_of(struct hm_region *region, uint64_t offset, uint64_t end)
+{
+    struct part part = {.region = region, .block = offset / HM_BLOCK_BYTES, .offset = offset};
+    uint64_t limit = (part.block + 1) * HM_BLOCK_BYTES;
+    part.length = (end < limit ? end : limit) - offset;
+    part.first = (uint32_t)(offset % HM_BLOCK_BYTES / HM_PAGE_SIZE);
+    part.count = (uint32_t)((offset + part.length - 1) % HM_BLOCK_BYTES / HM_PAGE_SIZE) + 1 -
+                 part.first;
+    part.mask = hm_mask_range(part.first, part.count);
+    part.stripe = hm_stripe_of(region->core, region->ino, part.block);
+    part.record = &region->blocks[part.block];
+    return part;
+}
+
+/* ---- waiting ------------------------------------------------------------------------------ */
+
+/* Put a request aside until a transaction on the block ends. The stripe is held. */
+static int park(struct part *part, const struct hm_request *request, enum hm_wait wait)
+{
+    struct hm_parked *parked = malloc(sizeof(*parked) + (request->data ? request->size : 0));
+    if (!parked)
+        return -ENOMEM;
+    parked->next = NULL;
+    parked->request = *request;
+    parked->block = part->block;
+    parked->wait = wait;
+    if (request->data) {
+        memcpy(parked->data, request->data, request->size);
+        parked->request.data = parked->data;
+    }
+    hm_block_touch(part->region, part->block);
+    part->record->parked++;
+    *part->stripe->parked_end = parked;
+    part->stripe->parked_end = &parked->next;
+    hm_count(&part->region->core->count.parked, 1);
+    return 0;
+}
+
+/* Take the block's parked requests of a kind off their stripe, in order. */
+static struct hm_parked *unpark(struct hm_region *region, uint64_t block, bool only_service)
+{
+    struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
+    struct hm_parked *taken = NULL, **end = &taken, **at;
+    pthread_mutex_lock(&stripe->lock);
+    for (at = &stripe->parked; *at;) {
+        struct hm_parked *parked = *at;
+        if (parked->request.ino != region->ino || parked->block != block ||
+            (only_service && parked->wait != HM_WAIT_SERVICE)) {
+            at = &parked->next;
+            continue;
+        }
+        *at = parked->next;
+        parked->next = NULL;
+        *end = parked;
+        end = &parked->next;
+        region->blocks[block].parked--;
+    }
+    stripe->parked_end = at;
+    pthread_mutex_unlock(&stripe->lock);
+    return taken;
+}
+
+void hm_replay(struct hm_region *region, uint64_t block)
+{
+    struct hm_parked *next;
+    for (struct hm_parked *at = unpark(region, block, false); at; at = next) {
+        next = at->next;
+        hm_count(&region->core->count.replayed, 1);
+        hm_access(region->core, &at->request, true);
+        free(at);
+    }
+}
+
+void hm_fail_parked(struct hm_region *region, uint64_t block, int error)
+{
+    struct hm_parked *next;
+    for (struct hm_parked *at = unpark(region, block, true); at; at = next) {
+        next = at->next;
+        /* A WRITE from the page cache carries stores that have no other copy. */
+        if (at->request.opcode == FUSE_WRITE && at->request.flags & FUSE_WRITE_CACHE)
+            hm_access(region->core, &at->request, true);
+        else
+            hm_reply(region->core, at->request.unique, error, NULL, 0);
+        free(at);
+    }
+}
+
+static void report_fault(struct part *part, uint32_t reason, bool write)
+{
+    struct hm_core *core = part->region->core;
+    struct hm_event event = {.kind = HM_EVENT_FAULT,
+                             .reason = reason,
+                             .ino = part->region->ino,
+                             .block = part->block,
+                             .first = part->first,
+                             .count = part->count,
+                             .write = write};
+    hm_count(reason == HM_FAULT_OWNER ? &core->count.service_faults : &core->count.no_room, 1);
+    hm_event_push(core, &event);
+}
+
+/* ---- the express path --------------------------------------------------------------------- */
+
+/* The device-owned pages that a CPU fault on the part brings home: what the policy's table says
+ * for the block's next fault, aligned, around the pages touched. */
+static struct hm_mask fault_window(const struct part *part, uint32_t *pages)
+{
+    const struct hm_config *config = &part->region->core->config;
+    uint32_t faults = part->record->cpu_faults;
+    uint32_t size = config->fault_pages[faults < 3 ? faults : 3];
+    uint32_t end = part->first + part->count, first;
+    struct hm_mask window;
+    size = size < 1 ? 1 : size > HM_BLOCK_PAGES ? HM_BLOCK_PAGES : size;
+    first = part->first / size * size;
+    end = (end + size - 1) / size * size;
+    window = hm_mask_range(first, (end < HM_BLOCK_PAGES ? end : HM_BLOCK_PAGES) - first);
+    HM_EACH_WORD(w) window.word[w] &= part->record->device[w];
+    *pages = hm_bits(window.word);
+    return window;
+}
+
+/* Bring device-owned pages of the part home without asking the service: at once for a few, with a
+ * mover for many. The stripe is held. ADMITTED: they are home. */
+static enum admission express(struct part *part, const struct hm_mask *overwritten, bool write,
+                              int staging)
+{
+    struct hm_core *core = part->region->core;
+    struct hm_mask window;
+    uint32_t pages;
+    struct hm_job job = {.kind = HM_JOB_MIGRATE, .ino = part->region->ino, .block = part->block,
+                         .flags = HM_JOB_QUIET, .count = HM_BLOCK_PAGES};
+    if (part->record->busy)
+        return PARK_BUSY;
+    window = fault_window(part, &pages);
+    if (staging) { /* no more than what must be home */
+        HM_EACH_WORD(w) window.word[w] &= part->mask.word[w];
+        pages = hm_bits(window.word);
+    }
+    if (pages > HM_INLINE_PAGES && core->config.express && !staging) {
+        uint32_t first = 0, count;
+        job.count = 0;
+        /* The job's range is contiguous: from the first page of the window to its last. */
+        for (uint32_t at = 0; hm_next_run(window.word, &at, &count); at += count) {
+            first = job.count ? first : at;
+            job.count = at + count - first;
+        }
+        job.first = first;
+        if (!hm_reserve(core, HM_HOST, pages, 0)) {
+            job.reserved = pages;
+            if (!hm_submit(core, &job)) {
+                hm_count(&core->count.express_faults, 1);
+                part->record->cpu_faults += part->record->cpu_faults < UINT8_MAX;
+                return PARK_BUSY;
+            }
+            hm_release(core, HM_HOST, pages);
+        }
+        HM_EACH_WORD(w) window.word[w] = part->mask.word[w] & part->record->device[w];
+        pages = hm_bits(window.word);
+    }
+    if ((core->config.express || staging) && (pages <= HM_INLINE_PAGES || staging) &&
+        !hm_bring_home(part->region, part->block, &window, overwritten, staging)) {
+        hm_count(&core->count.express_faults, 1);
+        part->record->cpu_faults += part->record->cpu_faults < UINT8_MAX;
+        return ADMITTED;
+    }
+    part->record->cpu_faults += part->record->cpu_faults < UINT8_MAX;
+    report_fault(part, HM_FAULT_OWNER, write);
+    return PARK_SERVICE;
+}
+
+/* ---- READ --------------------------------------------------------------------------------- */
+
+static uint32_t unreserved_holes(const struct part *part)
+{
+    uint32_t n = 0;
+    HM_EACH_WORD(w)
+    n += (uint32_t)__builtin_popcountll(part->mask.word[w] & ~part->record->present[w] &
+                                        ~part->record->cached[w] & ~part->record->recalling[w]);
+    return n;
+}
+
+static enum admission admit_read(struct part *part, bool single, bool replayed)
+{
+    static const struct hm_mask none;
+    struct hm_block *record = part->record;
+    hm_block_touch(part->region, part->block);
+    if (record->state == HM_FROZEN)
+        return single ? PARK_BUSY : REFUSED;
+    if (!single && hm_any(record->recalling, part->mask.word))
+        return REFUSED;
+    if (hm_any(record->device, part->mask.word)) {
+        enum admission admission;
+        if (!single)
+            return REFUSED;
+        if (!replayed)
+            hm_count(&part->region->core->count.cpu_faults, 1);
+        admission = express(part, &none, false, 0);
+        if (admission != ADMITTED)
+            return admission;
+    }
+    /* The page cache may fill a hole with stores nobody announces: their room is taken now. */
+    if (hm_reserve(part->region->core, HM_HOST, unreserved_holes(part), 0)) {
+        if (!single)
+            return REFUSED;
+        report_fault(part, HM_FAULT_NO_ROOM, false);
+        return PARK_SERVICE;
+    }
+    HM_EACH_WORD(w) record->cached[w] |= part->mask.word[w];
+    record->inflight++;
+    record->last_cpu = hm_now();
+    return ADMITTED;
+}
+
+/* Where the bytes of an admitted part are; the stripe is held. */
+static int gather(const struct part *part, struct iovec *iov, int *count)
+{
+    struct hm_core *core = part->region->core;
+    uint64_t at = part->offset, end = part->offset + part->length;
+    uint8_t *base = NULL;
+    while (at < end) {
+        uint32_t page = (uint32_t)(at % HM_BLOCK_BYTES / HM_PAGE_SIZE), last = page + 1;
+        bool present = hm_test(part->record->present, page);
+        uint64_t stop;
+        while (last < part->first + part->count &&
+               hm_test(part->record->present, last) == present)
+            last++;
+        stop = part->block * HM_BLOCK_BYTES + (uint64_t)last * HM_PAGE_SIZE;
+        stop = stop < end ? stop : end;
+        if (present && !base) {
+            base = hm_pool_map(&part->region->pools[HM_HOST], part->block * HM_BLOCK_BYTES);
+            if (!base)
+                return -ENOMEM;
+        }
+        iov[*count].iov_base =
+            present ? base + at % HM_BLOCK_BYTES : (uint8_t *)core->zeros;
+        iov[(*count)++].iov_len = stop - at;
+        at = stop;
+    }
+    return 0;
+}
+
+static void close_part(struct part *part)
+{
+    pthread_mutex_lock(&part->stripe->lock);
+    part->record->inflight--;
+    pthread_cond_broadcast(&part->stripe->changed);
+    pthread_mutex_unlock(&part->stripe->lock);
+}
+
+static void read_region(struct hm_core *core, struct hm_region *region,
+                        const struct hm_request *request, bool replayed)
+{
+    uint64_t size = __atomic_load_n(&region->record->size, __ATOMIC_ACQUIRE);
+    uint64_t at = request->offset, end = at + request->size;
+    struct iovec iov[MAX_IOV];
+    struct part parts[MAX_PARTS];
+    int admitted = 0, count = 1, error = 0;
+    enum admission admission = ADMITTED;
+    bool single = at / HM_PAGE_SIZE == (end - 1) / HM_PAGE_SIZE;
+    end = end < size ? end : size;
+    while (at < end && !error && admission == ADMITTED) {
+        struct part *part = &parts[admitted];
+        *part = part_of(region, at, end);
+        pthread_mutex_lock(&part->stripe->lock);
+        admission = admit_read(part, single, replayed);
+        if (admission == ADMITTED) {
+            admitted++;
+            error = gather(part, iov, &count);
+        } else if (admission != REFUSED) {
+            error = park(part, request,
+                         admission == PARK_BUSY ? HM_WAIT_BUSY : HM_WAIT_SERVICE);
+        }
+        pthread_mutex_unlock(&part->stripe->lock);
+        at += part->length;
+    }
+    if (admission == REFUSED) {
+        hm_count(&core->count.readahead_refused, 1);
+        error = -EAGAIN;
+    }
+    if (error) {
+        hm_reply(core, request->unique, -error, NULL, 0);
+    } else if (admission == ADMITTED) {
+        hm_reply(core, request->unique, 0, iov, count);
+        hm_count(&core->count.reads, 1);
+        hm_count(&core->count.read_bytes, at > request->offset ? at - request->offset : 0);
+    }
+    while (admitted)
+        close_part(&parts[--admitted]);
+}
+
+/* ---- WRITE -------------------------------------------------------------------------------- */
+
+/* Whether every byte of the part has been overwritten by a WRITE that the kernel sent later and
+ * another gate thread applied already: a write(2) in flight and the page cache's next writeback of
+ * the same page may be with two threads. The kernel numbers requests in the order in which they
+ * are read, so `unique` tells. Remembered: the last HM_RECENT_WRITES of the stripe. */
+static bool overtaken(const struct part *part, uint64_t unique)
+{
+    for (uint32_t i = 0; i < HM_RECENT_WRITES; i++) {
+        const struct hm_recent_write *recent = &part->stripe->recent[i];
+        if (recent->ino == part->region->ino && recent->unique > unique &&
+            recent->start <= part->offset && recent->end >= part->offset + part->length)
+            return true;
+    }
+    return false;
+}
+
+static void remember(const struct part *part, uint64_t unique)
+{
+    part->stripe->recent[part->stripe->recent_next++ % HM_RECENT_WRITES] =
+        (struct hm_recent_write){part->region->ino, unique, part->offset,
+                                 part->offset + part->length};
+}
+
+/* The pages of the part that the WRITE covers from end to end. */
+static struct hm_mask whole_pages(const struct part *part)
+{
+    uint32_t first = part->first, count = part->count;
+    if (part->offset % HM_PAGE_SIZE) {
+        first++;
+        count--;
+    }
+    if (count && (part->offset + part->length) % HM_PAGE_SIZE)
+        count--;
+    return hm_mask_range(first, count);
+}
+
+static enum admission admit_write(struct part *part, const struct hm_request *request,
+                                  bool straddles, bool replayed)
+{
+    struct hm_core *core = part->region->core;
+    struct hm_block *record = part->record;
+    bool from_cache = request->flags & FUSE_WRITE_CACHE;
+    uint32_t holes;
+    while (record->writing && record->state != HM_FROZEN)
+        pthread_cond_wait(&part->stripe->changed, &part->stripe->lock);
+    hm_block_touch(part->region, part->block);
+    if (record->state == HM_FROZEN)
+        return PARK_BUSY;
+    if (overtaken(part, request->unique)) {
+        hm_count(&core->count.stale_writes_skipped, 1);
+        return SKIPPED;
+    }
+    if (hm_any(record->device, part->mask.word)) {
+        struct hm_mask whole = whole_pages(part);
+        enum admission admission;
+        if (!replayed)
+            hm_count(&core->count.cpu_faults, 1);
+        admission = express(part, &whole, true, straddles);
+        if (admission != ADMITTED)
+            return admission;
+    }
+    holes = unreserved_holes(part);
+    if (hm_reserve(core, HM_HOST, holes, straddles)) {
+        if (!from_cache) {
+            report_fault(part, HM_FAULT_NO_ROOM, true);
+            return PARK_SERVICE;
+        }
+        hm_reserve_always(core, HM_HOST, holes);
+    }
+    HM_EACH_WORD(w)
+    {
+        uint64_t hole = part->mask.word[w] & ~record->present[w] & ~record->recalling[w];
+        record->cached[w] |= from_cache ? hole : part->mask.word[w];
+    }
+    record->inflight++;
+    record->writing = 1;
+    record->last_cpu = hm_now();
+    remember(part, request->unique);
+    return ADMITTED;
+}
+
+/* Copy an admitted part into the host pool and close it. -EAGAIN: a punch came between. */
+static int apply_write(struct part *part, const struct hm_request *request)
+{
+    struct hm_block *record = part->record;
+    uint32_t generation = record->generation, before, new = 0;
+    struct hm_pool *pool;
+    int error;
+    pthread_mutex_unlock(&part->stripe->lock);
+    pool = hm_region_pool(part->region, HM_HOST);
+    error = pool ? hm_pool_write(pool, part->offset,
+                                 request->data + (part->offset - request->offset), part->length)
+                 : -errno;
+    pthread_mutex_lock(&part->stripe->lock);
+    record->writing = 0;
+    record->inflight--;
+    pthread_cond_broadcast(&part->stripe->changed);
+    if (record->generation != generation)
+        return -EAGAIN;
+    if (error)
+        return error;
+    before = hm_block_charge(record);
+    HM_EACH_WORD(w)
+    {
+        new += (uint32_t)__builtin_popcountll(part->mask.word[w] & ~record->present[w]);
+        record->present[w] |= part->mask.word[w];
+        record->dirty[w] |= part->mask.word[w];
+    }
+    hm_block_pages(part->region, record, HM_HOST, new);
+    hm_reserve_always(part->region->core, HM_HOST, hm_block_charge(record) - before);
+    return 0;
+}
+
+static void grow(struct hm_region *region, uint64_t end)
+{
+    uint64_t size = __atomic_load_n(&region->record->size, __ATOMIC_ACQUIRE);
+    struct timespec now;
+    while (size < end && !__atomic_compare_exchange_n(&region->record->size, &size, end, false,
+                                                      __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+        ;
+    clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    region->record->mtime = region->record->ctime = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* One part of a WRITE: 0 applied, 1 parked, or -errno. A part after the first that would have to
+ * wait ends the request short, which write(2) reports as a short count. */
+static int write_part(struct part *part, const struct hm_request *request, bool first,
+                      bool straddles, bool replayed)
+{
+    enum admission admission;
+    int error;
+    pthread_mutex_lock(&part->stripe->lock);
+    do {
+        error = 0;
+        admission = admit_write(part, request, straddles, replayed);
+        if (admission == ADMITTED)
+            error = apply_write(part, request);
+    } while (error == -EAGAIN);
+    if (admission == PARK_BUSY || admission == PARK_SERVICE) {
+        error = 1;
+        if (first) {
+            int failed = park(part, request,
+                              admission == PARK_BUSY ? HM_WAIT_BUSY : HM_WAIT_SERVICE);
+            error = failed ? failed : 1;
+        }
+    }
+    pthread_mutex_unlock(&part->stripe->lock);
+    return error;
+}
+
+static void write_region(struct hm_core *core, struct hm_region *region,
+                         const struct hm_request *request, bool replayed)
+{
+    uint64_t at = request->offset, end = at + request->size;
+    uint64_t size = __atomic_load_n(&region->record->size, __ATOMIC_ACQUIRE);
+    bool from_cache = request->flags & FUSE_WRITE_CACHE;
+    bool straddles = at / HM_BLOCK_BYTES != (end - 1) / HM_BLOCK_BYTES;
+    int error = 0;
+    if (end > HM_MAX_BYTES) {
+        hm_reply(core, request->unique, EFBIG, NULL, 0);
+        return;
+    }
+    if (from_cache && end > size)
+        end = at < size ? size : at; /* the page cache never writes past the end */
+    while (at < end) {
+        struct part part = part_of(region, at, end);
+        error = write_part(&part, request, at == request->offset, straddles, replayed);
+        if (error)
+            break;
+        at += part.length;
+    }
+    if (at == request->offset && error) {
+        if (error < 0)
+            hm_reply(core, request->unique, -error, NULL, 0);
+        return; /* parked whole */
+    }
+    if (from_cache && !error)
+        at = request->offset + request->size;
+    else
+        grow(region, at);
+    hm_count(&core->count.writes, 1);
+    hm_count(&core->count.written_bytes, at - request->offset);
+    hm_reply_write(core, request->unique, (uint32_t)(at - request->offset));
+}
+
+/* ------------------------------------------------------------------------------------------- */
+
+void hm_access(struct hm_core *core, const struct hm_request *request, bool replayed)
+{
+    struct hm_region *region = hm_region_get(core, request->ino);
+    if (!region) {
+        hm_reply(core, request->unique, ENOENT, NULL, 0);
+        return;
+    }
+    if (!request->size)
+        hm_reply(core, request->unique, EINVAL, NULL, 0);
+    else if (request->opcode == FUSE_READ)
+        read_region(core, region, request, replayed);
+    else
+        write_region(core, region, request, replayed);
+    hm_region_put(region);
+}

@@ -1,0 +1,287 @@
+/* Inside the native core: structures, locks and the calls between its files.
+ *
+ * Locks, in the order in which they are taken; a thread holds at most one stripe:
+ *   core->regions_lock   the table ino -> region; held for look-ups, never across a wait
+ *   stripe->lock         the block records that hash to the stripe, its parked requests, deferred
+ *                        jobs and recent WRITEs; never held across an INVAL, a wait for another
+ *                        party, or a copy of more than HM_INLINE_PAGES pages
+ *   core->list_lock      the list of touched blocks
+ *   core->jobs_lock      the movers' queue
+ *   core->events_lock    the events for the service
+ * Counters are relaxed atomics; a node's `used` is the one that admits work.
+ */
+#ifndef HMMFS_CORE_H
+#define HMMFS_CORE_H
+#include "hmmfs.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <time.h>
+
+#define HM_STRIPES 512
+#define HM_RECENT_WRITES 32
+#define HM_INLINE_PAGES 16 /* a copy of 64 KiB takes some 25 us: the most a stripe is held for */
+#define HM_MAX_BYTES (1ULL << 44)
+#define HM_BLOCK_BYTES ((uint64_t)HM_BLOCK_PAGES * HM_PAGE_SIZE)
+#define HM_MAX_BLOCKS (HM_MAX_BYTES / HM_BLOCK_BYTES)
+#define HM_CHUNK_BYTES (1ULL << 30)
+#define HM_CHUNKS (HM_MAX_BYTES / HM_CHUNK_BYTES)
+#define HM_DIRECTORY_HEADER (1ULL << 21) /* version, then from 4096 on the bitmap of touched blocks */
+#define HM_DIRECTORY_BYTES (HM_DIRECTORY_HEADER + HM_MAX_BLOCKS * sizeof(struct hm_block))
+#define HM_DIRECTORY_MAGIC 0x31726964736d6d68ULL /* "hmmsdir1" */
+#define HM_MAX_REGIONS 8192                      /* each takes 8 GiB of address space */
+#define HM_REGION_BUCKETS 1024
+#define HM_MAX_MOVERS 64
+#define HM_RECALL_TRIES 64
+#define HM_MAX_WRITE (1u << 20)
+#define HM_REQUEST_BYTES (HM_MAX_WRITE + 4096)
+#define HM_ZERO_BYTES HM_BLOCK_BYTES
+
+_Static_assert(sizeof(struct hm_block) == 1024, "four records a page of the directory");
+_Static_assert(sizeof(struct hm_region_record) == 528, "the layout a successor reads");
+
+typedef _Atomic uint64_t hm_counter;
+
+static inline void hm_count(hm_counter *counter, uint64_t by)
+{
+    atomic_fetch_add_explicit(counter, by, memory_order_relaxed);
+}
+
+static inline uint64_t hm_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* ---- a set of the pages of one block ------------------------------------------------------ */
+
+struct hm_mask {
+    uint64_t word[HM_WORDS];
+};
+
+static inline struct hm_mask hm_mask_range(uint32_t first, uint32_t count)
+{
+    struct hm_mask mask = {{0}};
+    for (uint32_t w = first / 64; count && w < HM_WORDS; w++) {
+        uint32_t low = first % 64, n = count < 64 - low ? count : 64 - low;
+        mask.word[w] = (n == 64 ? ~0ULL : ((1ULL << n) - 1)) << low;
+        first += n;
+        count -= n;
+    }
+    return mask;
+}
+
+static inline uint32_t hm_bits(const uint64_t *words)
+{
+    uint32_t n = 0;
+    for (int w = 0; w < HM_WORDS; w++)
+        n += (uint32_t)__builtin_popcountll(words[w]);
+    return n;
+}
+
+static inline bool hm_any(const uint64_t *a, const uint64_t *b)
+{
+    uint64_t any = 0;
+    for (int w = 0; w < HM_WORDS; w++)
+        any |= a[w] & b[w];
+    return any != 0;
+}
+
+static inline bool hm_test(const uint64_t *words, uint32_t page)
+{
+    return words[page / 64] >> (page % 64) & 1;
+}
+
+/* The next run of set bits at or after *first: false when there is none. */
+bool hm_next_run(const uint64_t *words, uint32_t *first, uint32_t *count);
+
+#define HM_EACH_WORD(w) for (int w = 0; w < HM_WORDS; w++)
+
+/* ---- pools -------------------------------------------------------------------------------- */
+
+/* A region's bytes on one node: a memfd with the region's own offsets, as long as the largest
+ * region and never shortened (punched only), mapped 1 GiB at a time when first touched. */
+struct hm_pool {
+    _Atomic int fd; /* -1 until first use */
+    _Atomic(uint8_t *) * chunks;
+};
+
+int hm_pool_open(struct hm_pool *pool, const char *name);
+void hm_pool_close(struct hm_pool *pool);
+/* The mapping of [offset, offset+length), which lies in one block. NULL: no address space. */
+uint8_t *hm_pool_map(struct hm_pool *pool, uint64_t offset);
+int hm_pool_punch(struct hm_pool *pool, uint64_t offset, uint64_t length);
+int hm_pool_write(struct hm_pool *pool, uint64_t offset, const void *bytes, size_t length);
+int hm_pool_read(struct hm_pool *pool, uint64_t offset, void *bytes, size_t length);
+int hm_pool_copy(struct hm_pool *to, struct hm_pool *from, uint64_t offset, size_t length);
+uint64_t hm_pool_allocated(struct hm_pool *pool); /* pages */
+
+/* ---- regions ------------------------------------------------------------------------------ */
+
+struct hm_region {
+    struct hm_core *core;
+    struct hm_region *next; /* in its bucket */
+    _Atomic uint32_t refs;
+    uint64_t ino;
+    uint32_t index; /* of its record */
+    struct hm_region_record *record;
+    int directory_fd;
+    uint8_t *directory;
+    uint64_t *touched; /* bitmap of blocks with a record */
+    struct hm_block *blocks;
+    pthread_mutex_t pools_lock; /* guards the making of a pool; reading one needs none */
+    struct hm_pool pools[HM_MAX_NODES];
+};
+
+struct hm_region *hm_region_get(struct hm_core *core, uint64_t ino);
+void hm_region_put(struct hm_region *region);
+bool hm_region_is_touched(struct hm_region *region, uint64_t block);
+/* The pool of a node, made at first use; NULL with errno when it can't be. */
+struct hm_pool *hm_region_pool(struct hm_region *region, uint32_t node);
+
+/* ---- stripes ------------------------------------------------------------------------------ */
+
+struct hm_recent_write {
+    uint64_t ino, unique, start, end;
+};
+
+enum hm_wait { HM_WAIT_BUSY, HM_WAIT_SERVICE }; /* for a transaction's end; for a decision */
+
+struct hm_parked {
+    struct hm_parked *next;
+    struct hm_request request;
+    uint64_t block;
+    enum hm_wait wait;
+    uint8_t data[];
+};
+
+struct hm_queued_job {
+    struct hm_queued_job *next;
+    struct hm_job job;
+};
+
+struct hm_stripe {
+    pthread_mutex_t lock;
+    pthread_cond_t changed; /* inflight or writing of a block went down */
+    struct hm_parked *parked, **parked_end;
+    struct hm_queued_job *deferred, **deferred_end;
+    struct hm_recent_write recent[HM_RECENT_WRITES];
+    uint32_t recent_next;
+} __attribute__((aligned(64)));
+
+struct hm_node {
+    hm_counter used, peak, pages_in, pages_out, copies_made, copies_saved;
+    hm_counter evicted_blocks, evicted_pages, faults, operations;
+    uint64_t capacity;
+};
+
+struct hm_counters {
+    hm_counter reads, writes, read_bytes, written_bytes, cpu_faults, express_faults, service_faults;
+    hm_counter parked, replayed, readahead_refused, no_room, recalls, recall_retries;
+    hm_counter recalled_pages, recalls_failed, migrations, migrations_discarded;
+    hm_counter stale_writes_skipped, relayed, relay_queued, interrupts, jobs;
+};
+
+struct hm_listed {
+    struct hm_region *region;
+    uint64_t block;
+};
+
+struct hm_relay;
+
+struct hm_core {
+    struct hm_config config;
+    struct hm_node nodes[HM_MAX_NODES];
+    struct hm_counters count;
+    const uint8_t *zeros; /* HM_ZERO_BYTES that read as zeros */
+
+    pthread_rwlock_t regions_lock;
+    struct hm_region *buckets[HM_REGION_BUCKETS];
+    int table_fd;
+    struct hm_region_record *table;
+    uint32_t table_used; /* records ever used; guarded by regions_lock */
+    hm_counter regions;
+
+    struct hm_stripe stripes[HM_STRIPES];
+
+    pthread_mutex_t list_lock; /* guards list, list_used, list_room and each record's slot */
+    struct hm_listed *list;
+    uint32_t list_used, list_room;
+
+    pthread_mutex_t jobs_lock; /* guards the queue and what counts it */
+    pthread_cond_t jobs_ready;
+    struct hm_queued_job *jobs, **jobs_end;
+    pthread_t mover[HM_MAX_MOVERS];
+    uint32_t movers, movers_idle, jobs_waiting;
+    bool stopping;
+
+    pthread_mutex_t events_lock; /* guards the ring and whether event_fd is signalled */
+    struct hm_event *events;
+    uint32_t events_head, events_used, events_room;
+    int event_fd;
+
+    int fuse_fd; /* -1 before hm_gate_start */
+    int stop_fd; /* eventfd: ends threads that poll */
+    pthread_t *gate;
+    uint32_t gate_threads;
+    _Atomic uint32_t gate_running;
+    _Atomic uint32_t spinner; /* one gate thread spins at a time */
+    struct hm_relay *relay;
+};
+
+static inline struct hm_stripe *hm_stripe_of(struct hm_core *core, uint64_t ino, uint64_t block)
+{
+    uint64_t key = (ino * 0x9e3779b97f4a7c15ULL) ^ (block * 0xc2b2ae3d27d4eb4fULL);
+    return &core->stripes[(key >> 40) % HM_STRIPES];
+}
+
+/* directory.c: called with the block's stripe held */
+void hm_block_touch(struct hm_region *region, uint64_t block); /* mark and list it */
+uint32_t hm_block_charge(const struct hm_block *block);        /* host pages it holds */
+void hm_unlist(struct hm_region *region);                      /* needs no stripe */
+bool hm_block_empty(const struct hm_block *block);
+/* Forget the pages of the mask, punch them everywhere, give their room back; bumps generation. */
+void hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
+                  bool forget_cached);
+void hm_block_pages(struct hm_region *region, struct hm_block *record, uint32_t node, int64_t by);
+
+/* access.c: a READ or WRITE, from the gate or replayed; answers it, parks it or refuses it */
+void hm_access(struct hm_core *core, const struct hm_request *request, bool replayed);
+void hm_replay(struct hm_region *region, uint64_t block);
+/* Answer what is parked on a block with an error: for HM_JOB_FAIL, and at the end of the core. */
+void hm_fail_parked(struct hm_region *region, uint64_t block, int error);
+
+/* room.c: add to a node's use without asking; for bytes that must not be refused */
+void hm_reserve_always(struct hm_core *core, uint32_t node, uint64_t pages);
+
+/* transaction.c */
+int hm_movers_start(struct hm_core *core);
+void hm_movers_stop(struct hm_core *core);
+/* Bring at most HM_INLINE_PAGES device-owned pages home at once: the block is stable and not busy,
+ * the stripe is held throughout. Pages of `overwritten` need no copy. -ENOSPC: nothing changed. */
+int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
+                  const struct hm_mask *overwritten, int staging);
+/* Take the pages of the mask from the CPU. Called and returns with the stripe held and the block
+ * busy; 0: proven clean, the block is FROZEN. -EBUSY: the CPU keeps taking them back. */
+int hm_recall(struct hm_region *region, uint64_t block, const struct hm_mask *mask);
+
+/* events.c */
+void hm_event_push(struct hm_core *core, const struct hm_event *event);
+
+/* gate.c */
+void hm_reply(struct hm_core *core, uint64_t unique, int error, struct iovec *iov, int count);
+void hm_reply_write(struct hm_core *core, uint64_t unique, uint32_t size);
+int hm_invalidate(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_t length);
+
+/* relay.c */
+int hm_relay_start(struct hm_core *core, int fd, struct hm_relay **ret);
+void hm_relay_stop(struct hm_relay *relay);
+void hm_relay_send(struct hm_relay *relay, uint8_t *message, size_t length);
+void hm_relay_interrupt(struct hm_relay *relay, uint64_t unique, uint64_t target);
+
+#endif

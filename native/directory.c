@@ -1,0 +1,160 @@
+/* The page directory: block records and what follows from their bits. Callers hold the stripe. */
+#include "core.h"
+
+#include <stdlib.h>
+
+bool hm_next_run(const uint64_t *words, uint32_t *first, uint32_t *count)
+{
+    uint32_t page = *first, end;
+    while (page < HM_BLOCK_PAGES) {
+        uint64_t rest = words[page / 64] >> (page % 64);
+        if (rest) {
+            page += (uint32_t)__builtin_ctzll(rest);
+            break;
+        }
+        page = (page / 64 + 1) * 64;
+    }
+    if (page >= HM_BLOCK_PAGES)
+        return false;
+    for (end = page; end < HM_BLOCK_PAGES;) {
+        uint64_t rest = ~words[end / 64] >> (end % 64);
+        if (rest) {
+            end += (uint32_t)__builtin_ctzll(rest);
+            break;
+        }
+        end = (end / 64 + 1) * 64;
+    }
+    if (end > HM_BLOCK_PAGES)
+        end = HM_BLOCK_PAGES;
+    *first = page;
+    *count = end - page;
+    return true;
+}
+
+uint32_t hm_block_charge(const struct hm_block *block)
+{
+    uint32_t pages = 0;
+    HM_EACH_WORD(w)
+    {
+        uint64_t held = (block->present[w] & ~block->device[w]) | block->kept[w] |
+                        ((block->cached[w] | block->recalling[w]) & ~block->present[w]);
+        pages += (uint32_t)__builtin_popcountll(held);
+    }
+    return pages;
+}
+
+bool hm_block_empty(const struct hm_block *block)
+{
+    uint64_t any = 0;
+    HM_EACH_WORD(w) any |= block->present[w] | block->cached[w] | block->recalling[w];
+    return !any;
+}
+
+static void list_add(struct hm_core *core, struct hm_region *region, uint64_t block)
+{
+    pthread_mutex_lock(&core->list_lock);
+    if (core->list_used == core->list_room) {
+        uint32_t room = core->list_room ? core->list_room * 2 : 1024;
+        struct hm_listed *list = realloc(core->list, room * sizeof(*list));
+        if (!list)
+            goto out; /* unlisted: it works, but is never chosen for eviction */
+        core->list = list;
+        core->list_room = room;
+    }
+    core->list[core->list_used] = (struct hm_listed){region, block};
+    region->blocks[block].slot = ++core->list_used;
+out:
+    pthread_mutex_unlock(&core->list_lock);
+}
+
+static void list_remove(struct hm_core *core, struct hm_block *record)
+{
+    pthread_mutex_lock(&core->list_lock);
+    if (record->slot) {
+        struct hm_listed *last = &core->list[--core->list_used];
+        core->list[record->slot - 1] = *last;
+        last->region->blocks[last->block].slot = record->slot;
+        record->slot = 0;
+    }
+    pthread_mutex_unlock(&core->list_lock);
+}
+
+void hm_unlist(struct hm_region *region)
+{
+    struct hm_core *core = region->core;
+    pthread_mutex_lock(&core->list_lock);
+    for (uint32_t i = 0; i < core->list_used;) {
+        if (core->list[i].region != region) {
+            i++;
+            continue;
+        }
+        core->list[i] = core->list[--core->list_used];
+        if (core->list[i].region != region)
+            core->list[i].region->blocks[core->list[i].block].slot = i + 1;
+    }
+    pthread_mutex_unlock(&core->list_lock);
+}
+
+bool hm_region_is_touched(struct hm_region *region, uint64_t block)
+{
+    uint64_t word = __atomic_load_n(&region->touched[block / 64], __ATOMIC_ACQUIRE);
+    return word >> (block % 64) & 1;
+}
+
+void hm_block_touch(struct hm_region *region, uint64_t block)
+{
+    struct hm_block *record = &region->blocks[block];
+    if (!hm_region_is_touched(region, block))
+        __atomic_fetch_or(&region->touched[block / 64], 1ULL << (block % 64), __ATOMIC_RELEASE);
+    if (!record->slot)
+        list_add(region->core, region, block);
+}
+
+void hm_block_pages(struct hm_region *region, struct hm_block *record, uint32_t node, int64_t by)
+{
+    record->pages[node] = (uint16_t)(record->pages[node] + by);
+    __atomic_fetch_add(&region->record->pages[node], (uint64_t)by, __ATOMIC_RELAXED);
+}
+
+void hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
+                  bool forget_cached)
+{
+    struct hm_core *core = region->core;
+    struct hm_block *record = &region->blocks[block];
+    uint32_t before = hm_block_charge(record), first = 0, count;
+    uint32_t gone[HM_MAX_NODES] = {0};
+    record->generation++;
+    while (hm_next_run(mask->word, &first, &count)) {
+        uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE;
+        for (uint32_t page = first; page < first + count; page++) {
+            if (hm_test(record->present, page))
+                gone[record->owner[page]]++;
+            record->owner[page] = HM_HOST;
+        }
+        for (uint32_t node = 0; node < core->config.nodes; node++)
+            hm_pool_punch(&region->pools[node], offset, (uint64_t)count * HM_PAGE_SIZE);
+        first += count;
+    }
+    HM_EACH_WORD(w)
+    {
+        uint64_t keep = ~mask->word[w];
+        record->present[w] &= keep;
+        record->device[w] &= keep;
+        record->dirty[w] &= keep;
+        record->kept[w] &= keep;
+        if (forget_cached) {
+            record->cached[w] &= keep;
+            record->recalling[w] &= keep;
+        }
+    }
+    for (uint32_t node = 0; node < core->config.nodes; node++) {
+        if (gone[node])
+            hm_block_pages(region, record, node, -(int64_t)gone[node]);
+        if (node != HM_HOST)
+            hm_release(core, node, gone[node]);
+    }
+    /* Pages that stay cached become holes with a reservation, so the charge never grows here. */
+    hm_release(core, HM_HOST, before - hm_block_charge(record));
+    if (hm_block_empty(record) && !record->busy && !record->parked && !record->inflight)
+        list_remove(core, record);
+}

@@ -1,0 +1,308 @@
+/* The gate: native threads that own /dev/fuse. READ, WRITE, LSEEK and FALLOCATE on region files are
+ * answered here; every other request goes to pyfuse3 through the relay.
+ */
+#include "core.h"
+
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#define FIRST_REGION_INO (1ULL << 32)
+#define FALLOC_KEEP_SIZE 0x01
+#define FALLOC_PUNCH_HOLE 0x02
+#define FALLOC_ZERO_RANGE 0x10
+
+/* ---- answers ------------------------------------------------------------------------------ */
+
+/* iov[0] is left free for the header. A failing write means that the kernel dropped the request:
+ * the connection was aborted, or the program is gone. */
+void hm_reply(struct hm_core *core, uint64_t unique, int error, struct iovec *iov, int count)
+{
+    struct fuse_out_header header = {.unique = unique, .error = -error};
+    struct iovec only;
+    size_t length = sizeof(header);
+    if (!iov) {
+        iov = &only;
+        count = 1;
+    }
+    iov[0] = (struct iovec){&header, sizeof(header)};
+    for (int i = 1; i < count; i++)
+        length += iov[i].iov_len;
+    header.len = (uint32_t)length;
+    while (writev(core->fuse_fd, iov, count) < 0 && errno == EINTR)
+        ;
+}
+
+static void reply_bytes(struct hm_core *core, uint64_t unique, void *bytes, size_t length)
+{
+    struct iovec iov[2] = {{NULL, 0}, {bytes, length}};
+    hm_reply(core, unique, 0, iov, 2);
+}
+
+void hm_reply_write(struct hm_core *core, uint64_t unique, uint32_t size)
+{
+    struct fuse_write_out out = {.size = size};
+    reply_bytes(core, unique, &out, sizeof(out));
+}
+
+int hm_invalidate(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_t length)
+{
+    struct {
+        struct fuse_out_header header;
+        struct fuse_notify_inval_inode_out out;
+    } message = {{sizeof(message), FUSE_NOTIFY_INVAL_INODE, 0},
+                 {ino, (int64_t)offset, (int64_t)length}};
+    if (core->fuse_fd < 0)
+        return 0;
+    while (write(core->fuse_fd, &message, sizeof(message)) < 0) {
+        if (errno == EINTR || errno == EAGAIN)
+            continue;
+        /* ENOENT: the kernel has no such inode, so nothing of it is cached. ENODEV, ENOTCONN:
+         * there is no CPU side any more. */
+        return -errno;
+    }
+    return 0;
+}
+
+/* ---- requests ----------------------------------------------------------------------------- */
+
+int hm_gate_parse(const uint8_t *message, size_t length, struct hm_request *ret)
+{
+    struct fuse_in_header header;
+    size_t body;
+    memset(ret, 0, sizeof(*ret));
+    if (length < sizeof(header))
+        return -EINVAL;
+    memcpy(&header, message, sizeof(header));
+    ret->unique = header.unique;
+    ret->ino = header.nodeid;
+    ret->opcode = header.opcode;
+    ret->pid = header.pid;
+    if (header.len != length || length > HM_REQUEST_BYTES)
+        return -EINVAL;
+    message += sizeof(header);
+    body = length - sizeof(header);
+    switch (header.opcode) {
+    case FUSE_READ: {
+        struct fuse_read_in in;
+        if (body != sizeof(in))
+            return -EINVAL;
+        memcpy(&in, message, sizeof(in));
+        ret->fh = in.fh;
+        ret->offset = in.offset;
+        ret->size = in.size;
+        break;
+    }
+    case FUSE_WRITE: {
+        struct fuse_write_in in;
+        if (body < sizeof(in))
+            return -EINVAL;
+        memcpy(&in, message, sizeof(in));
+        if (body - sizeof(in) != in.size)
+            return -EINVAL;
+        ret->fh = in.fh;
+        ret->offset = in.offset;
+        ret->size = in.size;
+        ret->flags = in.write_flags;
+        ret->data = message + sizeof(in);
+        break;
+    }
+    case FUSE_LSEEK: {
+        struct fuse_lseek_in in;
+        if (body != sizeof(in))
+            return -EINVAL;
+        memcpy(&in, message, sizeof(in));
+        ret->fh = in.fh;
+        ret->offset = in.offset;
+        ret->mode = in.whence;
+        break;
+    }
+    case FUSE_FALLOCATE: {
+        struct fuse_fallocate_in in;
+        if (body != sizeof(in))
+            return -EINVAL;
+        memcpy(&in, message, sizeof(in));
+        ret->fh = in.fh;
+        ret->offset = in.offset;
+        ret->length = in.length;
+        ret->mode = in.mode;
+        break;
+    }
+    case FUSE_INTERRUPT: {
+        struct fuse_interrupt_in in;
+        if (body != sizeof(in))
+            return -EINVAL;
+        memcpy(&in, message, sizeof(in));
+        ret->length = in.unique;
+        return 0;
+    }
+    default:
+        return 0;
+    }
+    if (ret->offset > INT64_MAX || ret->length > INT64_MAX - ret->offset ||
+        ret->size > HM_MAX_WRITE)
+        return -EINVAL;
+    return 0;
+}
+
+static void answer_seek(struct hm_core *core, const struct hm_request *request)
+{
+    struct fuse_lseek_out out = {0};
+    int64_t found = -EINVAL;
+    if (request->mode == SEEK_DATA || request->mode == SEEK_HOLE)
+        found = hm_region_seek(core, request->ino, request->offset, request->mode == SEEK_HOLE);
+    if (found < 0) {
+        hm_reply(core, request->unique, (int)-found, NULL, 0);
+        return;
+    }
+    out.offset = (uint64_t)found;
+    reply_bytes(core, request->unique, &out, sizeof(out));
+}
+
+static void answer_fallocate(struct hm_core *core, const struct hm_request *request)
+{
+    uint64_t end = request->offset + request->length;
+    struct hm_region *region = hm_region_get(core, request->ino);
+    uint32_t mode = request->mode & ~(uint32_t)FALLOC_KEEP_SIZE;
+    int error = 0;
+    if (!region) {
+        hm_reply(core, request->unique, ENOENT, NULL, 0);
+        return;
+    }
+    if (!request->length)
+        error = -EINVAL;
+    else if (end > HM_MAX_BYTES)
+        error = -EFBIG;
+    else if (mode == FALLOC_PUNCH_HOLE || mode == FALLOC_ZERO_RANGE)
+        error = hm_region_punch(core, request->ino, request->offset, request->length);
+    else if (mode)
+        error = -EOPNOTSUPP;
+    if (!error && (!mode || mode == FALLOC_ZERO_RANGE)) {
+        error = hm_region_allocate(core, request->ino, request->offset, request->length);
+        if (error == -ENOSPC && hm_drop_kept(core, request->length / HM_PAGE_SIZE + 1) > 0)
+            error = hm_region_allocate(core, request->ino, request->offset, request->length);
+    }
+    if (!error && !(request->mode & FALLOC_KEEP_SIZE) && end > region->record->size)
+        error = hm_region_truncate(core, request->ino, end);
+    hm_reply(core, request->unique, -error, NULL, 0);
+    hm_region_put(region);
+}
+
+static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
+{
+    struct hm_request request;
+    int error = hm_gate_parse(message, length, &request);
+    if (error) {
+        hm_reply(core, request.unique, -error, NULL, 0);
+        return;
+    }
+    if (request.opcode == FUSE_INTERRUPT) {
+        hm_relay_interrupt(core->relay, request.unique, request.length);
+        return;
+    }
+    if (request.ino >= FIRST_REGION_INO) {
+        switch (request.opcode) {
+        case FUSE_READ:
+        case FUSE_WRITE:
+            hm_access(core, &request, false);
+            return;
+        case FUSE_LSEEK:
+            answer_seek(core, &request);
+            return;
+        case FUSE_FALLOCATE:
+            answer_fallocate(core, &request);
+            return;
+        }
+    }
+    hm_relay_send(core->relay, message, length);
+}
+
+/* ---- threads ------------------------------------------------------------------------------ */
+
+static uint64_t precise_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* With poll_us the descriptor is non-blocking and one thread spins before it blocks: waking an
+ * idle virtual CPU takes longer than answering a fault. */
+static ssize_t read_polling(struct hm_core *core, uint8_t *buffer)
+{
+    struct pollfd ready = {.fd = core->fuse_fd, .events = POLLIN};
+    uint32_t nobody = 0;
+    ssize_t n = read(core->fuse_fd, buffer, HM_REQUEST_BYTES);
+    if (n >= 0 || errno != EAGAIN)
+        return n;
+    if (atomic_compare_exchange_strong(&core->spinner, &nobody, 1)) {
+        uint64_t end = precise_now() + core->config.poll_us * 1000ULL;
+        do {
+            sched_yield();
+            n = read(core->fuse_fd, buffer, HM_REQUEST_BYTES);
+        } while (n < 0 && errno == EAGAIN && precise_now() < end);
+        atomic_store(&core->spinner, 0);
+        if (n >= 0 || errno != EAGAIN)
+            return n;
+    }
+    if (poll(&ready, 1, -1) < 0 && errno != EINTR)
+        return -1;
+    return read(core->fuse_fd, buffer, HM_REQUEST_BYTES);
+}
+
+static void *gate_thread(void *arg)
+{
+    struct hm_core *core = arg;
+    struct hm_event closed = {.kind = HM_EVENT_CLOSED};
+    uint8_t *buffer = aligned_alloc(HM_PAGE_SIZE, HM_REQUEST_BYTES);
+    while (buffer) {
+        ssize_t n = core->config.poll_us ? read_polling(core, buffer)
+                                         : read(core->fuse_fd, buffer, HM_REQUEST_BYTES);
+        if (n > 0)
+            dispatch(core, buffer, (size_t)n);
+        else if (n < 0 && errno != EINTR && errno != EAGAIN && errno != ENOENT)
+            break; /* ENODEV: unmounted or aborted */
+    }
+    free(buffer);
+    if (atomic_fetch_sub(&core->gate_running, 1) == 1)
+        hm_event_push(core, &closed);
+    return NULL;
+}
+
+int hm_gate_start(struct hm_core *core, int fuse_fd, int relay_fd)
+{
+    int error;
+    if (core->gate)
+        return -EBUSY;
+    core->fuse_fd = fuse_fd;
+    if (core->config.poll_us && fcntl(fuse_fd, F_SETFL, O_NONBLOCK) < 0)
+        return -errno;
+    error = hm_relay_start(core, relay_fd, &core->relay);
+    if (error)
+        return error;
+    core->gate = calloc(core->config.threads, sizeof(*core->gate));
+    if (!core->gate)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < core->config.threads; i++) {
+        atomic_fetch_add(&core->gate_running, 1);
+        error = pthread_create(&core->gate[i], NULL, gate_thread, core);
+        if (error) {
+            atomic_fetch_sub(&core->gate_running, 1);
+            return core->gate_threads ? 0 : -error; /* fewer threads serve, too */
+        }
+        core->gate_threads++;
+    }
+    return 0;
+}
+
+int hm_gate_join(struct hm_core *core)
+{
+    for (uint32_t i = 0; i < core->gate_threads; i++)
+        pthread_join(core->gate[i], NULL);
+    core->gate_threads = 0;
+    return 0;
+}

@@ -1,0 +1,230 @@
+/* The native core of hmmfs: everything Python may call.
+ *
+ * Read by the C sources and, with preprocessor lines removed, by cffi. Functions return 0 or a
+ * count, or -errno. A core may be used from any thread; which lock guards what is said in core.h.
+ * Bytes are counted in 4 KiB pages unless a name says otherwise; a block is 512 pages (2 MiB).
+ */
+#ifndef HMMFS_H
+#define HMMFS_H
+#include <stddef.h>
+#include <stdint.h>
+
+#define HM_PAGE_SIZE 4096
+#define HM_BLOCK_PAGES 512
+#define HM_WORDS 8
+#define HM_MAX_NODES 16
+#define HM_NAME_MAX 255
+#define HM_HOST 0
+
+/* ---- what is where: the layout shared with numpy (version 1, no pointers) ---------------- */
+
+/* One block of a region; an all-zero record is a block that nobody has touched.
+ * present: the page has bytes, in the pool of its owner.  device: the owner is not the host.
+ * cached: the CPU's page cache may hold a copy, with stores nobody announced.
+ * recalling: was cached when the recall under way began; keeps its host reservation till proof.
+ * dirty: written by its owner since the page came to it.
+ * kept: the owner is a device and the host's copy is still there and equal.
+ * Invariants: device implies present; kept implies device and not dirty;
+ * cached or recalling implies not device. */
+struct hm_block {
+    uint32_t generation; /* bumped by truncate and punch; a migration checks it before the flip */
+    uint8_t state;       /* HM_STABLE, HM_RECALL, HM_FROZEN */
+    uint8_t busy;        /* a transaction (migration, recall, device operation) holds the block */
+    uint8_t writing;     /* a WRITE is being copied into the host pool */
+    uint8_t cpu_faults;  /* CPU faults since pages last moved to a device, saturating */
+    uint16_t inflight;   /* READs and WRITEs carried out by gate threads outside the lock */
+    uint16_t parked;     /* requests that wait for this block */
+    uint32_t slot;       /* 1 + index in the core's list of touched blocks, 0: not listed */
+    uint64_t last_cpu;   /* CLOCK_MONOTONIC ns of the last READ or WRITE */
+    uint64_t last_device;
+    uint64_t last_migrated;
+    uint16_t reserved[12];
+    uint16_t pages[16]; /* present pages by owner */
+    uint64_t present[8];
+    uint64_t device[8];
+    uint64_t cached[8];
+    uint64_t recalling[8];
+    uint64_t dirty[8];
+    uint64_t kept[8];
+    uint8_t owner[512];
+    uint8_t unused[32];
+};
+
+enum hm_block_state { HM_STABLE, HM_RECALL, HM_FROZEN };
+
+/* What a successor of this daemon needs to know of a region; times in ns since the epoch. */
+struct hm_region_record {
+    uint64_t ino; /* 0: the record is free */
+    uint64_t size;
+    uint32_t mode, uid, gid, nlink;
+    int64_t atime, mtime, ctime, btime;
+    uint64_t generation;
+    uint64_t pages[16]; /* present pages by owner */
+    uint64_t reserved_pages, kept_pages;
+    uint64_t unused[7];
+    char name[256];
+};
+
+struct hm_node_stats {
+    uint64_t capacity, used, peak; /* pages */
+    uint64_t pages_in, pages_out;  /* moved by migration */
+    uint64_t copies_made, copies_saved;
+    uint64_t evicted_blocks, evicted_pages;
+    uint64_t faults, operations;
+};
+
+struct hm_stats {
+    uint64_t reads, writes, read_bytes, written_bytes; /* requests on region files */
+    uint64_t cpu_faults;       /* touches of device-owned pages */
+    uint64_t express_faults;   /* of these, resolved without the trio service */
+    uint64_t service_faults;   /* of these, reported to it */
+    uint64_t parked, replayed; /* requests that waited for a block */
+    uint64_t readahead_refused;
+    uint64_t no_room; /* requests that found host memory full */
+    uint64_t recalls, recall_retries, recalled_pages, recalls_failed;
+    uint64_t migrations, migrations_discarded;
+    uint64_t stale_writes_skipped;
+    uint64_t relayed, relay_queued, interrupts;
+    uint64_t movers, jobs;
+    uint64_t pages_touched, directory_bytes, cached_pages, regions;
+};
+
+struct hm_config {
+    uint64_t capacity[16]; /* pages, by node; node 0 is the host */
+    uint32_t nodes;        /* 1 + devices */
+    uint32_t threads;      /* gate threads */
+    uint32_t poll_us;      /* spin this long before blocking on /dev/fuse */
+    uint32_t readahead;    /* bytes, offered in INIT */
+    uint32_t express;      /* carry out faults that need no decision natively */
+    uint32_t keep_clean;   /* keep the host copy of a page that moves to a device */
+    uint32_t fault_pages[4]; /* pages brought home by a block's 1st, 2nd, 3rd, later CPU fault */
+};
+
+/* A candidate for eviction: one touched block with pages on the node asked for. */
+struct hm_candidate {
+    uint64_t ino, block;
+    uint64_t last_cpu, last_device, last_migrated;
+    uint32_t pages;    /* present on the node */
+    uint32_t reserved; /* host only: holes that the CPU's page cache may fill */
+    uint32_t kept;     /* host only: copies kept of device-owned pages */
+    uint32_t held;     /* busy, or with parked requests: making room must not wait for it */
+};
+
+/* ---- work for the movers ------------------------------------------------------------------ */
+
+enum hm_job_kind {
+    HM_JOB_MIGRATE, /* move present pages of [first, first+count) to node, at most limit */
+    HM_JOB_RECALL,  /* take [first, first+count) from the CPU, leave the owner */
+    HM_JOB_READ,    /* device operations on [offset, offset+length) of the block, on node */
+    HM_JOB_WRITE,
+    HM_JOB_FILL,
+    HM_JOB_CRC,
+    HM_JOB_FAIL /* answer every parked request of the block with error */
+};
+
+enum hm_job_flags {
+    HM_JOB_EVICT = 1,   /* counts as an eviction */
+    HM_JOB_STAGING = 2, /* may use the staging reserve of the host */
+    HM_JOB_QUIET = 4    /* no completion event: nobody waits */
+};
+
+struct hm_job {
+    uint64_t cookie; /* the caller's, returned in the event */
+    uint64_t ino, block;
+    uint32_t kind, node, flags;
+    uint32_t first, count, limit; /* pages */
+    uint32_t reserved;            /* pages reserved on node for this job; the rest is released */
+    uint32_t offset, length;      /* bytes in the block, for device operations */
+    uint32_t byte;                /* FILL: the value. CRC: the running value */
+    int32_t error;                /* FAIL: the errno, positive */
+    void *buffer;                 /* READ, WRITE: length bytes that outlive the job */
+};
+
+enum hm_event_kind {
+    HM_EVENT_FAULT = 1, /* a CPU access that needs a decision; requests wait for it */
+    HM_EVENT_JOB,       /* a job has ended */
+    HM_EVENT_INTERRUPT, /* the program that waits in a relayed WRITE on cookie (fh) got a signal */
+    HM_EVENT_CLOSED     /* the kernel's side of the mount is gone */
+};
+
+enum hm_fault_reason { HM_FAULT_OWNER = 1, HM_FAULT_NO_ROOM };
+
+struct hm_event {
+    uint64_t cookie; /* JOB: of the job. INTERRUPT: the file handle */
+    uint64_t ino, block;
+    uint32_t kind, reason;
+    uint32_t first, count, write; /* FAULT: the pages touched */
+    int32_t result;               /* JOB: 0 or -errno; -ENOSPC: `need` pages of room are missing */
+    uint32_t need, moved, saved, crc;
+};
+
+struct hm_core;
+
+int hm_core_create(const struct hm_config *config, struct hm_core **ret);
+/* Ends all threads, closes all descriptors. No other call may be under way. */
+void hm_core_destroy(struct hm_core *core);
+
+/* ---- regions ------------------------------------------------------------------------------ */
+
+/* The record stays valid until hm_region_destroy. EFBIG: size; ENOSPC: no region left. */
+int hm_region_create(struct hm_core *core, uint64_t ino, uint32_t mode, uint32_t uid, uint32_t gid,
+                     struct hm_region_record **ret);
+/* Frees every page. Called when the last link, open file and mapping are gone. */
+int hm_region_destroy(struct hm_core *core, uint64_t ino);
+/* Never waits for a transaction. EFBIG past the largest region. */
+int hm_region_truncate(struct hm_core *core, uint64_t ino, uint64_t size);
+/* Punch [offset, offset+length) bytes; partial pages are zeroed. Never waits. */
+int hm_region_punch(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_t length);
+/* Give every hole of the range a page of zeros. ENOSPC: nothing is kept of a partial success. */
+int hm_region_allocate(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_t length);
+/* Offset of the next data (hole = 0) or hole (1) at or after offset; -ENXIO past the end. */
+int64_t hm_region_seek(struct hm_core *core, uint64_t ino, uint64_t offset, int hole);
+/* The records of all blocks; untouched ones read as zeros, but reading allocates: see touched. */
+struct hm_block *hm_region_blocks(struct hm_core *core, uint64_t ino);
+/* Numbers of touched blocks >= from, ascending; returns how many were written. */
+int hm_region_touched(struct hm_core *core, uint64_t ino, uint64_t from, uint64_t *out, int max);
+/* present by owner -> pages[16], then dirty on the host, dirty on devices, cached, kept, reserved */
+int hm_region_residency(struct hm_core *core, uint64_t ino, uint64_t out[21]);
+uint64_t hm_region_max_bytes(void);
+
+/* ---- room --------------------------------------------------------------------------------- */
+
+/* Reserve pages on a node; with staging, up to one block beyond the host's capacity. -ENOSPC. */
+int hm_reserve(struct hm_core *core, uint32_t node, uint64_t pages, int staging);
+void hm_release(struct hm_core *core, uint32_t node, uint64_t pages);
+int hm_candidates(struct hm_core *core, uint32_t node, struct hm_candidate *out, int max);
+/* Punch kept copies (their owners are devices) until `pages` are free; returns how many went. */
+int64_t hm_drop_kept(struct hm_core *core, uint64_t pages);
+
+/* ---- jobs and events ---------------------------------------------------------------------- */
+
+int hm_submit(struct hm_core *core, const struct hm_job *job);
+/* Readable while events wait. Belongs to the core. */
+int hm_event_fd(struct hm_core *core);
+int hm_events(struct hm_core *core, struct hm_event *out, int max);
+int hm_stats_get(struct hm_core *core, struct hm_stats *out);
+int hm_node_stats_get(struct hm_core *core, uint32_t node, struct hm_node_stats *out);
+/* Check every invariant of the directory against the pools and the counters; 0, or -EUCLEAN with
+ * one sentence in text. Exact only while nothing else runs. */
+int hm_audit(struct hm_core *core, char *text, size_t size);
+
+/* ---- the gate ----------------------------------------------------------------------------- */
+
+/* Serve a mount: fuse_fd is /dev/fuse, relay_fd one end of a SOCK_SEQPACKET pair whose other end
+ * pyfuse3 reads. Both belong to the core from now on. */
+int hm_gate_start(struct hm_core *core, int fuse_fd, int relay_fd);
+/* Returns when every gate thread has ended; the kernel's side must be gone (unmounted, aborted). */
+int hm_gate_join(struct hm_core *core);
+
+struct hm_request {
+    uint64_t unique, ino, fh, offset;
+    uint32_t opcode, size, flags, pid;
+    uint32_t mode; /* fallocate mode, lseek whence */
+    uint64_t length;
+    const uint8_t *data;
+};
+/* Take a message from /dev/fuse apart. EINVAL: shorter or longer than it says or than its opcode
+ * wants, or an offset that would wrap. Only what the gate itself answers is looked into. */
+int hm_gate_parse(const uint8_t *message, size_t length, struct hm_request *ret);
+
+#endif

@@ -1,0 +1,462 @@
+/* Regions: sparse address spaces by inode number, with their record, directory and pools. */
+#include "core.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static int64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+uint64_t hm_region_max_bytes(void)
+{
+    return HM_MAX_BYTES;
+}
+
+/* ---- the table ---------------------------------------------------------------------------- */
+
+static struct hm_region **bucket_of(struct hm_core *core, uint64_t ino)
+{
+    return &core->buckets[ino % HM_REGION_BUCKETS];
+}
+
+struct hm_region *hm_region_get(struct hm_core *core, uint64_t ino)
+{
+    struct hm_region *region;
+    pthread_rwlock_rdlock(&core->regions_lock);
+    for (region = *bucket_of(core, ino); region && region->ino != ino; region = region->next)
+        ;
+    if (region)
+        atomic_fetch_add(&region->refs, 1);
+    pthread_rwlock_unlock(&core->regions_lock);
+    return region;
+}
+
+static void region_free(struct hm_region *region)
+{
+    hm_unlist(region);
+    for (uint32_t node = 0; node < HM_MAX_NODES; node++)
+        hm_pool_close(&region->pools[node]);
+    if (region->directory)
+        munmap(region->directory, HM_DIRECTORY_BYTES);
+    if (region->directory_fd >= 0)
+        close(region->directory_fd);
+    pthread_mutex_destroy(&region->pools_lock);
+    if (region->record)
+        memset(region->record, 0, sizeof(*region->record)); /* the record is free again */
+    free(region);
+}
+
+void hm_region_put(struct hm_region *region)
+{
+    if (atomic_fetch_sub(&region->refs, 1) == 1)
+        region_free(region);
+}
+
+static int directory_open(struct hm_region *region)
+{
+    uint64_t *header;
+    region->directory_fd = memfd_create("hmmfs-directory", MFD_CLOEXEC);
+    if (region->directory_fd < 0)
+        return -errno;
+    if (ftruncate(region->directory_fd, (off_t)HM_DIRECTORY_BYTES) < 0)
+        return -errno;
+    void *map = mmap(NULL, HM_DIRECTORY_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+                     region->directory_fd, 0);
+    if (map == MAP_FAILED)
+        return -errno;
+    region->directory = map;
+    header = map;
+    header[0] = HM_DIRECTORY_MAGIC;
+    header[1] = region->ino;
+    region->touched = (uint64_t *)(region->directory + HM_PAGE_SIZE);
+    region->blocks = (struct hm_block *)(region->directory + HM_DIRECTORY_HEADER);
+    return 0;
+}
+
+/* A free record of the table; regions_lock is held for writing. */
+static struct hm_region_record *record_find(struct hm_core *core)
+{
+    for (uint32_t i = 0; i < core->table_used; i++)
+        if (!core->table[i].ino)
+            return &core->table[i];
+    return core->table_used < HM_MAX_REGIONS ? &core->table[core->table_used++] : NULL;
+}
+
+int hm_region_create(struct hm_core *core, uint64_t ino, uint32_t mode, uint32_t uid, uint32_t gid,
+                     struct hm_region_record **ret)
+{
+    int error = -ENOMEM;
+    struct hm_region *region = calloc(1, sizeof(*region));
+    if (!region)
+        return error;
+    region->core = core;
+    region->ino = ino;
+    region->refs = 1;
+    region->directory_fd = -1;
+    pthread_mutex_init(&region->pools_lock, NULL);
+    for (uint32_t node = 0; node < HM_MAX_NODES; node++)
+        region->pools[node].fd = -1;
+    error = directory_open(region);
+    if (error)
+        goto fail;
+    pthread_rwlock_wrlock(&core->regions_lock);
+    region->record = record_find(core);
+    if (region->record) {
+        int64_t now = now_ns();
+        *region->record = (struct hm_region_record){.ino = ino, .mode = mode, .uid = uid,
+                                                    .gid = gid, .nlink = 1, .atime = now,
+                                                    .mtime = now, .ctime = now, .btime = now};
+        region->next = *bucket_of(core, ino);
+        *bucket_of(core, ino) = region;
+        *ret = region->record;
+    }
+    pthread_rwlock_unlock(&core->regions_lock);
+    if (!region->record) {
+        error = -ENOSPC;
+        goto fail;
+    }
+    hm_count(&core->regions, 1);
+    return 0;
+fail:
+    region_free(region);
+    return error;
+}
+
+struct hm_pool *hm_region_pool(struct hm_region *region, uint32_t node)
+{
+    struct hm_pool *pool = &region->pools[node];
+    if (atomic_load_explicit(&pool->fd, memory_order_acquire) < 0) {
+        char name[64];
+        int error = 0;
+        snprintf(name, sizeof(name), "hmmfs-pool-%u", node);
+        pthread_mutex_lock(&region->pools_lock);
+        if (pool->fd < 0)
+            error = hm_pool_open(pool, name);
+        pthread_mutex_unlock(&region->pools_lock);
+        if (error) {
+            errno = -error;
+            return NULL;
+        }
+    }
+    return pool;
+}
+
+/* ---- walking the touched blocks ----------------------------------------------------------- */
+
+/* The first touched block at or after from; HM_MAX_BLOCKS when there is none. */
+static uint64_t next_touched(struct hm_region *region, uint64_t from)
+{
+    while (from < HM_MAX_BLOCKS) {
+        /* Skip what was never written without reading it: a read would allocate a page. */
+        off_t data = from % 32768 ? 0 : lseek(region->directory_fd,
+                                              (off_t)(HM_PAGE_SIZE + from / 8), SEEK_DATA);
+        if (data >= (off_t)HM_DIRECTORY_HEADER || data < 0)
+            return HM_MAX_BLOCKS;
+        if ((uint64_t)data > HM_PAGE_SIZE + from / 8) {
+            from = ((uint64_t)data - HM_PAGE_SIZE) / HM_PAGE_SIZE * 32768;
+            continue;
+        }
+        do {
+            uint64_t rest = region->touched[from / 64] >> (from % 64);
+            if (rest)
+                return from + (uint64_t)__builtin_ctzll(rest);
+            from = (from / 64 + 1) * 64;
+        } while (from % 32768);
+    }
+    return HM_MAX_BLOCKS;
+}
+
+int hm_region_touched(struct hm_core *core, uint64_t ino, uint64_t from, uint64_t *out, int max)
+{
+    struct hm_region *region = hm_region_get(core, ino);
+    int n = 0;
+    if (!region)
+        return -ENOENT;
+    while (n < max && (from = next_touched(region, from)) < HM_MAX_BLOCKS)
+        out[n++] = from++;
+    hm_region_put(region);
+    return n;
+}
+
+struct hm_block *hm_region_blocks(struct hm_core *core, uint64_t ino)
+{
+    struct hm_region *region = hm_region_get(core, ino);
+    struct hm_block *blocks = region ? region->blocks : NULL;
+    if (region)
+        hm_region_put(region);
+    return blocks;
+}
+
+int hm_region_residency(struct hm_core *core, uint64_t ino, uint64_t out[21])
+{
+    struct hm_region *region = hm_region_get(core, ino);
+    if (!region)
+        return -ENOENT;
+    memset(out, 0, 21 * sizeof(*out));
+    for (uint64_t b = 0; (b = next_touched(region, b)) < HM_MAX_BLOCKS; b++) {
+        struct hm_stripe *stripe = hm_stripe_of(core, ino, b);
+        const struct hm_block *block = &region->blocks[b];
+        pthread_mutex_lock(&stripe->lock);
+        for (uint32_t node = 0; node < HM_MAX_NODES; node++)
+            out[node] += block->pages[node];
+        HM_EACH_WORD(w)
+        {
+            uint64_t seen = block->cached[w] | block->recalling[w];
+            out[16] += (uint64_t)__builtin_popcountll(block->dirty[w] & ~block->device[w]);
+            out[17] += (uint64_t)__builtin_popcountll(block->dirty[w] & block->device[w]);
+            out[18] += (uint64_t)__builtin_popcountll(seen);
+            out[19] += (uint64_t)__builtin_popcountll(block->kept[w]);
+            out[20] += (uint64_t)__builtin_popcountll(seen & ~block->present[w]);
+        }
+        pthread_mutex_unlock(&stripe->lock);
+    }
+    hm_region_put(region);
+    return 0;
+}
+
+/* ---- size, holes -------------------------------------------------------------------------- */
+
+/* Zero [from, to) of one page in every copy of it; the stripe is held. */
+static int zero_part(struct hm_region *region, uint64_t from, uint64_t to)
+{
+    static const uint8_t zeros[HM_PAGE_SIZE];
+    struct hm_block *block = &region->blocks[from / HM_BLOCK_BYTES];
+    uint32_t page = (uint32_t)(from / HM_PAGE_SIZE % HM_BLOCK_PAGES);
+    int error = 0;
+    block->generation++;
+    if (!hm_test(block->present, page))
+        return 0;
+    error = hm_pool_write(&region->pools[block->owner[page]], from, zeros, to - from);
+    if (!error && hm_test(block->kept, page))
+        error = hm_pool_write(&region->pools[HM_HOST], from, zeros, to - from);
+    return error;
+}
+
+/* Cut [start, end) bytes out of one touched block. */
+static int cut_block(struct hm_region *region, uint64_t start, uint64_t end, bool forget_cached)
+{
+    uint64_t block = start / HM_BLOCK_BYTES;
+    uint64_t base = block * HM_BLOCK_BYTES;
+    uint64_t first = (start + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE * HM_PAGE_SIZE;
+    uint64_t last = end / HM_PAGE_SIZE * HM_PAGE_SIZE;
+    struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
+    int error = 0;
+    pthread_mutex_lock(&stripe->lock);
+    if (first > last) { /* inside one page */
+        error = zero_part(region, start, end);
+    } else {
+        if (start < first)
+            error = zero_part(region, start, first);
+        if (!error && last < end)
+            error = zero_part(region, last, end);
+        if (!error && first < last) {
+            struct hm_mask mask = hm_mask_range((uint32_t)((first - base) / HM_PAGE_SIZE),
+                                                (uint32_t)((last - first) / HM_PAGE_SIZE));
+            hm_block_cut(region, block, &mask, forget_cached);
+        }
+    }
+    pthread_mutex_unlock(&stripe->lock);
+    return error;
+}
+
+static int cut(struct hm_region *region, uint64_t start, uint64_t end, bool forget_cached)
+{
+    for (uint64_t b = start / HM_BLOCK_BYTES;
+         (b = next_touched(region, b)) < HM_MAX_BLOCKS && b * HM_BLOCK_BYTES < end; b++) {
+        uint64_t from = b * HM_BLOCK_BYTES, to = from + HM_BLOCK_BYTES;
+        int error =
+            cut_block(region, from > start ? from : start, to < end ? to : end, forget_cached);
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+int hm_region_destroy(struct hm_core *core, uint64_t ino)
+{
+    struct hm_region *region = NULL, **at;
+    pthread_rwlock_wrlock(&core->regions_lock);
+    for (at = bucket_of(core, ino); *at && (*at)->ino != ino; at = &(*at)->next)
+        ;
+    if (*at) {
+        region = *at;
+        *at = region->next;
+    }
+    pthread_rwlock_unlock(&core->regions_lock);
+    if (!region)
+        return -ENOENT;
+    /* Nobody finds it any more; a mover that still has it sees the generation and gives up. */
+    cut(region, 0, HM_MAX_BYTES, true);
+    atomic_fetch_sub_explicit(&core->regions, 1, memory_order_relaxed);
+    hm_region_put(region);
+    return 0;
+}
+
+int hm_region_truncate(struct hm_core *core, uint64_t ino, uint64_t size)
+{
+    struct hm_region *region;
+    uint64_t old;
+    int error = 0;
+    if (size > HM_MAX_BYTES)
+        return -EFBIG;
+    region = hm_region_get(core, ino);
+    if (!region)
+        return -ENOENT;
+    old = __atomic_exchange_n(&region->record->size, size, __ATOMIC_ACQ_REL);
+    if (size < old) {
+        region->record->generation++;
+        error = cut(region, size, HM_MAX_BYTES, true);
+    }
+    region->record->mtime = region->record->ctime = now_ns();
+    hm_region_put(region);
+    return error;
+}
+
+int hm_region_punch(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_t length)
+{
+    struct hm_region *region;
+    int error;
+    if (offset > HM_MAX_BYTES || length > HM_MAX_BYTES - offset)
+        return -EFBIG;
+    region = hm_region_get(core, ino);
+    if (!region)
+        return -ENOENT;
+    /* The kernel drops its copies only after our answer: they stay marked until a recall. */
+    error = cut(region, offset, offset + length, false);
+    region->record->mtime = region->record->ctime = now_ns();
+    hm_region_put(region);
+    return error;
+}
+
+/* Holes without a host reservation among the pages of mask. */
+static uint32_t holes(const struct hm_block *block, const struct hm_mask *mask, bool charged)
+{
+    uint32_t n = 0;
+    HM_EACH_WORD(w)
+    {
+        uint64_t held = charged ? block->cached[w] | block->recalling[w] : 0;
+        n += (uint32_t)__builtin_popcountll(mask->word[w] & ~block->present[w] & ~held);
+    }
+    return n;
+}
+
+static int allocate_block(struct hm_region *region, uint64_t block, const struct hm_mask *mask)
+{
+    struct hm_core *core = region->core;
+    struct hm_block *record = &region->blocks[block];
+    struct hm_stripe *stripe = hm_stripe_of(core, region->ino, block);
+    struct hm_pool *pool = hm_region_pool(region, HM_HOST);
+    uint32_t first = 0, count, need, new;
+    struct hm_mask hole;
+    int error;
+    if (!pool)
+        return -errno;
+    pthread_mutex_lock(&stripe->lock);
+    hm_block_touch(region, block);
+    need = holes(record, mask, true);
+    new = holes(record, mask, false);
+    error = hm_reserve(core, HM_HOST, need, 0);
+    if (error)
+        goto out;
+    HM_EACH_WORD(w) hole.word[w] = mask->word[w] & ~record->present[w];
+    while (!error && hm_next_run(hole.word, &first, &count)) {
+        uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE;
+        if (fallocate(pool->fd, FALLOC_FL_KEEP_SIZE, (off_t)offset,
+                      (off_t)count * HM_PAGE_SIZE) < 0)
+            error = -errno;
+        first += count;
+    }
+    if (error) {
+        for (first = 0; hm_next_run(hole.word, &first, &count); first += count)
+            hm_pool_punch(pool, block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE,
+                          (uint64_t)count * HM_PAGE_SIZE);
+        hm_release(core, HM_HOST, need);
+        goto out;
+    }
+    HM_EACH_WORD(w) record->present[w] |= hole.word[w];
+    hm_block_pages(region, record, HM_HOST, new);
+out:
+    pthread_mutex_unlock(&stripe->lock);
+    return error;
+}
+
+int hm_region_allocate(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_t length)
+{
+    struct hm_region *region;
+    uint64_t first = offset / HM_PAGE_SIZE, end, need = 0;
+    int error = 0;
+    if (offset > HM_MAX_BYTES || length > HM_MAX_BYTES - offset)
+        return -EFBIG;
+    region = hm_region_get(core, ino);
+    if (!region)
+        return -ENOENT;
+    end = (offset + length + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE;
+    /* Twice: a range that can't fit changes nothing. */
+    for (int pass = 0; pass < 2 && !error; pass++) {
+        for (uint64_t page = first, n; page < end && !error; page += n) {
+            uint64_t block = page / HM_BLOCK_PAGES;
+            uint32_t low = (uint32_t)(page % HM_BLOCK_PAGES);
+            struct hm_mask mask;
+            n = HM_BLOCK_PAGES - low < end - page ? HM_BLOCK_PAGES - low : end - page;
+            mask = hm_mask_range(low, (uint32_t)n);
+            if (pass)
+                error = allocate_block(region, block, &mask);
+            else
+                need += hm_region_is_touched(region, block)
+                            ? holes(&region->blocks[block], &mask, true)
+                            : n;
+        }
+        if (!pass && !(error = hm_reserve(core, HM_HOST, need, 0)))
+            hm_release(core, HM_HOST, need);
+    }
+    if (!error)
+        region->record->ctime = now_ns();
+    hm_region_put(region);
+    return error;
+}
+
+int64_t hm_region_seek(struct hm_core *core, uint64_t ino, uint64_t offset, int hole)
+{
+    struct hm_region *region = hm_region_get(core, ino);
+    uint64_t size, at = offset;
+    int64_t found = -ENXIO;
+    if (!region)
+        return -ENOENT;
+    size = region->record->size;
+    while (at < size) {
+        uint64_t block = at / HM_BLOCK_BYTES;
+        uint32_t first = (uint32_t)(at % HM_BLOCK_BYTES / HM_PAGE_SIZE), count, was = first;
+        uint64_t next = hole ? block : next_touched(region, block), words[HM_WORDS];
+        if (next != block) {
+            at = next * HM_BLOCK_BYTES;
+            continue;
+        }
+        /* A hole that the CPU's page cache may fill unannounced is data. */
+        HM_EACH_WORD(w)
+        {
+            const struct hm_block *record = &region->blocks[block];
+            bool touched = hm_region_is_touched(region, block);
+            uint64_t data =
+                touched ? record->present[w] | record->cached[w] | record->recalling[w] : 0;
+            words[w] = hole ? ~data : data;
+        }
+        if (hm_next_run(words, &first, &count)) {
+            at = first == was ? at : block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE;
+            found = at < size ? (int64_t)at : -ENXIO;
+            break;
+        }
+        at = (block + 1) * HM_BLOCK_BYTES;
+    }
+    if (hole && offset < size && (found < 0 || (uint64_t)found > size))
+        found = (int64_t)size;
+    hm_region_put(region);
+    return found;
+}

@@ -1,0 +1,357 @@
+/* The relay: what the gate does not answer goes to pyfuse3 over a SOCK_SEQPACKET pair, one message a
+ * request, and the replies come back the same way.
+ *
+ * Three threads, since none may wait for another. `outbound` sends what did not fit into the socket
+ * at once (a gate thread never blocks there). `inbound` receives: replies go straight to /dev/fuse,
+ * notifications to `notify`, because an INVAL_ENTRY can block on a directory lock that is held by
+ * a request whose reply is queued behind it.
+ */
+#include "core.h"
+
+#include <linux/fuse.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define TRACKED 256
+
+/* Sizes and places in the INIT reply of protocol 7.28 and later. */
+#define MAX_BACKGROUND 4096 /* parked READs must not keep a recall's WRITEs from being sent */
+#define REPLY_PAGES (HM_MAX_WRITE / HM_PAGE_SIZE)
+
+struct message {
+    struct message *next;
+    size_t length;
+    uint8_t bytes[];
+};
+
+struct queue {
+    pthread_mutex_t lock; /* guards the list; taken alone */
+    pthread_cond_t ready;
+    struct message *first, **end;
+    bool stopping;
+};
+
+struct tracked {
+    uint64_t unique, fh; /* unique 0: free */
+};
+
+struct hm_relay {
+    struct hm_core *core;
+    int fd;
+    struct queue outbound, notify;
+    pthread_t outbound_thread, notify_thread, inbound_thread;
+    _Atomic uint64_t init_unique;
+    pthread_mutex_t tracked_lock; /* guards tracked and again; taken alone */
+    struct tracked tracked[TRACKED];
+    uint64_t again; /* the interrupted request last answered with EAGAIN */
+};
+
+/* ---- queues ------------------------------------------------------------------------------- */
+
+static void queue_init(struct queue *queue)
+{
+    pthread_mutex_init(&queue->lock, NULL);
+    pthread_cond_init(&queue->ready, NULL);
+    queue->first = NULL;
+    queue->end = &queue->first;
+    queue->stopping = false;
+}
+
+static void queue_deinit(struct queue *queue)
+{
+    while (queue->first) {
+        struct message *message = queue->first;
+        queue->first = message->next;
+        free(message);
+    }
+    pthread_mutex_destroy(&queue->lock);
+    pthread_cond_destroy(&queue->ready);
+}
+
+static bool queue_push(struct queue *queue, const uint8_t *bytes, size_t length)
+{
+    struct message *message = malloc(sizeof(*message) + length);
+    if (!message)
+        return false;
+    message->next = NULL;
+    message->length = length;
+    memcpy(message->bytes, bytes, length);
+    pthread_mutex_lock(&queue->lock);
+    *queue->end = message;
+    queue->end = &message->next;
+    pthread_cond_signal(&queue->ready);
+    pthread_mutex_unlock(&queue->lock);
+    return true;
+}
+
+/* The oldest message, left in the queue so that later ones line up behind it; NULL: stopping. */
+static struct message *queue_wait(struct queue *queue)
+{
+    struct message *message;
+    pthread_mutex_lock(&queue->lock);
+    while (!queue->first && !queue->stopping)
+        pthread_cond_wait(&queue->ready, &queue->lock);
+    message = queue->stopping ? NULL : queue->first;
+    pthread_mutex_unlock(&queue->lock);
+    return message;
+}
+
+static void queue_pop(struct queue *queue)
+{
+    struct message *message;
+    pthread_mutex_lock(&queue->lock);
+    message = queue->first;
+    queue->first = message->next;
+    if (!queue->first)
+        queue->end = &queue->first;
+    pthread_mutex_unlock(&queue->lock);
+    free(message);
+}
+
+static void queue_stop(struct queue *queue)
+{
+    pthread_mutex_lock(&queue->lock);
+    queue->stopping = true;
+    pthread_cond_broadcast(&queue->ready);
+    pthread_mutex_unlock(&queue->lock);
+}
+
+/* ---- INIT --------------------------------------------------------------------------------- */
+
+static void init_request(struct hm_relay *relay, uint8_t *message, size_t length)
+{
+    struct fuse_in_header *header = (struct fuse_in_header *)message;
+    struct fuse_init_in *in = (struct fuse_init_in *)(message + sizeof(*header));
+    if (length < sizeof(*header) + 16)
+        return;
+    relay->init_unique = header->unique;
+    /* No splicing of a socket. O_TRUNC comes as SETATTR. What changes is told by recalls, never by
+     * a changed mtime. The page cache never holds the only size, so there is no writeback cache. */
+    in->flags &= ~(uint32_t)(FUSE_SPLICE_READ | FUSE_SPLICE_WRITE | FUSE_SPLICE_MOVE |
+                             FUSE_ATOMIC_O_TRUNC | FUSE_AUTO_INVAL_DATA | FUSE_WRITEBACK_CACHE |
+                             FUSE_INIT_EXT);
+}
+
+static void init_reply(struct hm_relay *relay, uint8_t *message, size_t length)
+{
+    struct fuse_out_header *header = (struct fuse_out_header *)message;
+    struct fuse_init_out *out = (struct fuse_init_out *)(message + sizeof(*header));
+    if (header->error || length < sizeof(*header) + sizeof(*out))
+        return;
+    out->flags |= FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_MAX_PAGES | FUSE_EXPLICIT_INVAL_DATA;
+    out->flags &= ~(uint32_t)(FUSE_AUTO_INVAL_DATA | FUSE_WRITEBACK_CACHE | FUSE_ATOMIC_O_TRUNC);
+    out->max_readahead = relay->core->config.readahead;
+    out->max_background = MAX_BACKGROUND;
+    out->congestion_threshold = MAX_BACKGROUND / 4 * 3;
+    out->max_write = HM_MAX_WRITE;
+    out->max_pages = REPLY_PAGES;
+    out->time_gran = 1;
+}
+
+/* ---- interrupts --------------------------------------------------------------------------- */
+
+static void track(struct hm_relay *relay, const uint8_t *message)
+{
+    const struct fuse_in_header *header = (const struct fuse_in_header *)message;
+    uint64_t fh;
+    memcpy(&fh, message + sizeof(*header), sizeof(fh)); /* READ and WRITE begin with it */
+    pthread_mutex_lock(&relay->tracked_lock);
+    for (int i = 0; i < TRACKED; i++)
+        if (!relay->tracked[i].unique) {
+            relay->tracked[i] = (struct tracked){header->unique, fh};
+            break;
+        }
+    pthread_mutex_unlock(&relay->tracked_lock);
+}
+
+static void untrack(struct hm_relay *relay, uint64_t unique)
+{
+    pthread_mutex_lock(&relay->tracked_lock);
+    for (int i = 0; i < TRACKED; i++)
+        if (relay->tracked[i].unique == unique)
+            relay->tracked[i].unique = 0;
+    pthread_mutex_unlock(&relay->tracked_lock);
+}
+
+void hm_relay_interrupt(struct hm_relay *relay, uint64_t unique, uint64_t target)
+{
+    struct hm_event event = {.kind = HM_EVENT_INTERRUPT};
+    bool found = false, again = false;
+    pthread_mutex_lock(&relay->tracked_lock);
+    for (int i = 0; i < TRACKED && !found; i++)
+        if (relay->tracked[i].unique == target) {
+            event.cookie = relay->tracked[i].fh;
+            found = true;
+        }
+    /* Another gate thread may have read the request and not tracked it yet: ask the kernel to
+     * send the interrupt once more. Faults are finished normally, whatever signal came. */
+    if (!found && relay->again != target) {
+        relay->again = target;
+        again = true;
+    }
+    pthread_mutex_unlock(&relay->tracked_lock);
+    if (found) {
+        hm_count(&relay->core->count.interrupts, 1);
+        hm_event_push(relay->core, &event);
+    } else if (again) {
+        hm_reply(relay->core, unique, EAGAIN, NULL, 0);
+    }
+}
+
+/* ---- to pyfuse3 --------------------------------------------------------------------------- */
+
+void hm_relay_send(struct hm_relay *relay, uint8_t *message, size_t length)
+{
+    struct fuse_in_header *header = (struct fuse_in_header *)message;
+    uint64_t unique = header->unique;
+    bool empty, no_reply = header->opcode == FUSE_FORGET || header->opcode == FUSE_BATCH_FORGET;
+    int error = 0;
+    if (header->opcode == FUSE_INIT)
+        init_request(relay, message, length);
+    if (header->opcode == FUSE_WRITE || header->opcode == FUSE_READ)
+        track(relay, message);
+    hm_count(&relay->core->count.relayed, 1);
+    pthread_mutex_lock(&relay->outbound.lock);
+    empty = !relay->outbound.first;
+    pthread_mutex_unlock(&relay->outbound.lock);
+    if (empty && send(relay->fd, message, length, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+        return;
+    if (empty && errno != EAGAIN && errno != ENOBUFS)
+        error = errno == EMSGSIZE ? E2BIG : ENOTCONN;
+    else if (!queue_push(&relay->outbound, message, length))
+        error = ENOMEM;
+    else
+        hm_count(&relay->core->count.relay_queued, 1);
+    if (error) {
+        untrack(relay, unique);
+        if (!no_reply)
+            hm_reply(relay->core, unique, error, NULL, 0);
+    }
+}
+
+static void *outbound_main(void *arg)
+{
+    struct hm_relay *relay = arg;
+    struct message *message;
+    while ((message = queue_wait(&relay->outbound))) {
+        struct fuse_in_header *header = (struct fuse_in_header *)message->bytes;
+        ssize_t n;
+        do
+            n = send(relay->fd, message->bytes, message->length, MSG_NOSIGNAL);
+        while (n < 0 && errno == EINTR);
+        if (n < 0 && header->opcode != FUSE_FORGET && header->opcode != FUSE_BATCH_FORGET)
+            hm_reply(relay->core, header->unique, errno == EMSGSIZE ? E2BIG : ENOTCONN, NULL, 0);
+        queue_pop(&relay->outbound);
+    }
+    return NULL;
+}
+
+/* ---- from pyfuse3 ------------------------------------------------------------------------- */
+
+static void to_kernel(struct hm_relay *relay, const uint8_t *bytes, size_t length)
+{
+    /* A refused reply: the request is gone. A refused notification: nothing to do about it. */
+    while (write(relay->core->fuse_fd, bytes, length) < 0 && (errno == EINTR || errno == EAGAIN))
+        ;
+}
+
+static void *notify_main(void *arg)
+{
+    struct hm_relay *relay = arg;
+    struct message *message;
+    while ((message = queue_wait(&relay->notify))) {
+        to_kernel(relay, message->bytes, message->length);
+        queue_pop(&relay->notify);
+    }
+    return NULL;
+}
+
+static void *inbound_main(void *arg)
+{
+    struct hm_relay *relay = arg;
+    uint8_t *bytes = malloc(HM_REQUEST_BYTES);
+    struct pollfd ready[2] = {{.fd = relay->fd, .events = POLLIN},
+                              {.fd = relay->core->stop_fd, .events = POLLIN}};
+    while (bytes) {
+        struct fuse_out_header *header = (struct fuse_out_header *)bytes;
+        ssize_t n;
+        if (poll(ready, 2, -1) < 0 && errno != EINTR)
+            break;
+        if (ready[1].revents)
+            break;
+        n = recv(relay->fd, bytes, HM_REQUEST_BYTES, MSG_DONTWAIT);
+        if (n < 0 && (errno == EAGAIN || errno == EINTR))
+            continue;
+        if (n < (ssize_t)sizeof(*header))
+            break; /* pyfuse3 closed its end */
+        if (!header->unique) {
+            queue_push(&relay->notify, bytes, (size_t)n);
+            continue;
+        }
+        if (header->unique == relay->init_unique)
+            init_reply(relay, bytes, (size_t)n);
+        untrack(relay, header->unique);
+        to_kernel(relay, bytes, (size_t)n);
+    }
+    free(bytes);
+    return NULL;
+}
+
+/* ------------------------------------------------------------------------------------------- */
+
+int hm_relay_start(struct hm_core *core, int fd, struct hm_relay **ret)
+{
+    struct hm_relay *relay = calloc(1, sizeof(*relay));
+    int error;
+    if (!relay)
+        return -ENOMEM;
+    relay->core = core;
+    relay->fd = fd;
+    queue_init(&relay->outbound);
+    queue_init(&relay->notify);
+    pthread_mutex_init(&relay->tracked_lock, NULL);
+    error = pthread_create(&relay->outbound_thread, NULL, outbound_main, relay);
+    if (error)
+        goto no_outbound;
+    error = pthread_create(&relay->notify_thread, NULL, notify_main, relay);
+    if (error)
+        goto no_notify;
+    error = pthread_create(&relay->inbound_thread, NULL, inbound_main, relay);
+    if (error)
+        goto no_inbound;
+    *ret = relay;
+    return 0;
+no_inbound:
+    queue_stop(&relay->notify);
+    pthread_join(relay->notify_thread, NULL);
+no_notify:
+    queue_stop(&relay->outbound);
+    pthread_join(relay->outbound_thread, NULL);
+no_outbound:
+    queue_deinit(&relay->outbound);
+    queue_deinit(&relay->notify);
+    pthread_mutex_destroy(&relay->tracked_lock);
+    free(relay);
+    return -error;
+}
+
+void hm_relay_stop(struct hm_relay *relay)
+{
+    uint64_t one = 1;
+    /* Shutting the socket down ends a send that blocks; the eventfd ends the poll. */
+    shutdown(relay->fd, SHUT_RDWR);
+    if (write(relay->core->stop_fd, &one, sizeof(one)) < 0)
+        one = 0; /* already signalled */
+    queue_stop(&relay->outbound);
+    queue_stop(&relay->notify);
+    pthread_join(relay->inbound_thread, NULL);
+    pthread_join(relay->outbound_thread, NULL);
+    pthread_join(relay->notify_thread, NULL);
+    queue_deinit(&relay->outbound);
+    queue_deinit(&relay->notify);
+    pthread_mutex_destroy(&relay->tracked_lock);
+    close(relay->fd);
+    free(relay);
+}

@@ -1,0 +1,400 @@
+/* The core as a whole: making and ending it, room on the nodes, counters, the audit. */
+#include "core.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define TABLE_BYTES (HM_PAGE_SIZE + HM_MAX_REGIONS * sizeof(struct hm_region_record))
+
+/* ---- a core ------------------------------------------------------------------------------- */
+
+static int table_open(struct hm_core *core)
+{
+    uint8_t *map;
+    core->table_fd = memfd_create("hmmfs-table", MFD_CLOEXEC);
+    if (core->table_fd < 0 || ftruncate(core->table_fd, TABLE_BYTES) < 0)
+        return -errno;
+    map = mmap(NULL, TABLE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, core->table_fd, 0);
+    if (map == MAP_FAILED)
+        return -errno;
+    *(uint64_t *)map = HM_DIRECTORY_MAGIC;
+    core->table = (struct hm_region_record *)(map + HM_PAGE_SIZE);
+    return 0;
+}
+
+int hm_core_create(const struct hm_config *config, struct hm_core **ret)
+{
+    struct hm_core *core;
+    void *zeros;
+    int error;
+    if (config->nodes < 1 || config->nodes > HM_MAX_NODES || !config->threads)
+        return -EINVAL;
+    core = aligned_alloc(64, (sizeof(*core) + 63) / 64 * 64);
+    if (!core)
+        return -ENOMEM;
+    memset(core, 0, sizeof(*core));
+    core->config = *config;
+    core->table_fd = core->event_fd = core->stop_fd = core->fuse_fd = -1;
+    for (uint32_t node = 0; node < config->nodes; node++)
+        core->nodes[node].capacity = config->capacity[node];
+    pthread_rwlock_init(&core->regions_lock, NULL);
+    pthread_mutex_init(&core->list_lock, NULL);
+    pthread_mutex_init(&core->jobs_lock, NULL);
+    pthread_cond_init(&core->jobs_ready, NULL);
+    pthread_mutex_init(&core->events_lock, NULL);
+    core->jobs_end = &core->jobs;
+    for (uint32_t i = 0; i < HM_STRIPES; i++) {
+        struct hm_stripe *stripe = &core->stripes[i];
+        pthread_mutex_init(&stripe->lock, NULL);
+        pthread_cond_init(&stripe->changed, NULL);
+        stripe->parked_end = &stripe->parked;
+        stripe->deferred_end = &stripe->deferred;
+    }
+    error = -ENOMEM;
+    zeros = mmap(NULL, HM_ZERO_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (zeros == MAP_FAILED)
+        goto fail;
+    core->zeros = zeros;
+    core->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    core->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (core->event_fd < 0 || core->stop_fd < 0) {
+        error = -errno;
+        goto fail;
+    }
+    error = table_open(core);
+    if (!error)
+        error = hm_movers_start(core);
+    if (error)
+        goto fail;
+    *ret = core;
+    return 0;
+fail:
+    hm_core_destroy(core);
+    return error;
+}
+
+static void close_if_open(int fd)
+{
+    if (fd >= 0)
+        close(fd);
+}
+
+void hm_core_destroy(struct hm_core *core)
+{
+    if (core->relay)
+        hm_relay_stop(core->relay);
+    hm_movers_stop(core);
+    for (uint32_t i = 0; i < HM_REGION_BUCKETS; i++)
+        while (core->buckets[i])
+            hm_region_destroy(core, core->buckets[i]->ino);
+    for (uint32_t i = 0; i < HM_STRIPES; i++) {
+        struct hm_stripe *stripe = &core->stripes[i];
+        for (struct hm_parked *at = stripe->parked, *next; at; at = next) {
+            next = at->next;
+            free(at);
+        }
+        for (struct hm_queued_job *at = stripe->deferred, *next; at; at = next) {
+            next = at->next;
+            free(at);
+        }
+        pthread_mutex_destroy(&stripe->lock);
+        pthread_cond_destroy(&stripe->changed);
+    }
+    if (core->table)
+        munmap((uint8_t *)core->table - HM_PAGE_SIZE, TABLE_BYTES);
+    if (core->zeros)
+        munmap((void *)core->zeros, HM_ZERO_BYTES);
+    close_if_open(core->table_fd);
+    close_if_open(core->event_fd);
+    close_if_open(core->stop_fd);
+    close_if_open(core->fuse_fd);
+    pthread_rwlock_destroy(&core->regions_lock);
+    pthread_mutex_destroy(&core->list_lock);
+    pthread_mutex_destroy(&core->jobs_lock);
+    pthread_cond_destroy(&core->jobs_ready);
+    pthread_mutex_destroy(&core->events_lock);
+    free(core->list);
+    free(core->events);
+    free(core->gate);
+    free(core);
+}
+
+/* ---- room --------------------------------------------------------------------------------- */
+
+int hm_reserve(struct hm_core *core, uint32_t node, uint64_t pages, int staging)
+{
+    struct hm_node *n = &core->nodes[node];
+    uint64_t limit = n->capacity + (staging && node == HM_HOST ? HM_BLOCK_PAGES : 0);
+    uint64_t used = atomic_load_explicit(&n->used, memory_order_relaxed), peak;
+    if (node >= core->config.nodes)
+        return -ENODEV;
+    do {
+        if (pages && (used + pages > limit || used + pages < used))
+            return -ENOSPC;
+    } while (!atomic_compare_exchange_weak(&n->used, &used, used + pages));
+    peak = atomic_load_explicit(&n->peak, memory_order_relaxed);
+    while (peak < used + pages && !atomic_compare_exchange_weak(&n->peak, &peak, used + pages))
+        ;
+    return 0;
+}
+
+void hm_reserve_always(struct hm_core *core, uint32_t node, uint64_t pages)
+{
+    atomic_fetch_add(&core->nodes[node].used, pages);
+}
+
+void hm_release(struct hm_core *core, uint32_t node, uint64_t pages)
+{
+    if (pages)
+        atomic_fetch_sub(&core->nodes[node].used, pages);
+}
+
+int hm_candidates(struct hm_core *core, uint32_t node, struct hm_candidate *out, int max)
+{
+    int n = 0;
+    if (node >= core->config.nodes)
+        return -ENODEV;
+    pthread_mutex_lock(&core->list_lock);
+    for (uint32_t i = 0; i < core->list_used && n < max; i++) {
+        const struct hm_listed *at = &core->list[i];
+        /* Without the stripe: a choice made of stale numbers costs time, never a page. */
+        const struct hm_block *block = &at->region->blocks[at->block];
+        struct hm_candidate found = {.ino = at->region->ino,
+                                     .block = at->block,
+                                     .last_cpu = block->last_cpu,
+                                     .last_device = block->last_device,
+                                     .last_migrated = block->last_migrated,
+                                     .pages = block->pages[node],
+                                     .held = block->busy || block->parked};
+        if (node == HM_HOST)
+            HM_EACH_WORD(w)
+            {
+                uint64_t seen = block->cached[w] | block->recalling[w];
+                found.reserved += (uint32_t)__builtin_popcountll(seen & ~block->present[w]);
+                found.kept += (uint32_t)__builtin_popcountll(block->kept[w]);
+            }
+        if (found.pages || found.reserved || found.kept)
+            out[n++] = found;
+    }
+    pthread_mutex_unlock(&core->list_lock);
+    return n;
+}
+
+/* Punch the kept copies of one block; a busy block is somebody's to decide about. */
+static uint32_t drop_kept(struct hm_region *region, uint64_t block)
+{
+    struct hm_block *record = &region->blocks[block];
+    struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
+    uint32_t dropped = 0, first = 0, count;
+    pthread_mutex_lock(&stripe->lock);
+    if (!record->busy) {
+        for (; hm_next_run(record->kept, &first, &count); first += count)
+            hm_pool_punch(&region->pools[HM_HOST],
+                          block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE,
+                          (uint64_t)count * HM_PAGE_SIZE);
+        dropped = hm_bits(record->kept);
+        memset(record->kept, 0, sizeof(record->kept));
+        hm_release(region->core, HM_HOST, dropped);
+    }
+    pthread_mutex_unlock(&stripe->lock);
+    return dropped;
+}
+
+int64_t hm_drop_kept(struct hm_core *core, uint64_t pages)
+{
+    int64_t dropped = 0;
+    int max, found;
+    struct hm_candidate *all;
+    pthread_mutex_lock(&core->list_lock);
+    max = (int)core->list_used;
+    pthread_mutex_unlock(&core->list_lock);
+    all = malloc(((size_t)max + 1) * sizeof(*all));
+    if (!all)
+        return -ENOMEM;
+    found = hm_candidates(core, HM_HOST, all, max);
+    for (int i = 0; i < found && (uint64_t)dropped < pages; i++) {
+        struct hm_region *region = all[i].kept ? hm_region_get(core, all[i].ino) : NULL;
+        if (region) {
+            dropped += drop_kept(region, all[i].block);
+            hm_region_put(region);
+        }
+    }
+    free(all);
+    return dropped;
+}
+
+/* ---- counters ----------------------------------------------------------------------------- */
+
+int hm_node_stats_get(struct hm_core *core, uint32_t node, struct hm_node_stats *out)
+{
+    struct hm_node *n = &core->nodes[node];
+    if (node >= core->config.nodes)
+        return -ENODEV;
+    *out = (struct hm_node_stats){n->capacity,      n->used,           n->peak,
+                                  n->pages_in,      n->pages_out,      n->copies_made,
+                                  n->copies_saved,  n->evicted_blocks, n->evicted_pages,
+                                  n->faults,        n->operations};
+    return 0;
+}
+
+static uint64_t allocated(int fd)
+{
+    struct stat status;
+    return fd >= 0 && fstat(fd, &status) == 0 ? (uint64_t)status.st_blocks * 512 : 0;
+}
+
+int hm_stats_get(struct hm_core *core, struct hm_stats *out)
+{
+    struct hm_counters *c = &core->count;
+    *out = (struct hm_stats){.reads = c->reads,
+                             .writes = c->writes,
+                             .read_bytes = c->read_bytes,
+                             .written_bytes = c->written_bytes,
+                             .cpu_faults = c->cpu_faults,
+                             .express_faults = c->express_faults,
+                             .service_faults = c->service_faults,
+                             .parked = c->parked,
+                             .replayed = c->replayed,
+                             .readahead_refused = c->readahead_refused,
+                             .no_room = c->no_room,
+                             .recalls = c->recalls,
+                             .recall_retries = c->recall_retries,
+                             .recalled_pages = c->recalled_pages,
+                             .recalls_failed = c->recalls_failed,
+                             .migrations = c->migrations,
+                             .migrations_discarded = c->migrations_discarded,
+                             .stale_writes_skipped = c->stale_writes_skipped,
+                             .relayed = c->relayed,
+                             .relay_queued = c->relay_queued,
+                             .interrupts = c->interrupts,
+                             .jobs = c->jobs,
+                             .movers = core->movers,
+                             .regions = core->regions};
+    pthread_rwlock_rdlock(&core->regions_lock);
+    for (uint32_t i = 0; i < HM_REGION_BUCKETS; i++)
+        for (struct hm_region *region = core->buckets[i]; region; region = region->next) {
+            out->directory_bytes += allocated(region->directory_fd);
+            for (uint32_t node = 0; node < HM_MAX_NODES; node++)
+                out->pages_touched += region->record->pages[node];
+        }
+    pthread_rwlock_unlock(&core->regions_lock);
+    pthread_mutex_lock(&core->list_lock);
+    for (uint32_t i = 0; i < core->list_used; i++) {
+        const struct hm_block *block = &core->list[i].region->blocks[core->list[i].block];
+        out->cached_pages += hm_bits(block->cached) + hm_bits(block->recalling);
+    }
+    pthread_mutex_unlock(&core->list_lock);
+    return 0;
+}
+
+/* ---- the audit ---------------------------------------------------------------------------- */
+
+struct audit {
+    struct hm_core *core;
+    char *text;
+    size_t size;
+    uint64_t used[HM_MAX_NODES];
+    bool bad;
+};
+
+#define AUDIT(a, condition, ...)                            \
+    do {                                                    \
+        if (!(condition) && !(a)->bad) {                    \
+            (a)->bad = true;                                \
+            snprintf((a)->text, (a)->size, __VA_ARGS__);    \
+        }                                                   \
+    } while (0)
+
+static void audit_block(struct audit *a, struct hm_region *region, uint64_t b, uint64_t *pages,
+                        uint64_t *kept)
+{
+    const struct hm_block *block = &region->blocks[b];
+    uint32_t count[HM_MAX_NODES] = {0};
+    unsigned long long ino = region->ino, nr = b;
+    HM_EACH_WORD(w)
+    {
+        uint64_t seen = block->cached[w] | block->recalling[w];
+        AUDIT(a, !(block->device[w] & ~block->present[w]),
+              "region %llu block %llu: a device owns a page that is not present", ino, nr);
+        AUDIT(a, !(block->kept[w] & (~block->device[w] | block->dirty[w])),
+              "region %llu block %llu: a kept copy of a host-owned or dirty page", ino, nr);
+        AUDIT(a, !(seen & block->device[w]),
+              "region %llu block %llu: a device-owned page is cached by the CPU", ino, nr);
+    }
+    for (uint32_t page = 0; page < HM_BLOCK_PAGES; page++) {
+        uint32_t owner = block->owner[page];
+        AUDIT(a, owner < a->core->config.nodes && (owner != HM_HOST) == hm_test(block->device, page),
+              "region %llu block %llu page %u: owner %u disagrees with the device bit", ino, nr,
+              page, owner);
+        if (owner < HM_MAX_NODES)
+            count[owner] += hm_test(block->present, page);
+    }
+    for (uint32_t node = 0; node < a->core->config.nodes; node++) {
+        AUDIT(a, count[node] == block->pages[node],
+              "region %llu block %llu: %u pages on node %u, its counter says %u", ino, nr,
+              count[node], node, block->pages[node]);
+        pages[node] += count[node];
+        if (node != HM_HOST)
+            a->used[node] += count[node];
+    }
+    *kept += hm_bits(block->kept);
+    a->used[HM_HOST] += hm_block_charge(block);
+}
+
+static void audit_region(struct audit *a, struct hm_region *region)
+{
+    uint64_t pages[HM_MAX_NODES] = {0}, kept = 0, from = 0, b;
+    unsigned long long ino = region->ino;
+    while (hm_region_touched(a->core, region->ino, from, &b, 1) == 1) {
+        struct hm_stripe *stripe = hm_stripe_of(a->core, region->ino, b);
+        pthread_mutex_lock(&stripe->lock);
+        audit_block(a, region, b, pages, &kept);
+        pthread_mutex_unlock(&stripe->lock);
+        from = b + 1;
+    }
+    for (uint32_t node = 0; node < a->core->config.nodes; node++) {
+        uint64_t held = pages[node] + (node == HM_HOST ? kept : 0);
+        uint64_t there = hm_pool_allocated(&region->pools[node]);
+        AUDIT(a, pages[node] == region->record->pages[node],
+              "region %llu: %llu pages on node %u, its record says %llu", ino,
+              (unsigned long long)pages[node], node,
+              (unsigned long long)region->record->pages[node]);
+        AUDIT(a, held == there, "region %llu: the pool of node %u holds %llu pages, not %llu", ino,
+              node, (unsigned long long)there, (unsigned long long)held);
+    }
+}
+
+int hm_audit(struct hm_core *core, char *text, size_t size)
+{
+    struct audit a = {.core = core, .text = text, .size = size};
+    uint64_t *inos;
+    uint32_t n = 0;
+    pthread_rwlock_rdlock(&core->regions_lock);
+    inos = malloc(sizeof(*inos) * (core->table_used + 1));
+    for (uint32_t i = 0; inos && i < HM_REGION_BUCKETS; i++)
+        for (struct hm_region *region = core->buckets[i]; region; region = region->next)
+            inos[n++] = region->ino;
+    pthread_rwlock_unlock(&core->regions_lock);
+    if (!inos)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < n; i++) {
+        struct hm_region *region = hm_region_get(core, inos[i]);
+        if (region) {
+            audit_region(&a, region);
+            hm_region_put(region);
+        }
+    }
+    free(inos);
+    for (uint32_t node = 0; node < core->config.nodes; node++) {
+        AUDIT(&a, core->nodes[node].used == a.used[node],
+              "node %u: %llu pages are accounted for, %llu are used", node,
+              (unsigned long long)a.used[node], (unsigned long long)core->nodes[node].used);
+        AUDIT(&a, node == HM_HOST || core->nodes[node].peak <= core->nodes[node].capacity,
+              "node %u: its peak passed its capacity", node);
+    }
+    return a.bad ? -EUCLEAN : 0;
+}

@@ -1,0 +1,643 @@
+/* Transactions on one block: recall, migration, device operations; and the movers that run them.
+ *
+ * The only place that changes a page's owner is flip() and hm_bring_home(), both here.
+ * The order is always: recall until proven clean, freeze, drain, copy, check the generation, flip,
+ * punch. PROTOCOL.md in hmmfs/service says why each step is where it is.
+ */
+#include "core.h"
+
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <zlib.h>
+
+struct transaction {
+    struct hm_core *core;
+    struct hm_region *region;
+    struct hm_stripe *stripe;
+    struct hm_block *record;
+    uint64_t block;
+    const struct hm_job *job;
+    uint32_t reserved; /* pages reserved on job->node and not used yet */
+    struct hm_event event;
+};
+
+static uint64_t page_offset(uint64_t block, uint32_t page)
+{
+    return block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE;
+}
+
+static void punch_runs(struct hm_region *region, uint32_t node, uint64_t block,
+                       const uint64_t *words)
+{
+    for (uint32_t first = 0, count; hm_next_run(words, &first, &count); first += count)
+        hm_pool_punch(&region->pools[node], page_offset(block, first),
+                      (uint64_t)count * HM_PAGE_SIZE);
+}
+
+/* ---- recall ------------------------------------------------------------------------------- */
+
+int hm_recall(struct hm_region *region, uint64_t block, const struct hm_mask *mask)
+{
+    struct hm_core *core = region->core;
+    struct hm_block *record = &region->blocks[block];
+    struct hm_stripe *stripe = hm_stripe_of(core, region->ino, block);
+    uint32_t before;
+    for (int tries = 0;; tries++) {
+        struct hm_mask round;
+        uint32_t first = 0, count;
+        HM_EACH_WORD(w) round.word[w] = record->cached[w] & mask->word[w];
+        count = hm_bits(round.word);
+        if (!count)
+            break;
+        if (tries == HM_RECALL_TRIES)
+            goto thrashing;
+        hm_count(tries ? &core->count.recall_retries : &core->count.recalls, 1);
+        hm_count(&core->count.recalled_pages, count);
+        /* A READ answered from now on sets `cached` again: that is the retry check, by page. */
+        HM_EACH_WORD(w)
+        {
+            record->cached[w] &= ~round.word[w];
+            record->recalling[w] |= round.word[w];
+        }
+        record->state = HM_RECALL;
+        pthread_mutex_unlock(&stripe->lock);
+        /* Exactly these runs: a page between them may have a parked READ, which would hold the
+         * kernel's notification until this transaction ends, that is for ever. */
+        for (; hm_next_run(round.word, &first, &count); first += count)
+            hm_invalidate(core, region->ino, page_offset(block, first),
+                          (uint64_t)count * HM_PAGE_SIZE);
+        pthread_mutex_lock(&stripe->lock);
+    }
+    record->state = HM_FROZEN;
+    before = hm_block_charge(record);
+    memset(record->recalling, 0, sizeof(record->recalling));
+    hm_release(core, HM_HOST, before - hm_block_charge(record));
+    return 0;
+thrashing:
+    HM_EACH_WORD(w) record->cached[w] |= record->recalling[w];
+    memset(record->recalling, 0, sizeof(record->recalling));
+    record->state = HM_STABLE;
+    hm_count(&core->count.recalls_failed, 1);
+    return -EBUSY;
+}
+
+/* ---- migration ---------------------------------------------------------------------------- */
+
+struct plan {
+    struct hm_mask move; /* present pages whose owner changes */
+    struct hm_mask copy; /* of these, the ones whose bytes have to be carried */
+    struct hm_mask fill; /* holes that become pages of zeros */
+    uint32_t moves, copies, fills;
+};
+
+static void make_plan(const struct transaction *t, const struct hm_mask *mask, bool populate,
+                      uint32_t limit, struct plan *plan)
+{
+    const struct hm_block *record = t->record;
+    memset(plan, 0, sizeof(*plan));
+    for (uint32_t page = 0; page < HM_BLOCK_PAGES && plan->moves < limit; page++) {
+        uint64_t bit = 1ULL << (page % 64);
+        uint32_t w = page / 64;
+        if (!(mask->word[w] & bit) || !(record->present[w] & bit) ||
+            record->owner[page] == t->job->node)
+            continue;
+        plan->move.word[w] |= bit;
+        plan->moves++;
+        if (t->job->node != HM_HOST || !(record->kept[w] & bit))
+            plan->copy.word[w] |= bit;
+    }
+    HM_EACH_WORD(w)
+    plan->fill.word[w] = populate ? mask->word[w] & ~record->present[w] : 0;
+    plan->copies = hm_bits(plan->copy.word);
+    plan->fills = hm_bits(plan->fill.word);
+}
+
+static int copy_pages(struct transaction *t, const struct hm_mask *copy)
+{
+    struct hm_pool *to = hm_region_pool(t->region, t->job->node);
+    uint32_t first = 0, count;
+    if (!to)
+        return -errno;
+    for (; hm_next_run(copy->word, &first, &count); first += count) {
+        uint32_t from = t->record->owner[first], n = 1;
+        int error;
+        while (n < count && t->record->owner[first + n] == from)
+            n++;
+        count = n;
+        error = hm_pool_copy(to, &t->region->pools[from], page_offset(t->block, first),
+                             (size_t)count * HM_PAGE_SIZE);
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+/* Punch what a copy left behind in the destination, without touching pages that live there. */
+static void discard(struct transaction *t, const struct plan *plan)
+{
+    uint64_t gone[HM_WORDS] = {0};
+    for (uint32_t page = 0; page < HM_BLOCK_PAGES; page++) {
+        bool lives = hm_test(t->record->present, page) && t->record->owner[page] == t->job->node;
+        bool kept = t->job->node == HM_HOST && hm_test(t->record->kept, page);
+        if ((hm_test(plan->copy.word, page) || hm_test(plan->fill.word, page)) && !lives && !kept)
+            gone[page / 64] |= 1ULL << (page % 64);
+    }
+    punch_runs(t->region, t->job->node, t->block, gone);
+    hm_count(&t->core->count.migrations_discarded, 1);
+}
+
+/* Change the owner of plan->move and give plan->fill its first. The stripe is held, the copies are
+ * made, the generation was checked. Which pages each node loses for good comes back in `freed`. */
+static void flip(struct transaction *t, const struct plan *plan, struct hm_mask freed[HM_MAX_NODES])
+{
+    struct hm_block *record = t->record;
+    uint32_t to = t->job->node, moved[HM_MAX_NODES] = {0};
+    bool keep = t->core->config.keep_clean;
+    memset(freed, 0, HM_MAX_NODES * sizeof(*freed));
+    for (uint32_t page = 0; page < HM_BLOCK_PAGES; page++) {
+        uint32_t w = page / 64, from = record->owner[page];
+        uint64_t bit = 1ULL << (page % 64);
+        bool move = plan->move.word[w] & bit;
+        if (!move && !(plan->fill.word[w] & bit))
+            continue;
+        record->owner[page] = (uint8_t)to;
+        record->dirty[w] &= ~bit;
+        if (to == HM_HOST) {
+            record->device[w] &= ~bit;
+            record->kept[w] &= ~bit;
+        } else {
+            record->device[w] |= bit;
+            if (move && from == HM_HOST && keep)
+                record->kept[w] |= bit;
+        }
+        if (!move) {
+            record->present[w] |= bit;
+            continue;
+        }
+        moved[from]++;
+        if (!(record->kept[w] & bit) || from != HM_HOST)
+            freed[from].word[w] |= bit;
+    }
+    for (uint32_t node = 0; node < t->core->config.nodes; node++) {
+        if (!moved[node])
+            continue;
+        hm_block_pages(t->region, record, node, -(int64_t)moved[node]);
+        hm_count(&t->core->nodes[node].pages_out, moved[node]);
+    }
+    hm_block_pages(t->region, record, to, (int64_t)plan->moves + plan->fills);
+    hm_count(&t->core->nodes[to].pages_in, plan->moves);
+}
+
+static void count_migration(struct transaction *t, const struct plan *plan,
+                            const struct hm_mask freed[HM_MAX_NODES])
+{
+    struct hm_core *core = t->core;
+    uint32_t from = HM_HOST;
+    for (uint32_t node = 1; node < core->config.nodes; node++)
+        if (hm_bits(freed[node].word))
+            from = node;
+    hm_count(&core->nodes[from].copies_made, plan->copies);
+    hm_count(&core->nodes[from].copies_saved, plan->moves - plan->copies);
+    if (t->job->flags & HM_JOB_EVICT) {
+        hm_count(&core->nodes[from].evicted_blocks, 1);
+        hm_count(&core->nodes[from].evicted_pages, plan->moves);
+    }
+    hm_count(&core->count.migrations, 1);
+    t->event.moved += plan->moves;
+    t->event.saved += plan->moves - plan->copies;
+    t->record->last_migrated = hm_now();
+    if (t->job->node != HM_HOST)
+        t->record->cpu_faults = 0;
+}
+
+static int take_room(struct transaction *t, uint32_t pages)
+{
+    uint32_t missing = pages > t->reserved ? pages - t->reserved : 0;
+    int error = hm_reserve(t->core, t->job->node, missing, t->job->flags & HM_JOB_STAGING);
+    if (error) {
+        t->event.need = pages;
+        return error;
+    }
+    t->reserved = t->reserved + missing - pages;
+    return 0;
+}
+
+/* Bring the pages of mask to job->node. The stripe is held and the block busy, on return too;
+ * the lock is dropped for the recall, the copy and the punch. */
+static int bring(struct transaction *t, const struct hm_mask *mask, bool populate, uint32_t limit)
+{
+    struct hm_block *record = t->record;
+    struct hm_mask freed[HM_MAX_NODES];
+    struct plan plan;
+    for (;;) {
+        uint32_t generation, room;
+        int error = hm_recall(t->region, t->block, mask);
+        if (error)
+            return error;
+        while (record->inflight)
+            pthread_cond_wait(&t->stripe->changed, &t->stripe->lock);
+        generation = record->generation;
+        make_plan(t, mask, populate, limit, &plan);
+        room = plan.copies + plan.fills;
+        error = take_room(t, room);
+        if (error || !(plan.moves + plan.fills)) {
+            record->state = HM_STABLE;
+            return error;
+        }
+        pthread_mutex_unlock(&t->stripe->lock);
+        error = copy_pages(t, &plan.copy);
+        pthread_mutex_lock(&t->stripe->lock);
+        if (!error && record->generation == generation)
+            break;
+        discard(t, &plan);
+        t->reserved += room;
+        record->state = HM_STABLE;
+        if (error)
+            return error;
+    }
+    flip(t, &plan, freed);
+    count_migration(t, &plan, freed);
+    record->state = HM_STABLE;
+    pthread_mutex_unlock(&t->stripe->lock);
+    for (uint32_t node = 0; node < t->core->config.nodes; node++) {
+        punch_runs(t->region, node, t->block, freed[node].word);
+        hm_release(t->core, node, hm_bits(freed[node].word));
+    }
+    pthread_mutex_lock(&t->stripe->lock);
+    return 0;
+}
+
+int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
+                  const struct hm_mask *overwritten, int staging)
+{
+    struct hm_job job = {.node = HM_HOST, .flags = staging ? HM_JOB_STAGING : 0};
+    struct transaction t = {.core = region->core,
+                            .region = region,
+                            .stripe = hm_stripe_of(region->core, region->ino, block),
+                            .record = &region->blocks[block],
+                            .block = block,
+                            .job = &job};
+    struct hm_mask freed[HM_MAX_NODES], carry;
+    struct plan plan;
+    int error;
+    make_plan(&t, mask, false, HM_BLOCK_PAGES, &plan);
+    error = take_room(&t, plan.copies);
+    if (error)
+        return error;
+    HM_EACH_WORD(w) carry.word[w] = plan.copy.word[w] & ~overwritten->word[w];
+    error = copy_pages(&t, &carry);
+    if (error) {
+        discard(&t, &plan);
+        hm_release(region->core, HM_HOST, plan.copies);
+        return error;
+    }
+    flip(&t, &plan, freed);
+    count_migration(&t, &plan, freed);
+    for (uint32_t node = 1; node < region->core->config.nodes; node++) {
+        punch_runs(region, node, block, freed[node].word);
+        hm_release(region->core, node, hm_bits(freed[node].word));
+    }
+    return 0;
+}
+
+/* ---- device operations -------------------------------------------------------------------- */
+
+typedef void use_bytes(const struct hm_job *job, struct hm_event *event, uint32_t at,
+                       const uint8_t *bytes, uint32_t n);
+
+/* What a device reads of [offset, offset+length) of the block, run by run: the bytes of the pages
+ * that are there, zeros for the others. */
+static int each_run(struct transaction *t, const struct hm_mask *there, use_bytes *use)
+{
+    const struct hm_job *job = t->job;
+    uint32_t at = 0;
+    while (at < job->length) {
+        uint32_t page = (job->offset + at) / HM_PAGE_SIZE, end = page + 1;
+        bool present = hm_test(there->word, page);
+        uint32_t last = (job->offset + job->length - 1) / HM_PAGE_SIZE, n;
+        const uint8_t *bytes = t->core->zeros;
+        while (end <= last && hm_test(there->word, end) == present)
+            end++;
+        n = end * HM_PAGE_SIZE - (job->offset + at);
+        n = n < job->length - at ? n : job->length - at;
+        if (present) {
+            struct hm_pool *pool = hm_region_pool(t->region, job->node);
+            bytes = pool ? hm_pool_map(pool, t->block * HM_BLOCK_BYTES) : NULL;
+            if (!bytes)
+                return -ENOMEM;
+            bytes += job->offset + at;
+        }
+        use(job, &t->event, at, bytes, n);
+        at += n;
+    }
+    return 0;
+}
+
+static void use_read(const struct hm_job *job, struct hm_event *event, uint32_t at,
+                     const uint8_t *bytes, uint32_t n)
+{
+    (void)event;
+    memcpy((uint8_t *)job->buffer + at, bytes, n);
+}
+
+static void use_crc(const struct hm_job *job, struct hm_event *event, uint32_t at,
+                    const uint8_t *bytes, uint32_t n)
+{
+    (void)job;
+    (void)at;
+    event->crc = (uint32_t)crc32(event->crc, bytes, n);
+}
+
+/* Mark before the first byte changes: from here on no kept copy may pass for the page. */
+static void mark_written(struct transaction *t, const struct hm_mask *mask)
+{
+    struct hm_mask stale;
+    HM_EACH_WORD(w)
+    {
+        stale.word[w] = t->record->kept[w] & mask->word[w];
+        t->record->kept[w] &= ~mask->word[w];
+        t->record->dirty[w] |= t->record->present[w] & mask->word[w];
+    }
+    punch_runs(t->region, HM_HOST, t->block, stale.word);
+    hm_release(t->core, HM_HOST, hm_bits(stale.word));
+}
+
+static int store(struct transaction *t)
+{
+    const struct hm_job *job = t->job;
+    struct hm_pool *pool = hm_region_pool(t->region, job->node);
+    uint8_t *to = pool ? hm_pool_map(pool, t->block * HM_BLOCK_BYTES) : NULL;
+    struct timespec now;
+    if (!to)
+        return -ENOMEM;
+    if (job->kind == HM_JOB_FILL)
+        memset(to + job->offset, (int)job->byte, job->length);
+    else
+        memcpy(to + job->offset, job->buffer, job->length);
+    clock_gettime(CLOCK_REALTIME, &now);
+    t->region->record->mtime = t->region->record->ctime =
+        (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+    return 0;
+}
+
+/* A truncate or punch during the operation took pages away that it may have allocated again: a
+ * load from a hole through the mapping allocates, too. */
+static void drop_strays(struct transaction *t, const struct hm_mask *mask)
+{
+    uint64_t gone[HM_WORDS] = {0};
+    for (uint32_t page = 0; page < HM_BLOCK_PAGES; page++)
+        if (hm_test(mask->word, page) && t->record->owner[page] != t->job->node)
+            gone[page / 64] |= 1ULL << (page % 64);
+    punch_runs(t->region, t->job->node, t->block, gone);
+}
+
+static int operate(struct transaction *t, const struct hm_mask *mask)
+{
+    const struct hm_job *job = t->job;
+    bool stores = job->kind == HM_JOB_WRITE || job->kind == HM_JOB_FILL;
+    struct hm_mask there = {{0}};
+    uint32_t generation;
+    int error = bring(t, mask, stores, HM_BLOCK_PAGES);
+    if (error)
+        return error;
+    for (uint32_t page = 0; page < HM_BLOCK_PAGES; page++)
+        if (hm_test(t->record->present, page) && t->record->owner[page] == job->node)
+            there.word[page / 64] |= 1ULL << (page % 64);
+    hm_count(&t->core->nodes[job->node].operations, 1);
+    t->record->last_device = hm_now();
+    generation = t->record->generation;
+    if (stores)
+        mark_written(t, mask);
+    pthread_mutex_unlock(&t->stripe->lock);
+    if (stores)
+        error = store(t);
+    else
+        error = each_run(t, &there, job->kind == HM_JOB_READ ? use_read : use_crc);
+    pthread_mutex_lock(&t->stripe->lock);
+    if (t->record->generation != generation)
+        drop_strays(t, mask);
+    return error;
+}
+
+/* ---- running a job ------------------------------------------------------------------------ */
+
+static struct hm_mask job_mask(const struct hm_job *job)
+{
+    uint32_t first = job->offset / HM_PAGE_SIZE;
+    if (job->kind == HM_JOB_MIGRATE || job->kind == HM_JOB_RECALL)
+        return hm_mask_range(job->first, job->count);
+    return hm_mask_range(first, (job->offset + job->length - 1) / HM_PAGE_SIZE - first + 1);
+}
+
+static int job_check(struct hm_core *core, const struct hm_job *job)
+{
+    bool operation = job->kind >= HM_JOB_READ && job->kind <= HM_JOB_CRC;
+    if (job->kind > HM_JOB_FAIL || job->block >= HM_MAX_BLOCKS)
+        return -EINVAL;
+    if (job->node >= core->config.nodes || (operation && job->node == HM_HOST))
+        return -ENODEV;
+    if (operation)
+        return !job->length || job->offset >= HM_BLOCK_BYTES ||
+                       job->length > HM_BLOCK_BYTES - job->offset
+                   ? -EINVAL
+                   : 0;
+    return job->first >= HM_BLOCK_PAGES || job->count > HM_BLOCK_PAGES - job->first ? -EINVAL : 0;
+}
+
+/* A block that nobody touched: nothing to move, and reading it gives zeros. */
+static int run_untouched(struct transaction *t)
+{
+    static const struct hm_mask nothing;
+    if (t->job->kind == HM_JOB_READ || t->job->kind == HM_JOB_CRC)
+        return each_run(t, &nothing, t->job->kind == HM_JOB_READ ? use_read : use_crc);
+    return 0;
+}
+
+static int run_touched(struct transaction *t)
+{
+    const struct hm_job *job = t->job;
+    struct hm_mask mask = job_mask(job);
+    int error;
+    switch (job->kind) {
+    case HM_JOB_MIGRATE:
+        return bring(t, &mask, false, job->limit ? job->limit : HM_BLOCK_PAGES);
+    case HM_JOB_RECALL:
+        error = hm_recall(t->region, t->block, &mask);
+        t->record->state = HM_STABLE;
+        return error;
+    default:
+        return operate(t, &mask);
+    }
+}
+
+/* Free the block, let what waited for it go on, and tell whoever waits for the job. CPU requests
+ * go first: a device that is always ready with its next job must not starve them. */
+static void finish(struct transaction *t, bool held)
+{
+    struct hm_queued_job **at, *next = NULL;
+    if (t->job->node < t->core->config.nodes)
+        hm_release(t->core, t->job->node, t->reserved);
+    if (held) {
+        pthread_mutex_lock(&t->stripe->lock);
+        t->record->busy = 0;
+        pthread_mutex_unlock(&t->stripe->lock);
+        hm_replay(t->region, t->block);
+        pthread_mutex_lock(&t->stripe->lock);
+        for (at = &t->stripe->deferred; !t->record->busy && *at; at = &(*at)->next)
+            if ((*at)->job.ino == t->job->ino && (*at)->job.block == t->block) {
+                next = *at;
+                *at = next->next;
+                if (!*at)
+                    t->stripe->deferred_end = at;
+                break;
+            }
+        pthread_mutex_unlock(&t->stripe->lock);
+    }
+    if (next) {
+        hm_submit(t->core, &next->job);
+        free(next);
+    }
+    if (!(t->job->flags & HM_JOB_QUIET))
+        hm_event_push(t->core, &t->event);
+}
+
+static bool defer(struct transaction *t, struct hm_queued_job *queued)
+{
+    if (!t->record->busy)
+        return false;
+    queued->next = NULL;
+    *t->stripe->deferred_end = queued;
+    t->stripe->deferred_end = &queued->next;
+    return true;
+}
+
+/* Returns whether the job has ended; a job that waits for its block runs when that is free. */
+static bool run(struct hm_core *core, struct hm_queued_job *queued)
+{
+    const struct hm_job *job = &queued->job;
+    struct transaction t = {.core = core, .job = job, .block = job->block,
+                            .reserved = job->reserved};
+    bool held = false, stores = job->kind == HM_JOB_WRITE || job->kind == HM_JOB_FILL;
+    int error = job_check(core, job);
+    t.event = (struct hm_event){.kind = HM_EVENT_JOB, .cookie = job->cookie, .ino = job->ino,
+                                .block = job->block, .crc = job->byte};
+    t.region = error ? NULL : hm_region_get(core, job->ino);
+    if (!error && !t.region)
+        error = -ENOENT;
+    if (error)
+        goto out;
+    if (job->kind == HM_JOB_FAIL) {
+        hm_fail_parked(t.region, job->block, job->error);
+        goto out;
+    }
+    if (job->kind >= HM_JOB_READ &&
+        job->block * HM_BLOCK_BYTES + job->offset + job->length > t.region->record->size) {
+        error = -ERANGE;
+        goto out;
+    }
+    t.stripe = hm_stripe_of(core, job->ino, job->block);
+    pthread_mutex_lock(&t.stripe->lock);
+    if (stores)
+        hm_block_touch(t.region, job->block);
+    if (!hm_region_is_touched(t.region, job->block)) {
+        pthread_mutex_unlock(&t.stripe->lock);
+        error = run_untouched(&t);
+        goto out;
+    }
+    t.record = &t.region->blocks[job->block];
+    if (defer(&t, queued)) {
+        pthread_mutex_unlock(&t.stripe->lock);
+        hm_region_put(t.region);
+        return false;
+    }
+    held = true;
+    t.record->busy = 1;
+    error = run_touched(&t);
+    pthread_mutex_unlock(&t.stripe->lock);
+out:
+    t.event.result = error;
+    finish(&t, held);
+    if (t.region)
+        hm_region_put(t.region);
+    return true;
+}
+
+/* ---- movers ------------------------------------------------------------------------------- */
+
+static void *mover(void *arg)
+{
+    struct hm_core *core = arg;
+    pthread_mutex_lock(&core->jobs_lock);
+    while (!core->stopping) {
+        struct hm_queued_job *queued = core->jobs;
+        if (!queued) {
+            core->movers_idle++;
+            pthread_cond_wait(&core->jobs_ready, &core->jobs_lock);
+            core->movers_idle--;
+            continue;
+        }
+        core->jobs = queued->next;
+        core->jobs_waiting--;
+        if (!core->jobs)
+            core->jobs_end = &core->jobs;
+        pthread_mutex_unlock(&core->jobs_lock);
+        hm_count(&core->count.jobs, 1);
+        if (run(core, queued))
+            free(queued);
+        pthread_mutex_lock(&core->jobs_lock);
+    }
+    pthread_mutex_unlock(&core->jobs_lock);
+    return NULL;
+}
+
+/* jobs_lock is held. A mover may block in a recall, so there must always be another. */
+static int add_mover(struct hm_core *core)
+{
+    int error = pthread_create(&core->mover[core->movers], NULL, mover, core);
+    if (!error)
+        core->movers++;
+    return -error;
+}
+
+int hm_submit(struct hm_core *core, const struct hm_job *job)
+{
+    struct hm_queued_job *queued = malloc(sizeof(*queued));
+    if (!queued)
+        return -ENOMEM;
+    queued->job = *job;
+    queued->next = NULL;
+    pthread_mutex_lock(&core->jobs_lock);
+    *core->jobs_end = queued;
+    core->jobs_end = &queued->next;
+    pthread_cond_signal(&core->jobs_ready);
+    if (++core->jobs_waiting > core->movers_idle && core->movers < HM_MAX_MOVERS)
+        add_mover(core); /* when it fails the job waits for the others */
+    pthread_mutex_unlock(&core->jobs_lock);
+    return 0;
+}
+
+int hm_movers_start(struct hm_core *core)
+{
+    int error;
+    pthread_mutex_lock(&core->jobs_lock);
+    error = add_mover(core);
+    pthread_mutex_unlock(&core->jobs_lock);
+    return error;
+}
+
+void hm_movers_stop(struct hm_core *core)
+{
+    pthread_mutex_lock(&core->jobs_lock);
+    core->stopping = true;
+    pthread_cond_broadcast(&core->jobs_ready);
+    pthread_mutex_unlock(&core->jobs_lock);
+    for (uint32_t i = 0; i < core->movers; i++)
+        pthread_join(core->mover[i], NULL);
+    core->movers = 0;
+    while (core->jobs) {
+        struct hm_queued_job *queued = core->jobs;
+        core->jobs = queued->next;
+        free(queued);
+    }
+}

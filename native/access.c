@@ -209,12 +209,17 @@ static uint32_t unreserved_holes(const struct part *part)
     return n;
 }
 
+static bool is_frozen(const struct part *part)
+{
+    return hm_frozen(part->stripe, part->region->ino, part->block, part->record, &part->mask);
+}
+
 static enum admission admit_read(struct part *part, bool single, bool replayed)
 {
     static const struct hm_mask none;
     struct hm_block *record = part->record;
     hm_block_touch(part->region, part->block);
-    if (record->state == HM_FROZEN)
+    if (is_frozen(part))
         return single ? PARK_BUSY : REFUSED;
     if (!single && hm_any(record->recalling, part->mask.word))
         return REFUSED;
@@ -362,10 +367,10 @@ static enum admission admit_write(struct part *part, const struct hm_request *re
     struct hm_block *record = part->record;
     bool from_cache = request->flags & FUSE_WRITE_CACHE;
     uint32_t holes;
-    while (record->writing && record->state != HM_FROZEN)
+    while (record->writing && !is_frozen(part))
         pthread_cond_wait(&part->stripe->changed, &part->stripe->lock);
     hm_block_touch(part->region, part->block);
-    if (record->state == HM_FROZEN)
+    if (is_frozen(part))
         return PARK_BUSY;
     if (overtaken(part, request->unique)) {
         hm_count(&core->count.stale_writes_skipped, 1);

@@ -36,7 +36,8 @@
 #define HM_MAX_REGIONS 8192                      /* each takes 8 GiB of address space */
 #define HM_REGION_BUCKETS 1024
 #define HM_MAX_MOVERS 64
-#define HM_RECALL_TRIES 64
+#define HM_RECALL_ROUNDS 4 /* over all pages at once, then one page at a time */
+#define HM_RECALL_TRIES 256
 #define HM_MAX_WRITE (1u << 20)
 #define HM_REQUEST_BYTES (HM_MAX_WRITE + 4096)
 #define HM_ZERO_BYTES HM_BLOCK_BYTES
@@ -172,6 +173,10 @@ struct hm_stripe {
     struct hm_queued_job *deferred, **deferred_end;
     struct hm_recent_write recent[HM_RECENT_WRITES];
     uint32_t recent_next;
+    /* Pages of one contended block that are proven clean while the rest of its recall goes on:
+     * frozen already, one by one. frozen_ino 0: none. */
+    uint64_t frozen_ino, frozen_block;
+    struct hm_mask frozen;
 } __attribute__((aligned(64)));
 
 struct hm_node {
@@ -238,6 +243,16 @@ static inline struct hm_stripe *hm_stripe_of(struct hm_core *core, uint64_t ino,
 {
     uint64_t key = (ino * 0x9e3779b97f4a7c15ULL) ^ (block * 0xc2b2ae3d27d4eb4fULL);
     return &core->stripes[(key >> 40) % HM_STRIPES];
+}
+
+/* Whether pages of the mask are frozen: a CPU access to them waits for the transaction's end. */
+static inline bool hm_frozen(const struct hm_stripe *stripe, uint64_t ino, uint64_t block,
+                             const struct hm_block *record, const struct hm_mask *mask)
+{
+    if (record->state == HM_FROZEN)
+        return true;
+    return stripe->frozen_ino == ino && stripe->frozen_block == block &&
+           hm_any(stripe->frozen.word, mask->word);
 }
 
 /* directory.c: called with the block's stripe held */

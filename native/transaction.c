@@ -37,6 +37,67 @@ static void punch_runs(struct hm_region *region, uint32_t node, uint64_t block,
 
 /* ---- recall ------------------------------------------------------------------------------- */
 
+/* One round of a recall: unmap the pages of `round` from every program, have their stores written
+ * back, drop them from the page cache. The stripe is dropped meanwhile. */
+static void recall_round(struct hm_region *region, uint64_t block, struct hm_stripe *stripe,
+                         const struct hm_mask *round)
+{
+    struct hm_block *record = &region->blocks[block];
+    uint32_t first = 0, count;
+    hm_count(&region->core->count.recalled_pages, hm_bits(round->word));
+    /* A READ answered from now on sets `cached` again: that is the retry check, by page. */
+    HM_EACH_WORD(w)
+    {
+        record->cached[w] &= ~round->word[w];
+        record->recalling[w] |= round->word[w];
+    }
+    record->state = HM_RECALL;
+    pthread_mutex_unlock(&stripe->lock);
+    /* Exactly these runs: a page between them may have a parked READ, which would hold the
+     * kernel's notification until this transaction ends, that is for ever. */
+    for (; hm_next_run(round->word, &first, &count); first += count)
+        hm_invalidate(region->core, region->ino, page_offset(block, first),
+                      (uint64_t)count * HM_PAGE_SIZE);
+    pthread_mutex_lock(&stripe->lock);
+}
+
+/* The first page of the mask that is cached; false when none is. */
+static bool next_cached(const struct hm_block *record, const struct hm_mask *mask,
+                        struct hm_mask *page)
+{
+    struct hm_mask left;
+    uint32_t first = 0, count;
+    HM_EACH_WORD(w) left.word[w] = record->cached[w] & mask->word[w];
+    if (!hm_next_run(left.word, &first, &count))
+        return false;
+    *page = hm_mask_range(first, 1);
+    return true;
+}
+
+/* A contended recall: one page at a time, and a page that is proven clean is frozen at once, so the
+ * CPU can't take it back while the others are dealt with. What remains to lose against is one
+ * program in the 2 us that one notification takes. False: even that was lost, again and again. */
+static bool recall_by_page(struct hm_region *region, uint64_t block, struct hm_stripe *stripe,
+                           const struct hm_mask *mask)
+{
+    struct hm_block *record = &region->blocks[block];
+    struct hm_mask page;
+    int tries = 0;
+    stripe->frozen_ino = region->ino;
+    stripe->frozen_block = block;
+    HM_EACH_WORD(w) stripe->frozen.word[w] = mask->word[w] & ~record->cached[w];
+    while (next_cached(record, mask, &page) && tries++ < HM_RECALL_TRIES) {
+        hm_count(&region->core->count.recall_retries, 1);
+        recall_round(region, block, stripe, &page);
+        if (!hm_any(record->cached, page.word)) {
+            HM_EACH_WORD(w) stripe->frozen.word[w] |= page.word[w];
+            tries = 0;
+        }
+    }
+    stripe->frozen_ino = 0;
+    return !next_cached(record, mask, &page);
+}
+
 int hm_recall(struct hm_region *region, uint64_t block, const struct hm_mask *mask)
 {
     struct hm_core *core = region->core;
@@ -45,29 +106,18 @@ int hm_recall(struct hm_region *region, uint64_t block, const struct hm_mask *ma
     uint32_t before;
     for (int tries = 0;; tries++) {
         struct hm_mask round;
-        uint32_t first = 0, count;
         HM_EACH_WORD(w) round.word[w] = record->cached[w] & mask->word[w];
-        count = hm_bits(round.word);
-        if (!count)
+        if (!hm_bits(round.word))
             break;
-        if (tries == HM_RECALL_TRIES)
+        if (tries >= HM_RECALL_ROUNDS && !stripe->frozen_ino) {
+            if (recall_by_page(region, block, stripe, mask))
+                break;
+            tries = HM_RECALL_TRIES;
+        }
+        if (tries >= HM_RECALL_TRIES)
             goto thrashing;
         hm_count(tries ? &core->count.recall_retries : &core->count.recalls, 1);
-        hm_count(&core->count.recalled_pages, count);
-        /* A READ answered from now on sets `cached` again: that is the retry check, by page. */
-        HM_EACH_WORD(w)
-        {
-            record->cached[w] &= ~round.word[w];
-            record->recalling[w] |= round.word[w];
-        }
-        record->state = HM_RECALL;
-        pthread_mutex_unlock(&stripe->lock);
-        /* Exactly these runs: a page between them may have a parked READ, which would hold the
-         * kernel's notification until this transaction ends, that is for ever. */
-        for (; hm_next_run(round.word, &first, &count); first += count)
-            hm_invalidate(core, region->ino, page_offset(block, first),
-                          (uint64_t)count * HM_PAGE_SIZE);
-        pthread_mutex_lock(&stripe->lock);
+        recall_round(region, block, stripe, &round);
     }
     record->state = HM_FROZEN;
     before = hm_block_charge(record);

@@ -4,6 +4,12 @@
  * admitted under its stripe's lock, carried out without it while `inflight` holds back migrations,
  * and closed under the lock again. A READ of more than one page is never parked: readahead locks
  * all its folios, and parking it would tie pages, and blocks, together.
+ *
+ * A WRITE of several pages may hold the lock of its last folio (a partial page that is not up to
+ * date), so it must not wait for anything that waits for a recall of that folio. Hence: while its
+ * block is in a recall it is carried out at once, bringing pages home under the recall's eyes;
+ * hm_recall() first replays the ones that were parked; and one that straddles blocks never waits
+ * for room, which could be made by a recall of its second block.
  */
 #include "core.h"
 
@@ -66,8 +72,30 @@ static int park(struct part *part, const struct hm_request *request, enum hm_wai
     return 0;
 }
 
+static bool is_wide(const struct hm_request *request)
+{
+    return request->offset / HM_PAGE_SIZE != (request->offset + request->size - 1) / HM_PAGE_SIZE;
+}
+
+static bool any_request(const struct hm_parked *parked)
+{
+    (void)parked;
+    return true;
+}
+
+static bool waits_for_service(const struct hm_parked *parked)
+{
+    return parked->wait == HM_WAIT_SERVICE;
+}
+
+static bool is_wide_write(const struct hm_parked *parked)
+{
+    return parked->request.opcode == FUSE_WRITE && is_wide(&parked->request);
+}
+
 /* Take the block's parked requests of a kind off their stripe, in order. */
-static struct hm_parked *unpark(struct hm_region *region, uint64_t block, bool only_service)
+static struct hm_parked *unpark(struct hm_region *region, uint64_t block,
+                                bool (*wanted)(const struct hm_parked *))
 {
     struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
     struct hm_parked *taken = NULL, **end = &taken, **at;
@@ -75,7 +103,7 @@ static struct hm_parked *unpark(struct hm_region *region, uint64_t block, bool o
     for (at = &stripe->parked; *at;) {
         struct hm_parked *parked = *at;
         if (parked->request.ino != region->ino || parked->block != block ||
-            (only_service && parked->wait != HM_WAIT_SERVICE)) {
+            !wanted(parked)) {
             at = &parked->next;
             continue;
         }
@@ -90,10 +118,10 @@ static struct hm_parked *unpark(struct hm_region *region, uint64_t block, bool o
     return taken;
 }
 
-void hm_replay(struct hm_region *region, uint64_t block)
+static void replay(struct hm_region *region, struct hm_parked *parked)
 {
     struct hm_parked *next;
-    for (struct hm_parked *at = unpark(region, block, false); at; at = next) {
+    for (struct hm_parked *at = parked; at; at = next) {
         next = at->next;
         hm_count(&region->core->count.replayed, 1);
         hm_access(region->core, &at->request, true);
@@ -101,10 +129,20 @@ void hm_replay(struct hm_region *region, uint64_t block)
     }
 }
 
+void hm_replay(struct hm_region *region, uint64_t block)
+{
+    replay(region, unpark(region, block, any_request));
+}
+
+void hm_replay_wide(struct hm_region *region, uint64_t block)
+{
+    replay(region, unpark(region, block, is_wide_write));
+}
+
 void hm_fail_parked(struct hm_region *region, uint64_t block, int error)
 {
     struct hm_parked *next;
-    for (struct hm_parked *at = unpark(region, block, true); at; at = next) {
+    for (struct hm_parked *at = unpark(region, block, waits_for_service); at; at = next) {
         next = at->next;
         /* A WRITE from the page cache carries stores that have no other copy. */
         if (at->request.opcode == FUSE_WRITE && at->request.flags & FUSE_WRITE_CACHE)
@@ -149,51 +187,64 @@ static struct hm_mask fault_window(const struct part *part, uint32_t *pages)
     return window;
 }
 
-/* Bring device-owned pages of the part home without asking the service: at once for a few, with a
- * mover for many. The stripe is held. ADMITTED: they are home. */
-static enum admission express(struct part *part, const struct hm_mask *overwritten, bool write,
-                              int staging)
+static void count_express(struct part *part)
+{
+    hm_count(&part->region->core->count.express_faults, 1);
+}
+
+/* Have a mover bring the window home, with its room reserved now. False: no room. */
+static bool submit_window(struct part *part, const struct hm_mask *window, uint32_t pages)
 {
     struct hm_core *core = part->region->core;
+    struct hm_job job = {.kind = HM_JOB_MIGRATE,
+                         .ino = part->region->ino,
+                         .block = part->block,
+                         .flags = HM_JOB_QUIET,
+                         .reserved = pages};
+    /* The job's range is contiguous: from the first page of the window to its last. */
+    for (uint32_t at = 0, count; hm_next_run(window->word, &at, &count); at += count) {
+        job.first = job.count ? job.first : at;
+        job.count = at + count - job.first;
+    }
+    if (hm_reserve(core, HM_HOST, pages, 0))
+        return false;
+    if (!hm_submit(core, &job))
+        return true;
+    hm_release(core, HM_HOST, pages);
+    return false;
+}
+
+/* Bring device-owned pages of the part home: at once for a few, with a mover for many, and when
+ * that takes a decision by asking the service. Urgent: never by waiting. The stripe is held.
+ * ADMITTED: they are home. */
+static enum admission express(struct part *part, const struct hm_mask *overwritten, bool write,
+                              enum hm_room room)
+{
+    struct hm_core *core = part->region->core;
+    struct hm_block *record = part->record;
     struct hm_mask window;
     uint32_t pages;
-    struct hm_job job = {.kind = HM_JOB_MIGRATE, .ino = part->region->ino, .block = part->block,
-                         .flags = HM_JOB_QUIET, .count = HM_BLOCK_PAGES};
-    if (part->record->busy)
+    bool urgent = room != HM_ROOM;
+    if (record->busy && !(urgent && record->state == HM_RECALL))
         return PARK_BUSY;
     window = fault_window(part, &pages);
-    if (staging) { /* no more than what must be home */
-        HM_EACH_WORD(w) window.word[w] &= part->mask.word[w];
+    record->cpu_faults += record->cpu_faults < UINT8_MAX;
+    if (core->config.express && !urgent && pages > HM_INLINE_PAGES &&
+        submit_window(part, &window, pages)) {
+        count_express(part);
+        return PARK_BUSY;
+    }
+    if (urgent || pages > HM_INLINE_PAGES) { /* no more than what must be home */
+        HM_EACH_WORD(w) window.word[w] = part->mask.word[w] & record->device[w];
         pages = hm_bits(window.word);
     }
-    if (pages > HM_INLINE_PAGES && core->config.express && !staging) {
-        uint32_t first = 0, count;
-        job.count = 0;
-        /* The job's range is contiguous: from the first page of the window to its last. */
-        for (uint32_t at = 0; hm_next_run(window.word, &at, &count); at += count) {
-            first = job.count ? first : at;
-            job.count = at + count - first;
-        }
-        job.first = first;
-        if (!hm_reserve(core, HM_HOST, pages, 0)) {
-            job.reserved = pages;
-            if (!hm_submit(core, &job)) {
-                hm_count(&core->count.express_faults, 1);
-                part->record->cpu_faults += part->record->cpu_faults < UINT8_MAX;
-                return PARK_BUSY;
-            }
-            hm_release(core, HM_HOST, pages);
-        }
-        HM_EACH_WORD(w) window.word[w] = part->mask.word[w] & part->record->device[w];
-        pages = hm_bits(window.word);
-    }
-    if ((core->config.express || staging) && (pages <= HM_INLINE_PAGES || staging) &&
-        !hm_bring_home(part->region, part->block, &window, overwritten, staging)) {
-        hm_count(&core->count.express_faults, 1);
-        part->record->cpu_faults += part->record->cpu_faults < UINT8_MAX;
+    if ((urgent || (core->config.express && pages <= HM_INLINE_PAGES)) &&
+        !hm_bring_home(part->region, part->block, &window, overwritten, room)) {
+        count_express(part);
         return ADMITTED;
     }
-    part->record->cpu_faults += part->record->cpu_faults < UINT8_MAX;
+    if (urgent)
+        return REFUSED;
     report_fault(part, HM_FAULT_OWNER, write);
     return PARK_SERVICE;
 }
@@ -229,7 +280,7 @@ static enum admission admit_read(struct part *part, bool single, bool replayed)
             return REFUSED;
         if (!replayed)
             hm_count(&part->region->core->count.cpu_faults, 1);
-        admission = express(part, &none, false, 0);
+        admission = express(part, &none, false, HM_ROOM);
         if (admission != ADMITTED)
             return admission;
     }
@@ -366,12 +417,17 @@ static enum admission admit_write(struct part *part, const struct hm_request *re
     struct hm_core *core = part->region->core;
     struct hm_block *record = part->record;
     bool from_cache = request->flags & FUSE_WRITE_CACHE;
+    enum hm_room room = HM_ROOM;
     uint32_t holes;
     while (record->writing && !is_frozen(part))
         pthread_cond_wait(&part->stripe->changed, &part->stripe->lock);
     hm_block_touch(part->region, part->block);
     if (is_frozen(part))
         return PARK_BUSY;
+    if (from_cache)
+        room = HM_ROOM_ALWAYS; /* refused, its stores would be lost */
+    else if (straddles || (record->state == HM_RECALL && is_wide(request)))
+        room = HM_ROOM_STAGING;
     if (overtaken(part, request->unique)) {
         hm_count(&core->count.stale_writes_skipped, 1);
         return SKIPPED;
@@ -381,13 +437,15 @@ static enum admission admit_write(struct part *part, const struct hm_request *re
         enum admission admission;
         if (!replayed)
             hm_count(&core->count.cpu_faults, 1);
-        admission = express(part, &whole, true, straddles);
+        admission = express(part, &whole, true, room);
         if (admission != ADMITTED)
             return admission;
     }
     holes = unreserved_holes(part);
-    if (hm_reserve(core, HM_HOST, holes, straddles)) {
-        if (!from_cache) {
+    if (hm_reserve(core, HM_HOST, holes, room != HM_ROOM)) {
+        if (room == HM_ROOM_STAGING)
+            return REFUSED;
+        if (room == HM_ROOM) {
             report_fault(part, HM_FAULT_NO_ROOM, true);
             return PARK_SERVICE;
         }
@@ -448,10 +506,21 @@ static void grow(struct hm_region *region, uint64_t end)
     region->record->mtime = region->record->ctime = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-/* One part of a WRITE: 0 applied, 1 parked, or -errno. A part after the first that would have to
- * wait ends the request short, which write(2) reports as a short count. */
-static int write_part(struct part *part, const struct hm_request *request, bool first,
-                      bool straddles, bool replayed)
+/* Put the rest of a WRITE aside, from the part on. */
+static int park_rest(struct part *part, const struct hm_request *request, enum admission admission)
+{
+    struct hm_request rest = *request;
+    uint64_t done = part->offset - request->offset;
+    rest.offset += done;
+    rest.size -= (uint32_t)done;
+    rest.data += done;
+    rest.done += (uint32_t)done;
+    return park(part, &rest, admission == PARK_BUSY ? HM_WAIT_BUSY : HM_WAIT_SERVICE);
+}
+
+/* One part of a WRITE: 0 applied, 1 parked with what follows, or -errno. */
+static int write_part(struct part *part, const struct hm_request *request, bool straddles,
+                      bool replayed)
 {
     enum admission admission;
     int error;
@@ -462,14 +531,10 @@ static int write_part(struct part *part, const struct hm_request *request, bool 
         if (admission == ADMITTED)
             error = apply_write(part, request);
     } while (error == -EAGAIN);
-    if (admission == PARK_BUSY || admission == PARK_SERVICE) {
-        error = 1;
-        if (first) {
-            int failed = park(part, request,
-                              admission == PARK_BUSY ? HM_WAIT_BUSY : HM_WAIT_SERVICE);
-            error = failed ? failed : 1;
-        }
-    }
+    if (admission == REFUSED)
+        error = -ENOSPC;
+    else if (admission == PARK_BUSY || admission == PARK_SERVICE)
+        error = park_rest(part, request, admission) ? -ENOMEM : 1;
     pthread_mutex_unlock(&part->stripe->lock);
     return error;
 }
@@ -488,25 +553,24 @@ static void write_region(struct hm_core *core, struct hm_region *region,
     }
     if (from_cache && end > size)
         end = at < size ? size : at; /* the page cache never writes past the end */
-    while (at < end) {
+    while (at < end && !error) {
         struct part part = part_of(region, at, end);
-        error = write_part(&part, request, at == request->offset, straddles, replayed);
-        if (error)
-            break;
-        at += part.length;
-    }
-    if (at == request->offset && error) {
-        if (error < 0)
-            hm_reply(core, request->unique, -error, NULL, 0);
-        return; /* parked whole */
+        error = write_part(&part, request, straddles, replayed);
+        at += error ? 0 : part.length;
     }
     if (from_cache && !error)
         at = request->offset + request->size;
-    else
+    else if (at > request->offset)
         grow(region, at);
-    hm_count(&core->count.writes, 1);
     hm_count(&core->count.written_bytes, at - request->offset);
-    hm_reply_write(core, request->unique, (uint32_t)(at - request->offset));
+    if (error > 0)
+        return; /* parked; whoever carries out the rest answers */
+    hm_count(&core->count.writes, 1);
+    at += request->done;
+    if (error && at == request->offset)
+        hm_reply(core, request->unique, -error, NULL, 0);
+    else
+        hm_reply_write(core, request->unique, (uint32_t)(at - request->offset));
 }
 
 /* ------------------------------------------------------------------------------------------- */

@@ -268,6 +268,8 @@ void hm_block_pages(struct hm_region *region, struct hm_block *record, uint32_t 
 /* access.c: a READ or WRITE, from the gate or replayed; answers it, parks it or refuses it */
 void hm_access(struct hm_core *core, const struct hm_request *request, bool replayed);
 void hm_replay(struct hm_region *region, uint64_t block);
+/* Only WRITEs of several pages: before a recall, which their locked folio would hold up. */
+void hm_replay_wide(struct hm_region *region, uint64_t block);
 /* Answer what is parked on a block with an error: for HM_JOB_FAIL, and at the end of the core. */
 void hm_fail_parked(struct hm_region *region, uint64_t block, int error);
 
@@ -277,10 +279,13 @@ void hm_reserve_always(struct hm_core *core, uint32_t node, uint64_t pages);
 /* transaction.c */
 int hm_movers_start(struct hm_core *core);
 void hm_movers_stop(struct hm_core *core);
-/* Bring at most HM_INLINE_PAGES device-owned pages home at once: the block is stable and not busy,
- * the stripe is held throughout. Pages of `overwritten` need no copy. -ENOSPC: nothing changed. */
+enum hm_room { HM_ROOM, HM_ROOM_STAGING, HM_ROOM_ALWAYS };
+
+/* Bring device-owned pages home at once: the block is stable and not busy, or in a recall, whose
+ * transaction plans only after it. The stripe is held throughout. Pages of `overwritten` need no
+ * copy. -ENOSPC: nothing changed. */
 int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
-                  const struct hm_mask *overwritten, int staging);
+                  const struct hm_mask *overwritten, enum hm_room room);
 /* Take the pages of the mask from the CPU. Called and returns with the stripe held and the block
  * busy; 0: proven clean, the block is FROZEN. -EBUSY: the CPU keeps taking them back. */
 int hm_recall(struct hm_region *region, uint64_t block, const struct hm_mask *mask);

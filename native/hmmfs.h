@@ -221,6 +221,7 @@ struct hm_request {
     uint32_t opcode, size, flags, pid;
     uint32_t mode; /* fallocate mode, lseek whence */
     uint64_t length;
+    uint32_t done; /* WRITE: bytes before offset that were applied before it had to wait */
     const uint8_t *data;
 };
 /* Take a message from /dev/fuse apart. EINVAL: shorter or longer than it says or than its opcode

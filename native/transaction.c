@@ -104,6 +104,12 @@ int hm_recall(struct hm_region *region, uint64_t block, const struct hm_mask *ma
     struct hm_block *record = &region->blocks[block];
     struct hm_stripe *stripe = hm_stripe_of(core, region->ino, block);
     uint32_t before;
+    if (record->parked && hm_any(record->cached, mask->word)) {
+        record->state = HM_RECALL;
+        pthread_mutex_unlock(&stripe->lock);
+        hm_replay_wide(region, block);
+        pthread_mutex_lock(&stripe->lock);
+    }
     for (int tries = 0;; tries++) {
         struct hm_mask round;
         HM_EACH_WORD(w) round.word[w] = record->cached[w] & mask->word[w];
@@ -261,10 +267,14 @@ static void count_migration(struct transaction *t, const struct plan *plan,
         t->record->cpu_faults = 0;
 }
 
-static int take_room(struct transaction *t, uint32_t pages)
+static int take_room(struct transaction *t, uint32_t pages, enum hm_room room)
 {
     uint32_t missing = pages > t->reserved ? pages - t->reserved : 0;
-    int error = hm_reserve(t->core, t->job->node, missing, t->job->flags & HM_JOB_STAGING);
+    int error = hm_reserve(t->core, t->job->node, missing, room != HM_ROOM);
+    if (error && room == HM_ROOM_ALWAYS) {
+        hm_reserve_always(t->core, t->job->node, missing);
+        error = 0;
+    }
     if (error) {
         t->event.need = pages;
         return error;
@@ -290,7 +300,7 @@ static int bring(struct transaction *t, const struct hm_mask *mask, bool populat
         generation = record->generation;
         make_plan(t, mask, populate, limit, &plan);
         room = plan.copies + plan.fills;
-        error = take_room(t, room);
+        error = take_room(t, room, t->job->flags & HM_JOB_STAGING ? HM_ROOM_STAGING : HM_ROOM);
         if (error || !(plan.moves + plan.fills)) {
             record->state = HM_STABLE;
             return error;
@@ -319,9 +329,9 @@ static int bring(struct transaction *t, const struct hm_mask *mask, bool populat
 }
 
 int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
-                  const struct hm_mask *overwritten, int staging)
+                  const struct hm_mask *overwritten, enum hm_room room)
 {
-    struct hm_job job = {.node = HM_HOST, .flags = staging ? HM_JOB_STAGING : 0};
+    struct hm_job job = {.node = HM_HOST};
     struct transaction t = {.core = region->core,
                             .region = region,
                             .stripe = hm_stripe_of(region->core, region->ino, block),
@@ -332,7 +342,7 @@ int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask
     struct plan plan;
     int error;
     make_plan(&t, mask, false, HM_BLOCK_PAGES, &plan);
-    error = take_room(&t, plan.copies);
+    error = take_room(&t, plan.copies, room);
     if (error)
         return error;
     HM_EACH_WORD(w) carry.word[w] = plan.copy.word[w] & ~overwritten->word[w];

@@ -145,6 +145,7 @@ struct plan {
     struct hm_mask copy; /* of these, the ones whose bytes have to be carried */
     struct hm_mask fill; /* holes that become pages of zeros */
     uint32_t moves, copies, fills;
+    uint8_t from[HM_BLOCK_PAGES]; /* owners when planned: a truncate changes the record's */
 };
 
 static void make_plan(const struct transaction *t, const struct hm_mask *mask, bool populate,
@@ -152,6 +153,7 @@ static void make_plan(const struct transaction *t, const struct hm_mask *mask, b
 {
     const struct hm_block *record = t->record;
     memset(plan, 0, sizeof(*plan));
+    memcpy(plan->from, record->owner, sizeof(plan->from));
     for (uint32_t page = 0; page < HM_BLOCK_PAGES && plan->moves < limit; page++) {
         uint64_t bit = 1ULL << (page % 64);
         uint32_t w = page / 64;
@@ -169,16 +171,16 @@ static void make_plan(const struct transaction *t, const struct hm_mask *mask, b
     plan->fills = hm_bits(plan->fill.word);
 }
 
-static int copy_pages(struct transaction *t, const struct hm_mask *copy)
+static int copy_pages(struct transaction *t, const struct plan *plan, const struct hm_mask *copy)
 {
     struct hm_pool *to = hm_region_pool(t->region, t->job->node);
     uint32_t first = 0, count;
     if (!to)
         return -errno;
     for (; hm_next_run(copy->word, &first, &count); first += count) {
-        uint32_t from = t->record->owner[first], n = 1;
+        uint32_t from = plan->from[first], n = 1;
         int error;
-        while (n < count && t->record->owner[first + n] == from)
+        while (n < count && plan->from[first + n] == from)
             n++;
         count = n;
         error = hm_pool_copy(to, &t->region->pools[from], page_offset(t->block, first),
@@ -306,7 +308,7 @@ static int bring(struct transaction *t, const struct hm_mask *mask, bool populat
             return error;
         }
         pthread_mutex_unlock(&t->stripe->lock);
-        error = copy_pages(t, &plan.copy);
+        error = copy_pages(t, &plan, &plan.copy);
         pthread_mutex_lock(&t->stripe->lock);
         if (!error && record->generation == generation)
             break;
@@ -346,7 +348,7 @@ int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask
     if (error)
         return error;
     HM_EACH_WORD(w) carry.word[w] = plan.copy.word[w] & ~overwritten->word[w];
-    error = copy_pages(&t, &carry);
+    error = copy_pages(&t, &plan, &carry);
     if (error) {
         discard(&t, &plan);
         hm_release(region->core, HM_HOST, plan.copies);

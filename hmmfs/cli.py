@@ -1,0 +1,212 @@
+"""The ``hmmfs`` command. Data goes to stdout, messages to stderr, one sentence each.
+
+Exit status: 0 done, 1 failed, 2 wrongly called, 130 interrupted.
+"""
+
+import contextlib
+import difflib
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import click
+
+from hmmfs import __version__, mountinfo
+from hmmfs.config import OPTIONS, Config
+from hmmfs.daemonize import in_background, sd_notify
+from hmmfs.errors import HmmfsError, UsageError
+from hmmfs.filesystem import mounting
+
+FAILED = 1
+WRONG = 2
+INTERRUPTED = 130
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+OPTIONS_HELP = f"Options, separated by commas: {', '.join(OPTIONS)}."
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(
+    __version__, "-V", "--version", prog_name="hmmfs", message="%(prog)s %(version)s"
+)
+def cli() -> None:
+    """A heterogeneous-memory machine that you can mount.
+
+    Also called as mount(8) does: hmmfs SOURCE DIR -o OPTIONS.
+    """
+
+
+def _mount_options(command: Callable[..., int]) -> Callable[..., int]:
+    """What `hmmfs mount DIR` and `hmmfs SOURCE DIR` have in common."""
+    for decorate in (
+        click.option("-d", "debug", is_flag=True, help="Log what is done; implies -f."),
+        click.option("-f", "foreground", is_flag=True, help="Stay in the foreground."),
+        click.option("--config", "toml", metavar="FILE", help="A TOML file with a [mount] table."),
+        click.option("-o", "options", metavar="OPTIONS", multiple=True, help=OPTIONS_HELP),
+    ):
+        command = decorate(command)
+    return command
+
+
+@cli.command("mount")
+@click.argument("directory", metavar="DIR")
+@_mount_options
+def mount_command(
+    directory: str, options: tuple[str, ...], toml: str | None, foreground: bool, debug: bool
+) -> int:
+    """Mount on DIR, and return when the mount answers."""
+    config = Config.from_options(",".join(options), toml)
+    return _serve(directory, config, foreground, debug)
+
+
+@click.command("hmmfs", context_settings=CONTEXT)
+@click.argument("source")
+@click.argument("directory", metavar="DIR")
+@click.option("-s", "single", is_flag=True, help="One gate thread.")
+@_mount_options
+def mount8_command(
+    source: str,
+    directory: str,
+    options: tuple[str, ...],
+    toml: str | None,
+    foreground: bool,
+    debug: bool,
+    single: bool,
+) -> int:
+    """Mount on DIR under the name SOURCE, as mount(8) calls it."""
+    config = Config.from_options(",".join(options), toml, fsname=source)
+    return _serve(directory, replace(config, threads=1) if single else config, foreground, debug)
+
+
+def _serve(directory: str, config: Config, foreground: bool, debug: bool) -> int:
+    debug = debug or config.debug
+    config = replace(config, debug=debug, foreground=foreground or debug)
+    # Absolute, because a daemon may leave the directory it was started in.
+    path = mountinfo.resolve(directory)
+    # numpy's OpenBLAS starts a thread for every CPU when it is imported; the daemon does no
+    # linear algebra, and forks its watchdog while it is still single-threaded.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+    def work(ready: Callable[[], None]) -> int:
+        from hmmfs.daemon import serve
+
+        return serve(path, config, ready)
+
+    if config.foreground:
+        return work(lambda: sd_notify("READY=1"))
+    return in_background(work)
+
+
+@cli.command("umount")
+@click.argument("directory", metavar="DIR")
+@click.option("-z", "lazy", is_flag=True, help="Detach it now; it ends when nothing uses it.")
+def umount_command(directory: str, lazy: bool) -> int:
+    """End the mount on DIR."""
+    mounting.unmount(directory, lazy)
+    return 0
+
+
+@cli.command("status")
+@click.argument("directory", metavar="DIR")
+@click.option("--json", "as_json", is_flag=True, help="For programs; its schema has a version.")
+def status_command(directory: str, as_json: bool) -> int:
+    """Show devices, regions and counters of the mount on DIR."""
+    from hmmfs.inspect.status import read_status
+
+    status = read_status(directory)
+    if as_json:
+        print(json.dumps(status, indent=2))
+    else:
+        from hmmfs.inspect.table import print_status
+
+        print_status(status)
+    return 0
+
+
+@cli.command("submit")
+@click.argument("directory", metavar="DIR")
+@click.argument("device", metavar="DEV")
+@click.argument("operations", metavar="OPERATION...", nargs=-1, required=True)
+def submit_command(directory: str, device: str, operations: tuple[str, ...]) -> int:
+    """Run operations on a device of the mount on DIR, and print their answers.
+
+    For example: hmmfs submit /mnt dev0 'fill a 7' 'checksum a'.
+    """
+    if mountinfo.find_hmmfs(directory) is None:
+        raise UsageError(f"{directory} is not an hmmfs mount: give the directory it is mounted on.")
+    top = os.path.join(directory, "devices", device)
+    for operation in operations:
+        sys.stdout.buffer.write(_transact(top, operation))
+        sys.stdout.buffer.flush()
+    return 0
+
+
+def _transact(device: str, operation: str) -> bytes:
+    """One operation and its answer: an open file of its own, so that answers cannot mix."""
+    try:
+        fd = os.open(os.path.join(device, "submit"), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        known = ", ".join(sorted(os.listdir(os.path.dirname(device)))) or "none"
+        raise HmmfsError(
+            errno.ENOENT, f"There is no device {os.path.basename(device)}; the devices are {known}."
+        ) from None
+    try:
+        os.write(fd, operation.encode(errors="surrogateescape") + b"\n")
+        answer = b""
+        while chunk := os.pread(fd, 1 << 16, len(answer)):
+            answer += chunk
+        return answer
+    except OSError as error:
+        reason = _last_error(device) or f'"{operation}" failed: {error.strerror}.'
+        raise HmmfsError(error.errno or FAILED, reason) from None
+    finally:
+        os.close(fd)
+
+
+def _last_error(device: str) -> str:
+    with contextlib.suppress(OSError), open(os.path.join(device, "last_error")) as file:
+        return file.read().strip()
+    return ""
+
+
+def _command(args: list[str]) -> click.Command:
+    """The subcommands' parser, or mount(8)'s form where the first argument names none of them."""
+    first = next((arg for arg in args if not arg.startswith("-")), None)
+    if not args or first is None or first in cli.commands:
+        return cli
+    near = difflib.get_close_matches(first, list(cli.commands), n=1, cutoff=0.75)
+    if near and "-o" not in args:
+        raise UsageError(
+            f'There is no command "{first}" (did you mean "{near[0]}"?); for a source of that '
+            "name give options with -o."
+        )
+    return mount8_command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The ``hmmfs`` program: no mistake of its user shows a traceback."""
+    args = sys.argv[1:] if argv is None else argv
+    try:
+        result = _command(args).main(args, prog_name="hmmfs", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        return WRONG
+    except click.ClickException as error:
+        return _complain(error.format_message(), error.exit_code)
+    except HmmfsError as error:
+        return _complain(str(error), WRONG if isinstance(error, UsageError) else FAILED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        return _complain(f"{error.filename or 'hmmfs'}: {error.strerror}.", FAILED)
+
+
+def _complain(sentence: str, status: int) -> int:
+    print(f"hmmfs: {sentence}", file=sys.stderr)
+    return status

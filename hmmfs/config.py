@@ -1,0 +1,195 @@
+"""What a mount is told: option names, their values, defaults and limits.
+
+The same names serve ``-o a=1,b=2`` and the ``[mount]`` table of a TOML file; ``-o`` wins.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from hmmfs.errors import HmmfsError, UsageError
+from hmmfs.units import BLOCK, PAGE, G, K, M, T, format_size, parse_size
+
+Value = int | bool | str
+
+
+@dataclass(frozen=True)
+class Config:
+    """One mount's settings; sizes are bytes. ``vram`` is what each device has."""
+
+    vram: int = 64 * M
+    devices: int = 1
+    host: int = 1 * G
+    readahead: int = 128 * K
+    poll_us: int = 0
+    keep_clean: bool = True
+    express: bool = True
+    prefetch: str = "block"
+    eviction: str = "lru"
+    threads: int = 2
+    allow_other: bool = False
+    ro: bool = False
+    noexec: bool = False
+    noatime: bool = False
+    fsname: str = "hmmfs"
+    log: str | None = None
+    debug: bool = False
+    foreground: bool = False
+
+    @classmethod
+    def from_options(
+        cls, options: str = "", toml_path: str | None = None, **defaults: Value
+    ) -> Self:
+        """Defaults, then the TOML file, then ``-o``; among repeated options the last wins."""
+        chosen: dict[str, Any] = dict(defaults)
+        given = _from_toml(toml_path) if toml_path is not None else iter(())
+        for name, text in [*given, *_split(options)]:
+            if name in GENERIC:
+                chosen.update(GENERIC[name])
+            elif not name.startswith(("x-", "X-")):
+                chosen[name] = _known(name).parse(name, text)
+        return cls(**chosen)
+
+
+@dataclass(frozen=True)
+class Option:
+    """How one option's text becomes its value, and what to say of a text that does not."""
+
+    read: Callable[[str], Value | None]
+    takes: str
+    bare: str | None = None  # the text meant by the name alone
+
+    def parse(self, name: str, text: str | None) -> Value:
+        """The value; ``text`` is None where the name stood without ``=``."""
+        shown = name if text is None else f"{name}={text}"
+        if text is None:
+            text = self.bare
+        try:
+            value = None if text is None else self.read(text)
+        except HmmfsError:
+            value = None
+        if value is None:
+            raise UsageError(f'The option "{shown}" is wrong: {name} takes {self.takes}.')
+        return value
+
+
+def _size(low: int, high: int, example: str) -> Option:
+    def read(text: str) -> int | None:
+        count = parse_size(text)
+        return count if low <= count <= high and count % PAGE == 0 else None
+
+    limits = f"{format_size(low)} to {format_size(high)}"
+    return Option(read, f"a size from {limits} in multiples of 4K, such as {example}")
+
+
+def _integer(low: int, high: int) -> Option:
+    def read(text: str) -> int | None:
+        if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+            return None
+        return int(text) if low <= int(text) <= high else None
+
+    return Option(read, f"a whole number from {low} to {high}")
+
+
+def _choice(*names: str) -> Option:
+    takes = f"one of {', '.join(names)}" if len(names) > 1 else f"only {names[0]} so far"
+    return Option(lambda text: text if text in names else None, takes)
+
+
+_SWITCHES = {"on": True, "off": False}
+_SWITCH = Option(_SWITCHES.get, "on or off", bare="on")
+
+OPTIONS: dict[str, Option] = {
+    "vram": _size(BLOCK, 16 * T, "64M"),
+    "devices": _integer(0, 15),
+    "host": _size(BLOCK, 16 * T, "1G"),
+    "readahead": _size(0, 16 * M, "128K"),
+    "poll_us": _integer(0, 10_000),
+    "keep_clean": _SWITCH,
+    "express": _SWITCH,
+    "prefetch": _choice("none", "block"),
+    "eviction": _choice("lru"),
+    "threads": _integer(1, 64),
+    "allow_other": _SWITCH,
+    "ro": _SWITCH,
+    "noexec": _SWITCH,
+    "noatime": _SWITCH,
+    "fsname": Option(lambda text: text or None, "a name, such as fsname=gpu"),
+    # Absolute, because the daemon leaves the directory that it was started in.
+    "log": Option(lambda text: os.path.abspath(text) if text else None, "the path of a file"),
+    "debug": _SWITCH,
+}
+
+# What mount(8) and fstab pass to every file system. Devices and set-uid programs are never
+# honoured on a mount of hmmfs, so dev and suid change nothing; permissions are always checked by
+# the kernel, the type is always fuse.hmmfs, and the watchdog does what auto_unmount is for.
+GENERIC: dict[str, dict[str, Value]] = {
+    name: {}
+    for name in (  # noqa: SIM905 - a list would be one word a line
+        "defaults dev nodev suid nosuid diratime nodiratime relatime norelatime strictatime "
+        "nostrictatime lazytime nolazytime sync async dirsync silent loud user nouser users owner "
+        "group auto noauto _netdev nofail comment user_id group_id subtype default_permissions "
+        "auto_unmount nonempty"
+    ).split()
+} | {
+    "rw": {"ro": False},
+    "exec": {"noexec": False},
+    "atime": {"noatime": False},
+}
+
+assert set(OPTIONS) <= {field.name for field in fields(Config)}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean "...")`` for a name that is nearly a known one, else nothing."""
+    matches = difflib.get_close_matches(name, sorted(known), n=1)
+    return f' (did you mean "{matches[0]}"?)' if matches else ""
+
+
+def _known(name: str) -> Option:
+    if name not in OPTIONS:
+        hint = nearest(name, [*OPTIONS, *GENERIC])
+        raise UsageError(
+            f'There is no option "{name}"{hint}; the options are {", ".join(OPTIONS)}.'
+        )
+    return OPTIONS[name]
+
+
+def _split(options: str) -> Iterator[tuple[str, str | None]]:
+    r"""Names and texts of ``a=1,b``; as in every FUSE file system ``\,`` is a plain comma."""
+    for part in re.split(r"(?<!\\),", options):
+        if part:
+            name, equals, text = part.replace("\\,", ",").partition("=")
+            yield name.strip(), text if equals else None
+
+
+def _from_toml(path: str) -> Iterator[tuple[str, str | None]]:
+    try:
+        with open(path, "rb") as file:
+            document = tomllib.load(file)
+    except OSError as error:
+        raise UsageError(f"The configuration {path} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"The configuration {path} is not TOML: {error}.") from None
+    table = document.pop("mount", {})
+    if document:
+        raise UsageError(
+            f'The configuration {path} has "{next(iter(document))}", where only a [mount] table '
+            "with the names of -o is known."
+        )
+    if not isinstance(table, dict):
+        raise UsageError(f"In the configuration {path} mount must be a table: write [mount].")
+    for name, value in table.items():
+        yield name, _toml_text(name, value)
+
+
+def _toml_text(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, int | str):
+        return str(value)
+    raise UsageError(f'The option "{name}" is wrong: give it a string, a whole number or true.')

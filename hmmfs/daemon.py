@@ -1,0 +1,249 @@
+"""One mount, from its first request to its last: puts the parts together.
+
+Order of ending: the mount goes (unmounted by us or by others, or aborted), the gate's threads end
+and the core says CLOSED, pyfuse3's loop ends, the fault service ends, the gate is joined, the core
+closed, the watchdog dismissed. Nothing that may wait for the mount or the kernel runs on the trio
+thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+import stat
+from collections.abc import Callable
+
+import pyfuse3
+import trio
+
+from hmmfs import policy
+from hmmfs.config import Config
+from hmmfs.device import Executor
+from hmmfs.errors import HmmfsError
+from hmmfs.filesystem import mounting
+from hmmfs.filesystem.mounting import Mounted
+from hmmfs.filesystem.operations import Operations
+from hmmfs.filesystem.tree import Tree
+from hmmfs.filesystem.watchdog import Watchdog, abort
+from hmmfs.memory import PAGE_SIZE, Core, RegionTable
+from hmmfs.policy import EvictionPolicy, PlacementPolicy
+from hmmfs.service import FaultService, Jobs, Rooms
+from hmmfs.units import K, M
+
+log = logging.getLogger(__name__)
+
+SOCKET_BYTES = (
+    4 * M
+)  # what may be queued between gate and pyfuse3; users get what the system allows
+READAHEAD = 128 * K  # the kernel's own; more than that has to be set through sysfs
+MAX_TASKS = 4096  # pyfuse3's; every operation that a device carries out occupies one
+UNMOUNT_S = 5.0  # an unmount writes back what is dirty
+GRACE_S = 2.0  # for requests under way, once the mount is detached
+SO_SNDBUFFORCE = 32
+
+
+def serve(path: str, config: Config, ready: Callable[[], None]) -> int:
+    """Mount on `path`, call `ready` once the mount answers, and return 0 when it has ended."""
+    _start_log(config)
+    placement = policy.placement(config.prefetch)
+    eviction = policy.eviction(config.eviction)
+    watchdog = Watchdog.start()  # before there are threads
+    try:
+        core = _core(config, placement)
+        try:
+            mounted = mounting.mount(path, config)
+        except BaseException:
+            core.close()
+            raise
+        watchdog.guard(mounted.path, mounted.connection_id)
+        _Daemon(config, core, mounted, placement, eviction).run(ready)
+    finally:
+        watchdog.dismiss()
+    return 0
+
+
+def _start_log(config: Config) -> None:
+    """Only hmmfs's own words: pyfuse3 would describe every request."""
+    handler = logging.FileHandler(config.log) if config.log else logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s hmmfs %(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("hmmfs").setLevel(logging.DEBUG if config.debug else logging.INFO)
+
+
+def _core(config: Config, placement: PlacementPolicy) -> Core:
+    table = placement.table()
+    capacity = [config.host, *[config.vram] * config.devices]
+    return Core(
+        [size // PAGE_SIZE for size in capacity],
+        threads=config.threads,
+        poll_us=config.poll_us,
+        readahead=config.readahead,
+        # A policy that has to be asked each time can't be followed from a table.
+        express=config.express and table is not None,
+        keep_clean=config.keep_clean,
+        fault_pages=table or (1, 1, 1, 1),
+    )
+
+
+def _relay() -> tuple[socket.socket, socket.socket]:
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    for end in pair:
+        try:
+            end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SOCKET_BYTES)
+        except PermissionError:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+    return pair
+
+
+class _Daemon:
+    """The parts of one mount."""
+
+    def __init__(
+        self,
+        config: Config,
+        core: Core,
+        mounted: Mounted,
+        placement: PlacementPolicy,
+        eviction: EvictionPolicy,
+    ) -> None:
+        self._config = config
+        self._core = core
+        self._mounted = mounted
+        self._table = RegionTable(core)
+        self._jobs = jobs = Jobs(core)
+        rooms = Rooms(core, jobs, self._table, eviction)
+        executors = [
+            Executor(core, jobs, rooms, self._table, node) for node in range(1, core.nodes)
+        ]
+        self._tree = Tree(core, self._table, executors, os.getpid(), shared=config.allow_other)
+        self._operations = Operations(core, self._table, self._tree, os.geteuid(), os.getegid())
+        self._service = FaultService(
+            core,
+            jobs,
+            rooms,
+            self._table,
+            placement,
+            on_interrupt=self._operations.interrupted,
+            on_closed=self._on_closed,
+        )
+        self._closed = trio.Event()
+        # Regions that nobody can reach any more: punching their pages takes a thread a while.
+        self._doom, self._doomed = trio.open_memory_channel[int](10**9)
+        self._table.on_doom(self._on_doom)
+
+    def run(self, ready: Callable[[], None]) -> None:
+        """Serve until the mount is gone."""
+        try:
+            self._start()
+            trio.run(self._main, ready)
+        finally:
+            self._end()
+
+    def _start(self) -> None:
+        ours, theirs = _relay()
+        fd = theirs.detach()  # closed by libfuse in pyfuse3.close
+        try:
+            self._core.start_gate(self._mounted.fd, ours.detach())
+            pyfuse3.init(self._operations, f"/dev/fd/{fd}", set())
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _end(self) -> None:
+        """The loop has ended. Unless the mount is gone already, something went wrong: end it, or
+        the gate's threads would wait for it for ever."""
+        if not self._closed.is_set():
+            with contextlib.suppress(HmmfsError):
+                mounting.unmount(self._mounted.path, lazy=True)
+            if not abort(self._mounted.connection_id):
+                # The end of the process closes /dev/fuse, which aborts it.
+                log.error("The connection can't be aborted; the end of the daemon will.")
+                return
+        with contextlib.suppress(Exception):
+            pyfuse3.close(unmount=False)
+        self._core.join_gate()
+        self._core.close()
+
+    # ---- on the trio thread
+
+    async def _main(self, ready: Callable[[], None]) -> None:
+        async with trio.open_nursery() as service:
+            await service.start(self._service.run)
+            service.start_soon(self._destroy_doomed)
+            async with trio.open_nursery() as mount:
+                mount.start_soon(self._await_signals)
+                mount.start_soon(self._announce, ready)
+                await pyfuse3.main(min_tasks=1, max_tasks=MAX_TASKS)
+                mount.cancel_scope.cancel()
+            service.cancel_scope.cancel()
+
+    def _on_closed(self) -> None:
+        self._closed.set()
+        self._operations.interrupt_all()
+        pyfuse3.terminate()
+
+    def _on_doom(self, ino: int) -> None:
+        self._tree.drop_region(ino)
+        self._doom.send_nowait(ino)
+
+    async def _destroy_doomed(self) -> None:
+        limiter = trio.CapacityLimiter(1)
+        async for ino in self._doomed:
+            await trio.to_thread.run_sync(self._core.destroy_region, ino, limiter=limiter)
+
+    async def _announce(self, ready: Callable[[], None]) -> None:
+        """Ready is when a program's question has been answered."""
+
+        def ask() -> None:
+            found = os.stat(self._mounted.path)
+            if not stat.S_ISDIR(found.st_mode):
+                raise HmmfsError(errno.EIO, f"{self._mounted.path} does not answer as it should.")
+
+        def widen() -> str | None:
+            return mounting.set_readahead(self._mounted.connection_id, self._config.readahead)
+
+        await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
+        if self._config.readahead > READAHEAD:
+            complaint = await trio.to_thread.run_sync(widen, abandon_on_cancel=True)
+            if complaint:
+                log.warning("%s", complaint)
+        log.info("%s is mounted.", self._mounted.path)
+        ready()
+
+    async def _await_signals(self) -> None:
+        """The first signal unmounts. Where programs keep the mount busy it is detached, what is
+        under way gets a moment, then the connection is aborted."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                log.info("%s: unmounting %s.", signal.Signals(number).name, self._mounted.path)
+                break
+            if not await self._unmount(lazy=False):
+                await self._unmount(lazy=True)
+            with trio.move_on_after(GRACE_S):
+                await self._closed.wait()
+                return
+            log.warning("Programs still use %s: aborting what they wait for.", self._mounted.path)
+            if not await trio.to_thread.run_sync(
+                abort, self._mounted.connection_id, abandon_on_cancel=True
+            ):
+                log.error("The connection can't be aborted: it ends at the programs' last close.")
+            await self._closed.wait()
+
+    async def _unmount(self, *, lazy: bool) -> bool:
+        """Whether nothing more is to be done about the mount's place in the tree."""
+        with trio.move_on_after(UNMOUNT_S):
+            try:
+                await trio.to_thread.run_sync(
+                    mounting.unmount, self._mounted.path, lazy, abandon_on_cancel=True
+                )
+            except HmmfsError as error:
+                if error.errno == errno.EINVAL:
+                    return True  # somebody else was faster
+                log.info("%s", error.sentence)
+                return False
+            return True
+        return False

@@ -1,0 +1,372 @@
+"""Carries out the operations of one device, block by block, as native jobs.
+
+A job on one block migrates what it needs by itself. When the device is full it says so, room is
+made and the job is sent again with the room reserved for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import trio
+
+from hmmfs.device import commands
+from hmmfs.device.commands import Operation, Range
+from hmmfs.device.zeros import crc32_zeros
+from hmmfs.errors import HmmfsError, UsageError
+from hmmfs.memory import (
+    BLOCK_BYTES,
+    BLOCK_PAGES,
+    HOST,
+    PAGE_SIZE,
+    BlockKey,
+    Core,
+    Job,
+    JobKind,
+    JobResult,
+    Region,
+    RegionTable,
+    page_set,
+)
+from hmmfs.memory.regions import show
+from hmmfs.service import Jobs, Rooms
+
+IN_FLIGHT = 4  # blocks at a time where order does not matter
+ATTEMPTS = 8  # of one job against a busy CPU (pauses double from 1 ms), or for want of room
+
+
+class Span(NamedTuple):
+    """Bytes of one block."""
+
+    block: int
+    offset: int
+    length: int
+
+    @property
+    def start(self) -> int:
+        return self.block * BLOCK_BYTES + self.offset
+
+
+def spans(start: int, end: int) -> Iterator[Span]:
+    """[start, end) cut at block boundaries."""
+    while start < end:
+        block, offset = divmod(start, BLOCK_BYTES)
+        length = min(BLOCK_BYTES - offset, end - start)
+        yield Span(block, offset, length)
+        start += length
+
+
+def touched_spans(region: Region, start: int, end: int) -> Iterator[Span]:
+    """Those of them whose block somebody has touched; the bytes between are zeros."""
+    for block in region.touched(start // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
+        low = max(start, block * BLOCK_BYTES)
+        high = min(end, (block + 1) * BLOCK_BYTES)
+        yield Span(block, low - block * BLOCK_BYTES, high - low)
+
+
+def _migration(region: Region, span: Span, node: int) -> Job:
+    first = span.offset // PAGE_SIZE
+    last = (span.offset + span.length - 1) // PAGE_SIZE
+    return Job(
+        JobKind.MIGRATE, region.ino, span.block, node=node, first=first, count=last - first + 1
+    )
+
+
+def merged(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges (start, end) in order, those that meet joined."""
+    out: list[tuple[int, int]] = []
+    for start, end in sorted(pieces):
+        if out and start <= out[-1][1]:
+            out[-1] = (out[-1][0], max(out[-1][1], end))
+        else:
+            out.append((start, end))
+    return out
+
+
+class Executor:
+    """One device. Submissions run one after the other, in the order in which they come."""
+
+    def __init__(
+        self, core: Core, jobs: Jobs, rooms: Rooms, regions: RegionTable, node: int
+    ) -> None:
+        self._core = core
+        self._jobs = jobs
+        self._rooms = rooms
+        self._regions = regions
+        self._node = node
+        self._turn = trio.Lock()
+        self._in_flight = max(1, min(IN_FLIGHT, core.capacity[node] // BLOCK_PAGES))
+
+    async def run(self, operations: list[Operation], answer: Callable[[str], None]) -> None:
+        """Run operations in order, handing over the answer of each that has one. Raises HmmfsError
+        at the first that fails; what was done by then stays done."""
+        async with self._turn:
+            for number, operation in enumerate(operations, 1):
+                try:
+                    text = await self._run(operation)
+                except HmmfsError as error:
+                    line = f" in line {number}" if len(operations) > 1 else ""
+                    raise HmmfsError(
+                        error.errno or errno.EIO, f"{operation.verb}{line}: {error.sentence}"
+                    ) from error
+                if text is not None:
+                    answer(text)
+
+    async def _run(self, operation: Operation) -> str | None:
+        match operation:
+            case commands.Read(source):
+                return await self._read(*self._bounds(source))
+            case commands.Write(target, data):
+                await self._write(*self._bounds(target), data)
+            case commands.Fill(target, byte):
+                await self._fill(*self._bounds(target), byte)
+            case commands.Checksum(source):
+                return await self._checksum(*self._bounds(source))
+            case commands.Migrate(source, node):
+                await self._migrate(*self._bounds(source), node)
+            case commands.Copy(source, target):
+                await self._copy(source, target)
+            case commands.Compare(left, right):
+                return await self._compare(left, right)
+        return None
+
+    def _bounds(self, place: Range) -> tuple[Region, int, int]:
+        """The region and the bytes [start, end) meant."""
+        region = self._regions.get(place.region)
+        if region is None:
+            raise HmmfsError(
+                errno.ENOENT,
+                f"There is no region named {show(place.region)}: make it in regions/ first.",
+            )
+        size = region.size
+        length = place.length if place.length is not None else size - place.offset
+        if place.offset > size or place.offset + length > size:
+            raise HmmfsError(
+                errno.ERANGE,
+                f"Region {show(place.region)} ends at byte {size}: stay below that, or grow it.",
+            )
+        return region, place.offset, place.offset + length
+
+    # ---- operations
+
+    async def _read(self, region: Region, start: int, end: int) -> str:
+        with self._regions.using(region):
+            return (await self._load(region, start, end)).hex()
+
+    async def _write(self, region: Region, start: int, end: int, data: bytes) -> None:
+        with self._regions.using(region):
+            await self._store(region, start, data)
+
+    async def _fill(self, region: Region, start: int, end: int, byte: int) -> None:
+        def job(span: Span) -> Job:
+            return self._job(JobKind.FILL, region, span, byte=byte)
+
+        with self._regions.using(region):
+            await self._each(spans(start, end), job)
+
+    async def _migrate(self, region: Region, start: int, end: int, node: int) -> None:
+        if node >= self._core.nodes:
+            raise HmmfsError(
+                errno.ENODEV,
+                f"There is no dev{node - 1}: this mount has {self._core.nodes - 1} device(s), "
+                "counted from dev0.",
+            )
+
+        def job(span: Span) -> Job:
+            return _migration(region, span, node)
+
+        with self._regions.using(region):
+            await self._each(touched_spans(region, start, end), job)
+
+    async def _checksum(self, region: Region, start: int, end: int) -> str:
+        """In order, since each block's CRC continues the last; the next block is fetched
+        meanwhile."""
+        crc, at = 0, start
+        failure: HmmfsError | None = None
+        places = touched_spans(region, start, end)
+        with self._regions.using(region):
+            span = next(places, None)
+            async with trio.open_nursery() as nursery:
+                try:
+                    while span is not None:
+                        following = next(places, None)
+                        if following is not None and self._in_flight > 1:
+                            nursery.start_soon(self._fetch, region, following)
+                        crc = crc32_zeros(crc, span.start - at)
+                        job = self._job(JobKind.CRC, region, span, byte=crc)
+                        crc = (await self._block(job)).crc
+                        at = span.start + span.length
+                        span = following
+                except HmmfsError as error:
+                    failure = error
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return f"{crc32_zeros(crc, end - at):08x}"
+
+    async def _copy(self, source: Range, target: Range) -> None:
+        region, start, end = self._bounds(source)
+        to, at, _ = self._bounds(replace(target, length=end - start))
+        # As memmove does: from the end when a block would be overwritten before it is read.
+        backward = region is to and start < at < end
+        with self._regions.using(region, to):
+            pieces = list(self._pieces(region, start, to, at, end - start))
+            for low, high in reversed(pieces) if backward else pieces:
+                data = await self._load(region, start + low, start + high)
+                await self._store(to, at + low, data)
+
+    async def _compare(self, left: Range, right: Range) -> str:
+        one, start, end = self._bounds(left)
+        two, at, stop = self._bounds(
+            replace(right, length=left.length) if right.length is None else right
+        )
+        if left.length is None and right.length is not None:
+            one, start, end = self._bounds(replace(left, length=right.length))
+        length = min(end - start, stop - at)
+        with self._regions.using(one, two):
+            for low, high in self._pieces(one, start, two, at, length):
+                a = np.frombuffer(await self._load(one, start + low, start + high), np.uint8)
+                b = np.frombuffer(await self._load(two, at + low, at + high), np.uint8)
+                if not np.array_equal(a, b):
+                    return f"differ at {low + int(np.flatnonzero(a != b)[0])}"
+        return "equal" if end - start == stop - at else f"differ at {length}"
+
+    # ---- pieces of two regions
+
+    @staticmethod
+    def _pieces(
+        one: Region, start: int, two: Region, at: int, length: int
+    ) -> Iterator[tuple[int, int]]:
+        """Relative ranges (low, high) in order, each at most a block: what is touched in either
+        region. All else is zeros on both sides."""
+        touched = merged(
+            [
+                (span.start - base, span.start - base + span.length)
+                for region, base in ((one, start), (two, at))
+                for span in touched_spans(region, base, base + length)
+            ]
+        )
+        for low, high in touched:
+            for piece in range(low, high, BLOCK_BYTES):
+                yield piece, min(piece + BLOCK_BYTES, high)
+
+    async def _load(self, region: Region, start: int, end: int) -> bytearray:
+        data = bytearray(end - start)
+        for span in touched_spans(region, start, end):
+            low = span.start - start
+            view = memoryview(data)[low : low + span.length]
+            await self._block(self._job(JobKind.READ, region, span, buffer=view))
+        return data
+
+    async def _store(self, region: Region, start: int, data: bytes | bytearray) -> None:
+        for span in spans(start, start + len(data)):
+            low = span.start - start
+            view = memoryview(data)[low : low + span.length]
+            await self._block(self._job(JobKind.WRITE, region, span, buffer=view))
+
+    # ---- blocks
+
+    def _job(
+        self,
+        kind: JobKind,
+        region: Region,
+        span: Span,
+        *,
+        byte: int = 0,
+        buffer: memoryview | None = None,
+    ) -> Job:
+        return Job(
+            kind,
+            region.ino,
+            span.block,
+            node=self._node,
+            offset=span.offset,
+            length=span.length,
+            byte=byte,
+            buffer=buffer,
+        )
+
+    async def _each(self, places: Iterator[Span], job: Callable[[Span], Job]) -> None:
+        """Run a job on each span, several at a time. The first failure ends the others."""
+        slots = trio.Semaphore(self._in_flight)
+        failures: list[HmmfsError] = []
+
+        async def one(span: Span) -> None:
+            try:
+                await self._block(job(span))
+            except HmmfsError as error:
+                failures.append(error)
+                nursery.cancel_scope.cancel()
+            finally:
+                slots.release()
+
+        async with trio.open_nursery() as nursery:
+            for span in places:
+                await slots.acquire()
+                nursery.start_soon(one, span)
+        if failures:
+            raise failures[0]
+
+    async def _fetch(self, region: Region, span: Span) -> None:
+        """Bring what a later job will need. It may fail: then that job brings it itself."""
+        with contextlib.suppress(HmmfsError):
+            await self._block(_migration(region, span, self._node))
+
+    async def _block(self, job: Job) -> JobResult:
+        """Run a job on one block until it is done, making room as needed."""
+        key = BlockKey(job.ino, job.block)
+        result = JobResult(0)
+        for attempt in range(ATTEMPTS):
+            result = await self._jobs.run(job)
+            if result.result == -errno.ENOSPC:
+                frees = result.need if job.node == HOST else self._on_host(job)
+                async with self._rooms.make(job.node, result.need, key, frees) as room:
+                    result = await self._jobs.run(
+                        replace(job, reserved=room.take(), flags=job.flags | room.flags)
+                    )
+            if result.result == -errno.EBUSY:
+                await trio.sleep(0.001 * 2**attempt)
+            elif result.result != -errno.ENOSPC:
+                break
+        if result.result:
+            raise self._failure(-result.result)
+        return result
+
+    def _on_host(self, job: Job) -> int:
+        """Host pages that the job will move to the device."""
+        region = self._regions.by_ino(job.ino)
+        if region is None:
+            return 0
+        record = region.blocks(job.block, 1)[0]
+        pages = page_set(record["present"] & ~record["device"])
+        if job.kind == JobKind.MIGRATE:
+            return int(pages[job.first : job.first + job.count].sum())
+        last = (job.offset + job.length - 1) // PAGE_SIZE
+        return int(pages[job.offset // PAGE_SIZE : last + 1].sum())
+
+    @staticmethod
+    def _failure(number: int) -> HmmfsError:
+        if number == errno.EBUSY:
+            return HmmfsError(
+                number, "Programs keep touching the pages faster than they can be moved: try again."
+            )
+        if number == errno.ENOSPC:
+            return HmmfsError(number, "Others took the room that was made: try again.")
+        if number == errno.ERANGE:
+            return HmmfsError(number, "The region was cut short meanwhile: grow it again.")
+        if number == errno.ENOENT:
+            return HmmfsError(number, "The region was removed meanwhile.")
+        return HmmfsError(number, f"{errno.errorcode.get(number, number)} from the native core.")
+
+
+def parse_all(text: str) -> list[Operation]:
+    """Each line of a submission that is not blank, parsed before the first of them runs."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UsageError("There is no operation in that: write one a line.")
+    return [commands.parse(line) for line in lines]

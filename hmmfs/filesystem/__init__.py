@@ -1,0 +1,1 @@
+"""The mount: gate, names and control files. Translates, never decides."""

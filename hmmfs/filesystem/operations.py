@@ -1,0 +1,391 @@
+"""What pyfuse3 asks for: names, attributes, control files. The gate answers data on regions.
+
+No handler awaits anything while it changes the table of regions, so each change is atomic. SETATTR
+of a size waits for nothing at all: the kernel holds back the writeback of the inode meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import itertools
+import logging
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
+
+from hmmfs.errors import HmmfsError
+from hmmfs.filesystem.submit import MAX_READ, Submission
+from hmmfs.filesystem.tree import Directory, Node, Submit, Text, Tree
+from hmmfs.memory import FIRST_REGION_INO, HOST, PAGE_SIZE, Core, Region, RegionTable
+from hmmfs.memory.core import NAME_MAX
+
+log = logging.getLogger(__name__)
+
+# Every change of a name in regions/ comes through the kernel, so it may believe them for long.
+REGION_ENTRY_TIMEOUT = 3600.0
+MAX_REGIONS = 8192
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+
+
+class TextHandle:
+    """An open control file: the first read takes the snapshot that all its reads are of."""
+
+    def __init__(self, node: Text) -> None:
+        self._node = node
+        self._snapshot: bytes | None = None
+
+    def read(self, offset: int, size: int) -> bytes:
+        if self._snapshot is None:
+            self._snapshot = self._node.produce().encode(errors="surrogateescape")
+        return self._snapshot[offset : offset + min(size, MAX_READ)]
+
+
+class SubmitHandle:
+    def __init__(self, node: Submit) -> None:
+        self.device = node.device
+        self.submission: Submission = node.open()
+
+
+Handle = Region | TextHandle | SubmitHandle | Directory
+
+
+def _answered(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Errors become errnos here; any other exception would end the whole mount."""
+
+    @functools.wraps(handler)
+    async def answer(*args: Any) -> Any:
+        try:
+            return await handler(*args)
+        except FUSEError:
+            raise
+        except OSError as error:
+            raise FUSEError(error.errno or errno.EIO) from error
+        except Exception:
+            log.exception("%s failed.", handler.__name__)
+            raise FUSEError(errno.EIO) from None
+
+    return answer
+
+
+def answered(cls: type[Operations]) -> type[Operations]:
+    for name, handler in list(vars(cls).items()):
+        if not name.startswith("_") and name in vars(pyfuse3.Operations):
+            setattr(cls, name, _answered(handler))
+    return cls
+
+
+class Operations(pyfuse3.Operations):
+    """The namespace of one mount."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(self, core: Core, table: RegionTable, tree: Tree, uid: int, gid: int) -> None:
+        super().__init__()
+        self._core = core
+        self._table = table
+        self._tree = tree
+        self._uid = uid
+        self._gid = gid
+        self._born = self._changed = time.time_ns()
+        self._handles: dict[int, Handle] = {}
+        self._fhs = itertools.count(1)
+
+    # ---- for the daemon
+
+    def interrupted(self, fh: int) -> None:
+        """The program that waits for a write on this open file got a signal."""
+        handle = self._handles.get(fh)
+        if isinstance(handle, SubmitHandle):
+            handle.submission.interrupt()
+
+    def interrupt_all(self) -> None:
+        """The mount is gone: nobody waits any more."""
+        for fh in self._handles:
+            self.interrupted(fh)
+
+    # ---- attributes
+
+    def _attributes(self, what: Node | Region) -> EntryAttributes:
+        attributes = EntryAttributes()
+        attributes.st_ino = what.ino
+        attributes.st_mode = what.mode
+        attributes.st_nlink = what.nlink
+        # cp takes 128 KiB at a time at least, whatever this says. stdio and Python's open take
+        # this for their buffers, and a larger one would have a seek and a read of 8 bytes
+        # bring home pages that nobody asked for.
+        attributes.st_blksize = PAGE_SIZE
+        if isinstance(what, Region):
+            attributes.entry_timeout = REGION_ENTRY_TIMEOUT
+            # Stores through mappings and devices change blocks and times without a request.
+            attributes.attr_timeout = 0
+            attributes.st_uid, attributes.st_gid = what.uid, what.gid
+            attributes.st_size = what.size
+            attributes.st_blocks = what.present * (PAGE_SIZE // 512)
+            attributes.st_atime_ns = what.atime
+            attributes.st_mtime_ns = what.mtime
+            attributes.st_ctime_ns = what.ctime
+            return attributes
+        attributes.entry_timeout = what.entry_timeout
+        attributes.attr_timeout = 0 if isinstance(what, Directory) else what.entry_timeout
+        attributes.st_uid, attributes.st_gid = self._uid, self._gid
+        changed = self._changed if what is self._tree.regions else self._born
+        attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = changed
+        return attributes
+
+    def _find(self, ino: int) -> Node | Region:
+        found = self._table.by_ino(ino) if ino >= FIRST_REGION_INO else self._tree.get(ino)
+        if found is None:
+            raise FUSEError(errno.ENOENT)
+        return found
+
+    def _child(self, parent: int, name: bytes) -> Node | Region:
+        directory = self._tree.get(parent)
+        if not isinstance(directory, Directory):
+            raise FUSEError(errno.ENOTDIR)
+        if len(name) > NAME_MAX:
+            raise FUSEError(errno.ENAMETOOLONG)
+        regions = directory is self._tree.regions
+        found = self._table.get(name) if regions else directory.get(name)
+        if found is None:
+            raise FUSEError(errno.ENOENT)
+        return found
+
+    async def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        found = self._child(parent, name)
+        if isinstance(found, Region):
+            self._table.looked_up(found)
+        return self._attributes(found)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for ino, count in inode_list:
+            region = self._table.by_ino(ino)
+            if region is not None:
+                self._table.forget(region, count)
+
+    async def getattr(self, ino: int, ctx: RequestContext) -> EntryAttributes:
+        return self._attributes(self._find(ino))
+
+    async def setattr(
+        self,
+        ino: int,
+        attr: EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        found = self._find(ino)
+        if not isinstance(found, Region):
+            self._set_on_control(found, fields)
+            return self._attributes(found)
+        if fields.update_size:
+            found.truncate(attr.st_size)
+        if fields.update_mode:
+            found.mode = stat.S_IFREG | stat.S_IMODE(attr.st_mode)
+        if fields.update_uid:
+            found.uid = attr.st_uid
+        if fields.update_gid:
+            found.gid = attr.st_gid
+        if fields.update_atime:
+            found.atime = attr.st_atime_ns
+        if fields.update_mtime:
+            found.mtime = attr.st_mtime_ns
+        found.ctime = time.time_ns()
+        return self._attributes(found)
+
+    def _set_on_control(self, node: Node, fields: pyfuse3.SetattrFields) -> None:
+        """A shell's `>` truncates, and touch sets times: on a file that is written to, neither
+        means anything. The rest is fixed."""
+        if fields.update_mode or fields.update_uid or fields.update_gid:
+            raise FUSEError(errno.EPERM)
+        if not isinstance(node, Submit):
+            raise FUSEError(errno.EACCES if fields.update_size else errno.EPERM)
+
+    # ---- names
+
+    def _in_regions(self, parent: int) -> None:
+        if parent != self._tree.regions.ino:
+            raise FUSEError(errno.EPERM)
+
+    def _touch_directory(self) -> None:
+        self._changed = time.time_ns()
+
+    def _make(self, parent: int, name: bytes, mode: int, ctx: RequestContext) -> Region:
+        self._in_regions(parent)
+        permissions = stat.S_IMODE(mode) & ~ctx.umask
+        try:
+            region = self._table.create(name, stat.S_IFREG | permissions, ctx.uid, ctx.gid)
+        except HmmfsError as error:
+            self._tree.errors.say(error.sentence)
+            raise
+        self._table.looked_up(region)
+        self._touch_directory()
+        return region
+
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        region = self._make(parent, name, mode, ctx)
+        return self._open_region(region), self._attributes(region)
+
+    async def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        if not stat.S_ISREG(mode):
+            raise FUSEError(errno.EPERM)
+        return self._attributes(self._make(parent, name, mode, ctx))
+
+    async def mkdir(
+        self, parent: int, name: bytes, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        raise FUSEError(errno.EPERM)
+
+    async def symlink(
+        self, parent: int, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        raise FUSEError(errno.EPERM)
+
+    async def link(
+        self, ino: int, parent: int, name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        raise FUSEError(errno.EPERM)
+
+    async def readlink(self, ino: int, ctx: RequestContext) -> bytes:
+        raise FUSEError(errno.EINVAL)
+
+    async def rmdir(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        raise FUSEError(errno.EPERM)
+
+    async def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        self._in_regions(parent)
+        self._table.unlink(name)
+        self._touch_directory()
+
+    async def rename(
+        self,
+        parent: int,
+        name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        self._in_regions(parent)
+        self._in_regions(new_parent)
+        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
+            raise FUSEError(errno.EINVAL)
+        if flags & RENAME_EXCHANGE:
+            self._table.exchange(name, new_name)
+        else:
+            self._table.rename(name, new_name, replace=not flags & RENAME_NOREPLACE)
+        self._touch_directory()
+
+    # ---- directories
+
+    async def opendir(self, ino: int, ctx: RequestContext) -> int:
+        found = self._find(ino)
+        if not isinstance(found, Directory):
+            raise FUSEError(errno.ENOTDIR)
+        return self._handle(found)
+
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        directory = self._handles[fh]
+        assert isinstance(directory, Directory)
+        reply = pyfuse3.readdir_reply
+        for offset, name in ((1, b"."), (2, b"..")):
+            # The parent of every directory is reported as the root: the kernel knows better.
+            node = directory if offset == 1 else self._tree.root
+            if offset > start_id and not reply(token, name, self._attributes(node), offset):
+                return
+        for offset, name, found in directory.entries(start_id):
+            if not reply(token, name, self._attributes(found), offset):
+                return
+            if isinstance(found, Region):
+                self._table.looked_up(found)
+
+    async def releasedir(self, fh: int) -> None:
+        del self._handles[fh]
+
+    # ---- files
+
+    def _handle(self, handle: Handle) -> int:
+        fh = next(self._fhs)
+        self._handles[fh] = handle
+        return fh
+
+    def _open_region(self, region: Region) -> FileInfo:
+        """With what the page cache holds kept: what changes elsewhere is recalled from it."""
+        self._table.acquire(region)
+        return FileInfo(fh=self._handle(region), keep_cache=True)
+
+    async def open(self, ino: int, flags: int, ctx: RequestContext) -> FileInfo:
+        found = self._find(ino)
+        if isinstance(found, Region):
+            return self._open_region(found)
+        if isinstance(found, Submit):
+            return FileInfo(fh=self._handle(SubmitHandle(found)), direct_io=True, keep_cache=False)
+        if not isinstance(found, Text):
+            raise FUSEError(errno.EISDIR)
+        if flags & os.O_ACCMODE != os.O_RDONLY:  # root passes the check of the mode bits
+            raise FUSEError(errno.EACCES)
+        return FileInfo(fh=self._handle(TextHandle(found)), direct_io=True, keep_cache=False)
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        handle = self._handles[fh]
+        if isinstance(handle, TextHandle):
+            return handle.read(off, size)
+        if isinstance(handle, SubmitHandle):
+            return handle.submission.read(off, size)
+        raise FUSEError(errno.EIO)  # the gate answers these
+
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        handle = self._handles[fh]
+        if not isinstance(handle, SubmitHandle):
+            raise FUSEError(errno.EACCES)
+        try:
+            return await handle.submission.write(off, buf)
+        except HmmfsError as error:
+            self._tree.errors.say(error.sentence, handle.device)
+            log.info("dev%d: %s", handle.device, error.sentence)
+            raise
+
+    async def release(self, fh: int) -> None:
+        handle = self._handles.pop(fh)
+        if isinstance(handle, Region):
+            self._table.release(handle)
+        elif isinstance(handle, SubmitHandle):
+            handle.submission.interrupt()
+
+    async def flush(self, fh: int) -> None:
+        raise FUSEError(errno.ENOSYS)  # the kernel asks once and then no more
+
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        raise FUSEError(errno.ENOSYS)
+
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        raise FUSEError(errno.ENOSYS)
+
+    # ---- the whole
+
+    async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        """Copies kept of pages that live on a device are free: they go when room is wanted."""
+        data = pyfuse3.StatvfsData()
+        nodes = range(self._core.nodes)
+        kept = int(self._core.candidates(HOST)["kept"].sum())
+        data.f_bsize = data.f_frsize = PAGE_SIZE
+        data.f_blocks = sum(self._core.capacity)
+        data.f_bfree = kept + sum(max(0, self._core.free(node)) for node in nodes)
+        data.f_bavail = data.f_bfree
+        data.f_files = MAX_REGIONS
+        data.f_ffree = data.f_favail = MAX_REGIONS - len(self._table)
+        data.f_namemax = NAME_MAX
+        return data
+
+
+answered(Operations)

@@ -1,0 +1,65 @@
+"""One open `submit` file: a write is a transaction, a read gives the answers of the last one."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import trio
+
+from hmmfs.device import Executor
+from hmmfs.device.executor import parse_all
+from hmmfs.errors import HmmfsError
+
+MAX_READ = 64 * 1024  # bytes of one reply; the relay's socket is small for ordinary users
+
+
+class Submission:
+    """What one open file has under way and what it was answered."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._running: trio.CancelScope | None = None
+        self._answers = b""
+        self._end = 0  # file position after the last write
+        self._origin = 0  # file position that the answers begin at
+        self._next = 0  # file position after the last read
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Run the operations in `data`, one a line. Raises HmmfsError for the first that failed."""
+        if self._running is not None:
+            raise HmmfsError(
+                errno.EBUSY,
+                "An operation of this open file is under way: wait for it, or open submit again.",
+            )
+        answers: list[str] = []
+        self._running = scope = trio.CancelScope()
+        try:
+            with scope:
+                operations = parse_all(os.fsdecode(data))
+                await self._executor.run(operations, answers.append)
+        finally:
+            self._running = None
+            self._answers = "".join(f"{text}\n" for text in answers).encode()
+            self._end = self._next = offset + len(data)
+            self._origin = self._end
+        if scope.cancelled_caught:
+            raise HmmfsError(errno.EINTR, "The operation was interrupted by a signal: try again.")
+        return len(data)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """The answers from their start at position 0 or where the write ended, whichever a reader
+        begins at; then on from there."""
+        if offset != self._next and offset in (0, self._end):
+            self._origin = offset
+        elif offset == 0:
+            self._origin = 0
+        start = max(0, offset - self._origin)
+        data = self._answers[start : start + min(size, MAX_READ)]
+        self._next = offset + len(data)
+        return data
+
+    def interrupt(self) -> None:
+        """The program that waits got a signal, or its open file is going away."""
+        if self._running is not None:
+            self._running.cancel()

@@ -1,0 +1,248 @@
+"""The tree of control files: what there is, who may read and write it, what it says.
+
+regions/NAME                      the data; served by the gate
+state/NAME/residency              where a region's pages are
+devices/devN/{type,stats,last_error,submit,vram/{total,used}}
+stats version last_error
+"""
+
+from __future__ import annotations
+
+import itertools
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import hmmfs
+from hmmfs.device import Executor
+from hmmfs.filesystem.submit import Submission
+from hmmfs.memory import HOST, PAGE_SIZE, Core, Region, RegionTable
+
+ROOT_INO = 1
+
+N = TypeVar("N", bound="Node")
+
+
+@dataclass(eq=False)
+class Node:
+    """A control file or a directory. The inode numbers stay below those of regions."""
+
+    ino: int
+    mode: int
+    # Seconds for which the kernel may believe a name: those in state/ go with their region, which
+    # no request of theirs tells the kernel.
+    entry_timeout: float = 3600.0
+
+    @property
+    def nlink(self) -> int:
+        return 1
+
+
+@dataclass(eq=False)
+class Text(Node):
+    """A file that is read-only; each open takes one snapshot."""
+
+    produce: Callable[[], str] = field(default=str)
+
+
+@dataclass(eq=False)
+class Submit(Node):
+    """A device's transaction file."""
+
+    executor: Executor = field(kw_only=True)
+    device: int = 0
+
+    def open(self) -> Submission:
+        return Submission(self.executor)
+
+
+@dataclass(eq=False)
+class Directory(Node):
+    """A directory whose names are fixed. Offsets in it are positions."""
+
+    children: dict[bytes, Node] = field(default_factory=dict)
+
+    @property
+    def nlink(self) -> int:
+        return 2 + sum(isinstance(child, Directory) for child in self.children.values())
+
+    def get(self, name: bytes) -> Node | None:
+        return self.children.get(name)
+
+    def entries(self, after: int) -> Iterator[tuple[int, bytes, Node | Region]]:
+        """(offset, name, what) of the entries past an offset; offsets 1 and 2 are "." and ".."."""
+        for offset, (name, child) in enumerate(self.children.items(), 3):
+            if offset > after:
+                yield offset, name, child
+
+
+@dataclass(eq=False)
+class Regions(Directory):
+    """regions/: the offset of an entry is the region's inode number, which no removal or rename of
+    others changes."""
+
+    table: RegionTable = field(kw_only=True)
+
+    def entries(self, after: int) -> Iterator[tuple[int, bytes, Node | Region]]:
+        for name, region in self.table.listed(after):
+            yield region.ino, name, region
+
+
+@dataclass(eq=False)
+class State(Directory):
+    """state/: a directory for each region, made when somebody first looks at it."""
+
+    table: RegionTable = field(kw_only=True)
+    make: Callable[[Region], Node] = field(kw_only=True)
+    made: dict[int, Node] = field(default_factory=dict)
+
+    @property
+    def nlink(self) -> int:
+        return 2 + len(self.table)
+
+    def get(self, name: bytes) -> Node | None:
+        region = self.table.get(name)
+        return None if region is None else self._of(region)
+
+    def entries(self, after: int) -> Iterator[tuple[int, bytes, Node | Region]]:
+        for name, region in self.table.listed(after):
+            yield region.ino, name, self._of(region)
+
+    def _of(self, region: Region) -> Node:
+        if region.ino not in self.made:
+            self.made[region.ino] = self.make(region)
+        return self.made[region.ino]
+
+
+class Errors:
+    """The last sentence said about a bad request: of each device, and of the whole mount."""
+
+    def __init__(self, devices: int) -> None:
+        self.last = ""
+        self.by_device = [""] * devices
+
+    def say(self, sentence: str, device: int | None = None) -> None:
+        self.last = sentence
+        if device is not None:
+            self.by_device[device] = sentence
+
+
+class Tree:
+    """All control files, by inode number."""
+
+    def __init__(
+        self,
+        core: Core,
+        table: RegionTable,
+        executors: list[Executor],
+        pid: int,
+        *,
+        shared: bool,
+    ) -> None:
+        self._core = core
+        self._table = table
+        self._pid = pid
+        self._inos = itertools.count(ROOT_INO)
+        self._by_ino: dict[int, Node] = {}
+        self.errors = Errors(len(executors))
+        self.root = self._directory({}, mode=0o755)
+        self.regions = self._add(
+            # As in /tmp where others may come in: each removes only what is theirs.
+            Regions(next(self._inos), stat.S_IFDIR | (0o1777 if shared else 0o755), table=table)
+        )
+        self._state = self._add(
+            State(next(self._inos), stat.S_IFDIR | 0o555, table=table, make=self._region_state)
+        )
+        self.root.children |= {
+            b"regions": self.regions,
+            b"state": self._state,
+            b"devices": self._directory(
+                {
+                    b"dev%d" % number: self._device(number, executor)
+                    for number, executor in enumerate(executors)
+                }
+            ),
+            b"stats": self._text(self._stats),
+            b"version": self._text(lambda: line(hmmfs.__version__)),
+            b"last_error": self._text(lambda: line(self.errors.last)),
+        }
+
+    def get(self, ino: int) -> Node | None:
+        return self._by_ino.get(ino)
+
+    def drop_region(self, ino: int) -> None:
+        """A region is gone for good: so is what state/ said of it."""
+        node = self._state.made.pop(ino, None)
+        if isinstance(node, Directory):
+            for gone in (node, *node.children.values()):
+                del self._by_ino[gone.ino]
+
+    # ---- building
+
+    def _add(self, node: N) -> N:
+        self._by_ino[node.ino] = node
+        return node
+
+    def _directory(self, children: dict[bytes, Node], mode: int = 0o555) -> Directory:
+        return self._add(Directory(next(self._inos), stat.S_IFDIR | mode, children=children))
+
+    def _text(self, produce: Callable[[], str]) -> Text:
+        return self._add(Text(next(self._inos), stat.S_IFREG | 0o444, produce=produce))
+
+    def _device(self, number: int, executor: Executor) -> Directory:
+        core, node = self._core, number + 1
+        submit = Submit(next(self._inos), stat.S_IFREG | 0o600, executor=executor, device=number)
+        vram = self._directory(
+            {
+                b"total": self._text(lambda: line(core.capacity[node] * PAGE_SIZE)),
+                b"used": self._text(lambda: line(core.used(node) * PAGE_SIZE)),
+            }
+        )
+        return self._directory(
+            {
+                b"type": self._text(lambda: "private\n"),
+                b"vram": vram,
+                b"stats": self._text(lambda: table(core.node_stats(node))),
+                b"submit": self._add(submit),
+                b"last_error": self._text(lambda: line(self.errors.by_device[number])),
+            }
+        )
+
+    def _region_state(self, region: Region) -> Node:
+        directory = self._directory({b"residency": self._text(lambda: self._residency(region))})
+        for node in (directory, *directory.children.values()):
+            node.entry_timeout = 0.0
+        return directory
+
+    # ---- what the files say
+
+    def _stats(self) -> str:
+        host = {f"host_{key}": value for key, value in self._core.node_stats(HOST).items()}
+        return table({"pid": self._pid, **self._core.stats(), **host})
+
+    def _residency(self, region: Region) -> str:
+        if self._table.by_ino(region.ino) is not region:
+            return ""  # removed while the file was open
+        found = region.residency()
+        values = {"pages_host": found.pages[HOST]}
+        for number, pages in enumerate(found.pages[1:]):
+            values[f"pages_dev{number}"] = pages
+        values |= {
+            "dirty_host": found.dirty_host,
+            "dirty_device": found.dirty_device,
+            "cpu_cached": found.cpu_cached,
+            "kept": found.kept,
+            "reserved": found.reserved,
+            "size": region.size,
+        }
+        return table(values)
+
+
+def line(value: object) -> str:
+    """One value; nothing at all for nothing."""
+    return f"{value}\n" if value != "" else ""
+
+
+def table(values: Mapping[str, int]) -> str:
+    return "".join(f"{key} {value}\n" for key, value in values.items())

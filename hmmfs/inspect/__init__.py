@@ -1,0 +1,1 @@
+"""Readers of a mount's state. Only reads."""

@@ -1,0 +1,47 @@
+"""What is where: the native core, its regions and the table of their names."""
+
+from hmmfs.memory.core import (
+    BLOCK_BYTES,
+    BLOCK_DTYPE,
+    BLOCK_PAGES,
+    CANDIDATE_DTYPE,
+    FIRST_REGION_INO,
+    HOST,
+    PAGE_SIZE,
+    BlockKey,
+    Core,
+    Event,
+    EventKind,
+    FaultReason,
+    Job,
+    JobFlag,
+    JobKind,
+    JobResult,
+    Region,
+    Residency,
+    page_set,
+)
+from hmmfs.memory.regions import RegionTable
+
+__all__ = [
+    "BLOCK_BYTES",
+    "BLOCK_DTYPE",
+    "BLOCK_PAGES",
+    "CANDIDATE_DTYPE",
+    "FIRST_REGION_INO",
+    "HOST",
+    "PAGE_SIZE",
+    "BlockKey",
+    "Core",
+    "Event",
+    "EventKind",
+    "FaultReason",
+    "Job",
+    "JobFlag",
+    "JobKind",
+    "JobResult",
+    "Region",
+    "RegionTable",
+    "Residency",
+    "page_set",
+]

@@ -1,0 +1,140 @@
+"""The names of regions, and when a region may go.
+
+A region lives while it has a name, a user (an open file, a device operation) or the kernel knows
+its inode (which covers mappings). The last of these to end dooms it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+
+from hmmfs.errors import HmmfsError
+from hmmfs.memory.core import FIRST_REGION_INO, NAME_MAX, Core, Region
+
+
+class RegionTable:
+    """Names and regions. No method awaits, so each of them is atomic for the trio thread."""
+
+    def __init__(self, core: Core, doom: Callable[[int], None] | None = None) -> None:
+        self._core = core
+        self._doom = doom or core.destroy_region
+        self._names: dict[bytes, Region] = {}
+        self._by_ino: dict[int, Region] = {}
+        # Never reused: a stale inode number must not reach another region.
+        self._inos = itertools.count(FIRST_REGION_INO)
+
+    def on_doom(self, doom: Callable[[int], None]) -> None:
+        """What to call with the inode number of a region that nobody can reach any more."""
+        self._doom = doom
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def get(self, name: bytes) -> Region | None:
+        return self._names.get(name)
+
+    def by_ino(self, ino: int) -> Region | None:
+        return self._by_ino.get(ino)
+
+    def listed(self, after: int = 0) -> Iterator[tuple[bytes, Region]]:
+        """Named regions with a larger inode number than `after`, in that order: dictionaries keep
+        the order of insertion, and inode numbers only grow."""
+        for ino, region in list(self._by_ino.items()):
+            if ino > after and region.nlink:
+                yield region.name, region
+
+    def create(self, name: bytes, mode: int, uid: int, gid: int) -> Region:
+        self._check_name(name)
+        if name in self._names:
+            raise HmmfsError(errno.EEXIST, f"A region named {show(name)} is there already.")
+        region = self._core.create_region(next(self._inos), mode, uid, gid)
+        region.name = name
+        self._names[name] = self._by_ino[region.ino] = region
+        return region
+
+    def unlink(self, name: bytes) -> None:
+        region = self._named(name)
+        del self._names[name]
+        region.nlink = 0
+        region.ctime = time.time_ns()
+        self._settle(region)
+
+    def rename(self, old: bytes, new: bytes, *, replace: bool = True) -> None:
+        region = self._named(old)
+        self._check_name(new)
+        other = self._names.get(new)
+        if other is not None and not replace:
+            raise HmmfsError(errno.EEXIST, f"A region named {show(new)} is there already.")
+        if other is region:
+            return
+        if other is not None:
+            self.unlink(new)
+        del self._names[old]
+        self._names[new] = region
+        region.name = new
+        region.ctime = time.time_ns()
+
+    def exchange(self, one: bytes, two: bytes) -> None:
+        a, b = self._named(one), self._named(two)
+        self._names[one], self._names[two] = b, a
+        a.name, b.name = two, one
+        a.ctime = b.ctime = time.time_ns()
+
+    # ---- references
+
+    def looked_up(self, region: Region) -> None:
+        region.lookups += 1
+
+    def forget(self, region: Region, lookups: int) -> None:
+        region.lookups -= lookups
+        self._settle(region)
+
+    def acquire(self, region: Region) -> None:
+        region.users += 1
+
+    def release(self, region: Region) -> None:
+        region.users -= 1
+        self._settle(region)
+
+    @contextlib.contextmanager
+    def using(self, *regions: Region) -> Iterator[None]:
+        for region in regions:
+            self.acquire(region)
+        try:
+            yield
+        finally:
+            for region in regions:
+                self.release(region)
+
+    def _settle(self, region: Region) -> None:
+        if region.nlink == 0 and region.users <= 0 and region.lookups <= 0:
+            del self._by_ino[region.ino]
+            self._doom(region.ino)
+
+    # ---- names
+
+    def _named(self, name: bytes) -> Region:
+        region = self._names.get(name)
+        if region is None:
+            raise HmmfsError(errno.ENOENT, f"There is no region named {show(name)}.")
+        return region
+
+    @staticmethod
+    def _check_name(name: bytes) -> None:
+        if len(name) > NAME_MAX:
+            raise HmmfsError(
+                errno.ENAMETOOLONG,
+                f"A region's name has at most {NAME_MAX} bytes; this one has {len(name)}.",
+            )
+        if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
+            raise HmmfsError(errno.EINVAL, f"{show(name)} cannot be the name of a file.")
+
+
+def show(name: bytes) -> str:
+    """A name for a sentence: quoted, printable."""
+    return repr(os.fsdecode(name).encode("utf-8", "backslashreplace").decode())

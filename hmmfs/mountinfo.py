@@ -1,0 +1,71 @@
+"""/proc/self/mountinfo: what is mounted where, learnt without touching a mount.
+
+Nothing here may stat a path that might be a mount of hmmfs: while its gate does not run, a stat
+waits for ever.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+
+TYPE = "fuse.hmmfs"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One mount. For FUSE the device's minor number is the connection's number in fusectl."""
+
+    point: str
+    type: str
+    source: str
+    major: int
+    minor: int
+
+
+def entries() -> list[Entry]:
+    """Every mount that this process sees, in the order in which they were stacked."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        return [_parse(line) for line in file]
+
+
+def find(path: str) -> Entry | None:
+    """The mount whose top directory is ``path`` (see resolve), the uppermost if several are."""
+    return next((entry for entry in reversed(entries()) if entry.point == path), None)
+
+
+def find_hmmfs(path: str) -> Entry | None:
+    """The hmmfs mount on ``path``, where the uppermost mount there is one."""
+    entry = find(resolve(path))
+    return entry if entry and entry.type == TYPE else None
+
+
+def resolve(path: str) -> str:
+    """The absolute path free of symlinks, never looking at the last component if mounted on."""
+    points = {entry.point for entry in entries()}
+    path = os.path.join(os.getcwd(), path)
+    for _ in range(40):  # the kernel's own limit on symlinks in a path
+        parent, name = os.path.split(path.rstrip("/"))
+        if name in ("", ".", ".."):
+            return os.path.realpath(path)
+        parent = os.path.realpath(parent)
+        path = os.path.join(parent, name)
+        if path in points:
+            return path
+        try:
+            path = os.path.join(parent, os.readlink(path))
+        except OSError:
+            return path
+    return path
+
+
+def _parse(line: bytes) -> Entry:
+    before, after = line.rstrip(b"\n").split(b" - ", 1)
+    _, _, device, _, point, *_ = before.split(b" ")
+    kind, source, *_ = after.split(b" ")
+    major, minor = device.split(b":")
+    return Entry(_text(point), _text(kind), _text(source), int(major), int(minor))
+
+
+def _text(field: bytes) -> str:
+    """Blanks and backslashes stand as three octal digits."""
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field))

@@ -1,0 +1,228 @@
+"""The fault service: takes events from the native core, decides, has native jobs carry it out.
+
+What is atomic: everything between two awaits. `_pump` takes a batch of events and files each of
+them without awaiting, so a fault is either in `_faults` or being served, never lost between. Each
+block has at most one task that serves it; faults on it that come meanwhile are merged in `_faults`
+and served by that task afterwards. Tasks of different blocks never wait for each other, except for
+room (see room.py).
+
+Every finished job on a block answers its parked requests anew. Those that still can't be answered
+are parked and reported again, so a served fault is never looked at twice here, and an event may
+well be about a request that has been answered since.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import trio
+
+from hmmfs.errors import HmmfsError
+from hmmfs.memory import (
+    HOST,
+    BlockKey,
+    Core,
+    Event,
+    EventKind,
+    FaultReason,
+    Job,
+    JobKind,
+    JobResult,
+    RegionTable,
+    page_set,
+)
+from hmmfs.policy import PlacementPolicy
+from hmmfs.service.jobs import Jobs
+from hmmfs.service.room import Rooms
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 4  # at the policy's window, and again at just the pages touched
+
+
+@dataclass
+class _Fault:
+    """What waits at one block: pages touched that are a device's, and holes that need room."""
+
+    owner: list[tuple[int, int]] = field(default_factory=list)  # (first, count)
+    holes: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, event: Event) -> None:
+        asked = self.holes if event.reason == FaultReason.NO_ROOM else self.owner
+        if (event.first, event.pages) not in asked:
+            asked.append((event.first, event.pages))
+
+    def hull(self) -> tuple[int, int]:
+        first = min(first for first, _ in self.owner)
+        return first, max(first + count for first, count in self.owner) - first
+
+
+class FaultService:
+    """Serves faults until it is cancelled; then it still waits for the jobs under way."""
+
+    def __init__(
+        self,
+        core: Core,
+        jobs: Jobs,
+        rooms: Rooms,
+        regions: RegionTable,
+        placement: PlacementPolicy,
+        *,
+        on_interrupt: Callable[[int], None],
+        on_closed: Callable[[], None],
+    ) -> None:
+        self._core = core
+        self._jobs = jobs
+        self._rooms = rooms
+        self._regions = regions
+        self._placement = placement
+        self._on_interrupt = on_interrupt
+        self._on_closed = on_closed
+        self._faults: dict[BlockKey, _Fault] = {}
+        self._serving: set[BlockKey] = set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        # The pump outlives cancellation until no job is under way: tasks here and in the device
+        # executors wait for their jobs under a shield, and only the pump can end that.
+        pumping = trio.CancelScope(shield=True)
+        async with trio.open_nursery() as nursery:
+
+            async def pump() -> None:
+                with pumping:
+                    await self._pump(nursery)
+
+            nursery.start_soon(pump)
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    while self._serving or not self._jobs.idle:
+                        await self._jobs.any_ended(0.1)
+                pumping.cancel()
+
+    async def _pump(self, nursery: trio.Nursery) -> None:
+        fd = self._core.event_fd()
+        while True:
+            await trio.lowlevel.wait_readable(fd)
+            for event in self._core.events():
+                self._file(event, nursery)
+
+    def _file(self, event: Event, nursery: trio.Nursery) -> None:
+        if event.kind == EventKind.JOB:
+            self._jobs.complete(event.cookie, event.result)
+        elif event.kind == EventKind.FAULT:
+            key = BlockKey(event.ino, event.block)
+            self._faults.setdefault(key, _Fault()).add(event)
+            if key not in self._serving:
+                self._serving.add(key)
+                nursery.start_soon(self._serve, key)
+        elif event.kind == EventKind.INTERRUPT:
+            self._on_interrupt(event.cookie)
+        elif event.kind == EventKind.CLOSED:
+            self._on_closed()
+
+    async def _serve(self, key: BlockKey) -> None:
+        """Serve a block's faults, in order, until none waits."""
+        try:
+            while (fault := self._faults.pop(key, None)) is not None:
+                try:
+                    await self._serve_one(key, fault)
+                except HmmfsError as error:
+                    await self._fail(key, error.errno or errno.EIO)
+                except Exception:
+                    log.exception("A fault on %s could not be served.", key)
+                    await self._fail(key, errno.EIO)
+        finally:
+            self._serving.discard(key)
+
+    async def _serve_one(self, key: BlockKey, fault: _Fault) -> None:
+        region = self._regions.by_ino(key.ino)
+        if region is None or not region.blocks(key.block, 1)[0]["parked"]:
+            # Most likely answered meanwhile. The count was read without the block's lock, which the
+            # replay takes: a request that was just being parked is reported again.
+            await self._replay(key, 0)
+            return
+        if fault.owner:
+            await self._bring_home(key, fault)
+        if fault.holes:
+            await self._make_holes_fillable(key, fault)
+
+    # ---- a page that a device owns
+
+    async def _bring_home(self, key: BlockKey, fault: _Fault) -> None:
+        touched = fault.hull()
+        faults = int(self._record(key)["cpu_faults"])
+        window = self._placement.window(*touched, max(1, faults))
+        sentence = "the CPU and a device keep taking it from each other."
+        error = errno.EBUSY
+        for first, count in (window, touched):
+            for _ in range(ATTEMPTS):
+                try:
+                    result = await self._migrate_home(key, first, count)
+                except HmmfsError as full:
+                    error, sentence = full.errno or errno.ENOSPC, full.sentence
+                    break
+                if result.result == 0:
+                    return
+                error = -result.result
+        log.warning("A program's touch of a device's page fails: %s", sentence)
+        await self._fail(key, error)
+
+    async def _migrate_home(self, key: BlockKey, first: int, count: int) -> JobResult:
+        owned = page_set(self._record(key)["device"])[first : first + count]
+        pages = np.flatnonzero(owned)
+        if not len(pages):
+            # All are home; what is parked is to be looked at again.
+            return await self._replay(key, 0)
+        first, count = first + int(pages[0]), int(pages[-1] - pages[0]) + 1
+        job = Job(JobKind.MIGRATE, *key, node=HOST, first=first, count=count)
+        result = await self._jobs.run(job)
+        if result.result != -errno.ENOSPC:
+            return result
+        async with self._rooms.make(HOST, result.need, key, frees=result.need) as room:
+            job = replace(job, reserved=room.take(), flags=job.flags | room.flags)
+            return await self._jobs.run(job)
+
+    # ---- a hole that finds host memory full
+
+    async def _make_holes_fillable(self, key: BlockKey, fault: _Fault) -> None:
+        record = self._record(key)
+        holes = ~page_set(record["present"] | record["cached"] | record["recalling"])
+        needs = [int(holes[first : first + count].sum()) for first, count in fault.holes]
+        # Room for all of them; else for the smallest request, so that each round lets one go on.
+        sentence = ""
+        for need in dict.fromkeys((min(sum(needs), self._core.capacity[HOST]), min(needs))):
+            try:
+                async with self._rooms.make(HOST, need, key) as room:
+                    # The job gives the reservation back just before it replays.
+                    await self._replay(key, room.take())
+                    return
+            except HmmfsError as full:
+                sentence = full.sentence
+        log.info("A program's write fails: %s", sentence)
+        await self._fail(key, errno.ENOSPC)
+
+    # ---- answers
+
+    def _record(self, key: BlockKey) -> np.void:
+        """The block's record as it is now: not to be used after an await."""
+        region = self._regions.by_ino(key.ino)
+        if region is None:
+            raise HmmfsError(errno.ENOENT, "The region was removed meanwhile.")
+        record: np.void = region.blocks(key.block, 1)[0]
+        return record
+
+    async def _replay(self, key: BlockKey, reserved: int) -> JobResult:
+        """Have what is parked looked at again: a migration of no pages, since every finished job
+        does that. It recalls nothing, so it can't wait for the kernel."""
+        return await self._jobs.run(Job(JobKind.MIGRATE, *key, node=HOST, reserved=reserved))
+
+    async def _fail(self, key: BlockKey, error: int) -> None:
+        """Answer what is parked with an error. Stores from the page cache are never refused: the
+        native side applies them regardless."""
+        await self._jobs.run(Job(JobKind.FAIL, *key, error=error))

@@ -1,0 +1,383 @@
+"""Making room on a node: evicting from a device, giving host pages back.
+
+What is atomic: everything between two awaits, for no other task runs then. In particular a
+victim is chosen and its job submitted in one go, so what `candidates` said holds but for the native
+threads, and against those the job itself checks. Reservations are native and atomic for all.
+
+Who may wait for whom (each waits only for those further right):
+
+    turn of a device  ->  staging  ->  a native job
+    turn of the host  ->  staging  ->  a native job
+
+A native job waits for no task: it ends with -ENOSPC or -EBUSY instead. So nothing here can wait in
+a circle, provided that a task holds at most one turn, that the staging reserve is settled without
+a turn, and that a victim is never a block with parked requests: those may hold locks in the kernel
+that the victim's recall would wait for. One case of that is not visible here (a WRITE
+parked at one block has locked a page of the next), so a victim's job is given JOB_PATIENCE seconds;
+then it is left to itself and another victim is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import trio
+from numpy.typing import NDArray
+
+from hmmfs.errors import HmmfsError
+from hmmfs.memory import (
+    BLOCK_PAGES,
+    HOST,
+    BlockKey,
+    Core,
+    Job,
+    JobFlag,
+    JobKind,
+    RegionTable,
+    page_set,
+)
+from hmmfs.policy import EvictionPolicy
+from hmmfs.service.jobs import Jobs
+
+log = logging.getLogger(__name__)
+
+STEPS = 256  # evictions for one reservation; a block's worth needs a few
+JOB_PATIENCE = 5.0  # seconds for one victim
+PATIENCE = 5.0  # seconds in all for victims that are in use at the moment
+PAUSE = 0.05  # seconds between two looks when no job ends
+
+
+@dataclass
+class Room:
+    """Pages reserved on a node. `take` hands the reservation over to a job; whoever leaves
+    `Rooms.make` without having taken it gives it back."""
+
+    core: Core
+    node: int
+    pages: int
+    staging: bool = False  # the staging lock is ours
+    staged: int = 0  # host pages used beyond the host's capacity
+    held: int = 0
+    spared: set[BlockKey] = field(default_factory=set)
+
+    @property
+    def flags(self) -> JobFlag:
+        return JobFlag.STAGING if self.staging and self.node == HOST else JobFlag.NONE
+
+    def reserve(self, *, staging: bool = False) -> bool:
+        if not self.held and self.core.reserve(self.node, self.pages, staging=staging):
+            self.held = self.pages
+        return self.held == self.pages
+
+    def take(self) -> int:
+        held, self.held = self.held, 0
+        return held
+
+    def drop(self) -> None:
+        self.core.release(self.node, self.take())
+
+
+class Rooms:
+    """Makes room, for the fault service and for device operations alike."""
+
+    def __init__(
+        self, core: Core, jobs: Jobs, regions: RegionTable, eviction: EvictionPolicy
+    ) -> None:
+        self._core = core
+        self._jobs = jobs
+        self._regions = regions
+        self._eviction = eviction
+        # First come, first served on each node, so that a large need is not starved.
+        self._turn = [trio.Lock() for _ in range(core.nodes)]
+        # One swap at a time: the reserve is one block.
+        self._staging = trio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def make(
+        self, node: int, pages: int, block: BlockKey, frees: int = 0
+    ) -> AsyncIterator[Room]:
+        """Reserve pages on a node for a job on `block`, evicting others if need be; ENOSPC if it
+        can't be done. `frees` is how many pages the job will free elsewhere: on the host if it
+        moves pages to a device, on a device if it moves them home. That much may be swapped
+        through the staging reserve when both sides are full."""
+        room = Room(self._core, node, pages, spared={block})
+        try:
+            async with self._turn[node]:
+                if node == HOST:
+                    await self._reserve_host(room, frees)
+                else:
+                    await self._reserve_device(room, frees)
+            yield room
+        finally:
+            room.drop()
+            if room.staging:
+                try:
+                    with trio.CancelScope(shield=True):
+                        await self._settle(block)
+                finally:
+                    self._staging.release()
+
+    # ---- devices
+
+    async def _reserve_device(self, room: Room, frees: int) -> None:
+        deadline = trio.current_time() + PATIENCE
+        if room.pages > self._core.capacity[room.node]:
+            raise self._full(room)
+        for _ in range(STEPS):
+            if room.reserve():
+                return
+            found = self._core.candidates(room.node)
+            able = _able(found, room.spared, "pages")
+            if not len(able):
+                if not self._more_may_come(found, room.node, room.spared, deadline):
+                    break
+                await self._jobs.any_ended(PAUSE)
+                continue
+            victim = able[self._eviction.order(able)[0]]
+            missing = max(1, room.pages - self._core.free(room.node))
+            if not await self._evict(victim, room, min(missing, int(victim["pages"])), frees):
+                room.spared.add(_key(victim))
+        raise self._full(room)
+
+    async def _evict(self, victim: np.void, room: Room, missing: int, frees: int) -> bool:
+        """Move a block's pages out of a device; whether any went."""
+        job = self._out_of(victim, room.node)
+        if job is None:
+            return False
+        result = await self._jobs.run_within(job, JOB_PATIENCE)
+        if result is None or result.result != -errno.ENOSPC:
+            return result is not None and result.result == 0 and result.moved > 0
+        # The host is short of room: from here on, move no more than is needed.
+        job = _limited(job, missing)
+        if await self._give_back(missing, room.spared):
+            result = await self._jobs.run_within(job, JOB_PATIENCE)
+            if result and result.result == 0:
+                return result.moved > 0
+        return await self._to_another(job, room.node, missing) or await self._stage_out(
+            job, room, missing, frees
+        )
+
+    async def _to_another(self, job: Job, node: int, pages: int) -> bool:
+        for other in range(1, self._core.nodes):
+            n = min(pages, self._core.free(other))
+            if other == node or n <= 0 or not self._core.reserve(other, n):
+                continue
+            result = await self._jobs.run_within(
+                _limited(job, n, node=other, reserved=n), JOB_PATIENCE
+            )
+            if result and result.result == 0 and result.moved:
+                return True
+        return False
+
+    async def _stage_out(self, job: Job, room: Room, pages: int, frees: int) -> bool:
+        """Swap: let pages out beyond the host's capacity, because the job to come will free as many
+        host pages as that."""
+        n = min(pages, frees - room.staged, BLOCK_PAGES - room.staged)
+        if n <= 0:
+            return False
+        if not room.staging:
+            await self._staging.acquire()
+            room.staging = True
+        if not self._core.reserve(HOST, n, staging=True):
+            return False
+        result = await self._jobs.run_within(
+            _limited(job, n, reserved=n, flags=job.flags | JobFlag.STAGING), JOB_PATIENCE
+        )
+        if result is None or result.result or not result.moved:
+            return False
+        room.staged += result.moved
+        return True
+
+    def _out_of(self, victim: np.void, node: int) -> Job | None:
+        """A job that moves the block's pages on a device to the host."""
+        key = _key(victim)
+        region = self._regions.by_ino(key.ino)
+        if region is None:
+            return None
+        pages = np.flatnonzero(region.blocks(key.block, 1)[0]["owner"] == node)
+        if not len(pages):
+            return None
+        first, last = int(pages[0]), int(pages[-1])
+        return Job(
+            JobKind.MIGRATE,
+            *key,
+            node=HOST,
+            flags=JobFlag.EVICT,
+            first=first,
+            count=last - first + 1,
+        )
+
+    # ---- the host
+
+    async def _reserve_host(self, room: Room, frees: int) -> None:
+        deadline = trio.current_time() + PATIENCE
+        if room.pages > self._core.capacity[HOST]:
+            raise self._full(room)
+        for _ in range(STEPS):
+            if room.reserve():
+                return
+            missing = max(1, room.pages - self._core.free(HOST))
+            if await self._give_back(missing, room.spared):
+                continue
+            if await self._push_out(missing, room.spared):
+                continue
+            if frees >= room.pages and await self._stage_in(room):
+                return
+            found = self._core.candidates(HOST)
+            if not self._more_may_come(found, HOST, room.spared, deadline):
+                break
+            await self._jobs.any_ended(PAUSE)
+        raise self._full(room)
+
+    async def _stage_in(self, room: Room) -> bool:
+        """Swap: reserve beyond the host's capacity; `_settle` pushes as much out once the job has
+        freed it on a device."""
+        if not room.staging:
+            await self._staging.acquire()
+            room.staging = True
+        return room.reserve(staging=True)
+
+    async def _give_back(self, missing: int, spared: set[BlockKey]) -> bool:
+        """Free host pages that hold no bytes of their own: copies kept of device-owned pages, then
+        pages held back for holes that the CPU may have filled. Whether any came free."""
+        if self._core.drop_kept(missing):
+            return True
+        able = _able(self._core.candidates(HOST), spared, "reserved")
+        if not len(able):
+            return False
+        victim = able[int(np.argmin(able["last_cpu"]))]
+        key = _key(victim)
+        region = self._regions.by_ino(key.ino)
+        if region is None:
+            spared.add(key)
+            return False
+        record = region.blocks(key.block, 1)[0]
+        holes = (record["cached"] | record["recalling"]) & ~record["present"]
+        pages = np.flatnonzero(page_set(holes))
+        if not len(pages):
+            return True  # given back meanwhile
+        first, count = int(pages[0]), int(pages[-1] - pages[0]) + 1
+        job = Job(JobKind.RECALL, *key, first=first, count=count)
+        result = await self._jobs.run_within(job, JOB_PATIENCE)
+        if result is None or result.result:
+            spared.add(key)
+        return True  # even if not: another block may give more
+
+    async def _push_out(self, missing: int, spared: set[BlockKey]) -> bool:
+        """Push the host pages least recently used by the CPU to a device with free room."""
+        node = max(range(1, self._core.nodes), key=self._core.free, default=HOST)
+        if node == HOST:
+            return False
+        able = _able(self._core.candidates(HOST), spared, "pages")
+        if not len(able):
+            return False
+        victim = able[int(np.argmin(able["last_cpu"]))]
+        key = _key(victim)
+        n = min(missing, int(victim["pages"]), self._core.free(node))
+        region = self._regions.by_ino(key.ino)
+        if region is None or n <= 0 or not self._core.reserve(node, n):
+            return False
+        record = region.blocks(key.block, 1)[0]
+        pages = np.flatnonzero(page_set(record["present"] & ~record["device"]))[:n]
+        if not len(pages):
+            self._core.release(node, n)
+            spared.add(key)
+            return True
+        first, count = int(pages[0]), int(pages[-1] - pages[0]) + 1
+        job = Job(
+            JobKind.MIGRATE,
+            *key,
+            node=node,
+            flags=JobFlag.EVICT,
+            first=first,
+            count=count,
+            limit=n,
+            reserved=n,
+        )
+        result = await self._jobs.run_within(job, JOB_PATIENCE)
+        if result is None or result.result or not result.moved:
+            spared.add(key)
+        else:
+            self._core.drop_kept(result.moved)
+        return True
+
+    async def _settle(self, block: BlockKey) -> None:
+        """Bring the host back within its capacity after a swap for `block`, which goes last. Takes
+        no turn: see above."""
+        spared = {block}
+        deadline = trio.current_time() + PATIENCE
+        for _ in range(STEPS):
+            over = -self._core.free(HOST)
+            if over <= 0:
+                return
+            if await self._give_back(over, spared) or await self._push_out(over, spared):
+                continue
+            if trio.current_time() > deadline:
+                break
+            if block not in spared:
+                await self._jobs.any_ended(PAUSE)
+            spared.clear()
+        log.warning(
+            "%d pages of the staging reserve stay in use: host and devices are full.",
+            max(0, -self._core.free(HOST)),
+        )
+
+    # ---- both
+
+    def _more_may_come(
+        self, found: NDArray[np.void], node: int, spared: set[BlockKey], deadline: float
+    ) -> bool:
+        """Whether room is with somebody who will be done with it: a block that is held at the
+        moment, or a reservation of a job under way."""
+        if trio.current_time() > deadline:
+            return False
+        held = any(row["held"] and _key(row) not in spared for row in found)
+        kept_back = int(found["reserved"].sum() + found["kept"].sum())
+        return held or self._core.used(node) > int(found["pages"].sum()) + kept_back
+
+    def _full(self, room: Room) -> HmmfsError:
+        where = "Host memory" if room.node == HOST else f"The VRAM of dev{room.node - 1}"
+        return HmmfsError(
+            errno.ENOSPC,
+            f"{where} has no room for {room.pages * 4} KiB more, and nothing could make way: "
+            "remove regions, or mount with larger host= or vram=.",
+        )
+
+
+def _key(row: np.void) -> BlockKey:
+    return BlockKey(int(row["ino"]), int(row["block"]))
+
+
+def _able(found: NDArray[np.void], spared: set[BlockKey], what: str) -> NDArray[np.void]:
+    """The candidates that may be asked to give some of `what`."""
+    able: NDArray[np.void] = found[(found["held"] == 0) & (found[what] > 0)]
+    if not spared or not len(able):
+        return able
+    allowed = np.array([_key(row) not in spared for row in able], dtype=np.bool_)
+    able = able[allowed]
+    return able
+
+
+def _limited(
+    job: Job,
+    limit: int,
+    node: int | None = None,
+    reserved: int = 0,
+    flags: JobFlag | None = None,
+) -> Job:
+    return Job(
+        job.kind,
+        job.ino,
+        job.block,
+        node=job.node if node is None else node,
+        flags=job.flags if flags is None else flags,
+        first=job.first,
+        count=job.count,
+        limit=limit,
+        reserved=reserved,
+    )

@@ -134,9 +134,7 @@ def submit_command(directory: str, device: str, operations: tuple[str, ...]) -> 
 
     For example: hmmfs submit /mnt dev0 'fill a 7' 'checksum a'.
     """
-    if mountinfo.find_hmmfs(directory) is None:
-        raise UsageError(f"{directory} is not an hmmfs mount: give the directory it is mounted on.")
-    top = os.path.join(directory, "devices", device)
+    top = os.path.join(mountinfo.require_hmmfs(directory).point, "devices", device)
     for operation in operations:
         sys.stdout.buffer.write(_transact(top, operation))
         sys.stdout.buffer.flush()

@@ -28,7 +28,7 @@ class Config:
     poll_us: int = 0
     keep_clean: bool = True
     express: bool = True
-    prefetch: str = "block"
+    prefetch: str = "grow"
     eviction: str = "lru"
     threads: int = 2
     allow_other: bool = False
@@ -95,9 +95,8 @@ def _integer(low: int, high: int) -> Option:
     return Option(read, f"a whole number from {low} to {high}")
 
 
-def _choice(*names: str) -> Option:
-    takes = f"one of {', '.join(names)}" if len(names) > 1 else f"only {names[0]} so far"
-    return Option(lambda text: text if text in names else None, takes)
+def _name(takes: str) -> Option:
+    return Option(lambda text: text if re.fullmatch(r"[a-z][a-z0-9_-]*", text) else None, takes)
 
 
 _SWITCHES = {"on": True, "off": False}
@@ -111,8 +110,9 @@ OPTIONS: dict[str, Option] = {
     "poll_us": _integer(0, 10_000),
     "keep_clean": _SWITCH,
     "express": _SWITCH,
-    "prefetch": _choice("none", "block"),
-    "eviction": _choice("lru"),
+    # Which names there are is for hmmfs.policy to say: installed packages add some.
+    "prefetch": _name("the name of a placement policy: none, grow, block, or an installed one"),
+    "eviction": _name("the name of an eviction policy: lru, lrm, or an installed one"),
     "threads": _integer(1, 64),
     "allow_other": _SWITCH,
     "ro": _SWITCH,

@@ -4,9 +4,12 @@ Nothing here may stat a path that might be a mount of hmmfs: while its gate does
 waits for ever.
 """
 
+import errno
 import os
 import re
 from dataclasses import dataclass
+
+from hmmfs.errors import HmmfsError
 
 TYPE = "fuse.hmmfs"
 
@@ -37,6 +40,16 @@ def find_hmmfs(path: str) -> Entry | None:
     """The hmmfs mount on ``path``, where the uppermost mount there is one."""
     entry = find(resolve(path))
     return entry if entry and entry.type == TYPE else None
+
+
+def require_hmmfs(path: str) -> Entry:
+    """The hmmfs mount on ``path``, or EINVAL."""
+    entry = find_hmmfs(path)
+    if entry is None:
+        raise HmmfsError(
+            errno.EINVAL, f"{path} is not an hmmfs mount: give the directory it is mounted on."
+        )
+    return entry
 
 
 def resolve(path: str) -> str:

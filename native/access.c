@@ -40,8 +40,8 @@ static struct part part_of(struct hm_region *region, uint64_t offset, uint64_t e
     uint64_t limit = (part.block + 1) * HM_BLOCK_BYTES;
     part.length = (end < limit ? end : limit) - offset;
     part.first = (uint32_t)(offset % HM_BLOCK_BYTES / HM_PAGE_SIZE);
-    part.count = (uint32_t)((offset + part.length - 1) % HM_BLOCK_BYTES / HM_PAGE_SIZE) + 1 -
-                 part.first;
+    part.count =
+        (uint32_t)((offset + part.length - 1) % HM_BLOCK_BYTES / HM_PAGE_SIZE) + 1 - part.first;
     part.mask = hm_mask_range(part.first, part.count);
     part.stripe = hm_stripe_of(region->core, region->ino, part.block);
     part.record = &region->blocks[part.block];
@@ -102,8 +102,7 @@ static struct hm_parked *unpark(struct hm_region *region, uint64_t block,
     pthread_mutex_lock(&stripe->lock);
     for (at = &stripe->parked; *at;) {
         struct hm_parked *parked = *at;
-        if (parked->request.ino != region->ino || parked->block != block ||
-            !wanted(parked)) {
+        if (parked->request.ino != region->ino || parked->block != block || !wanted(parked)) {
             at = &parked->next;
             continue;
         }
@@ -307,8 +306,7 @@ static int gather(const struct part *part, struct iovec *iov, int *count)
         uint32_t page = (uint32_t)(at % HM_BLOCK_BYTES / HM_PAGE_SIZE), last = page + 1;
         bool present = hm_test(part->record->present, page);
         uint64_t stop;
-        while (last < part->first + part->count &&
-               hm_test(part->record->present, last) == present)
+        while (last < part->first + part->count && hm_test(part->record->present, last) == present)
             last++;
         stop = part->block * HM_BLOCK_BYTES + (uint64_t)last * HM_PAGE_SIZE;
         stop = stop < end ? stop : end;
@@ -317,8 +315,7 @@ static int gather(const struct part *part, struct iovec *iov, int *count)
             if (!base)
                 return -ENOMEM;
         }
-        iov[*count].iov_base =
-            present ? base + at % HM_BLOCK_BYTES : (uint8_t *)core->zeros;
+        iov[*count].iov_base = present ? base + at % HM_BLOCK_BYTES : (uint8_t *)core->zeros;
         iov[(*count)++].iov_len = stop - at;
         at = stop;
     }
@@ -353,8 +350,7 @@ static void read_region(struct hm_core *core, struct hm_region *region,
             admitted++;
             error = gather(part, iov, &count);
         } else if (admission != REFUSED) {
-            error = park(part, request,
-                         admission == PARK_BUSY ? HM_WAIT_BUSY : HM_WAIT_SERVICE);
+            error = park(part, request, admission == PARK_BUSY ? HM_WAIT_BUSY : HM_WAIT_SERVICE);
         }
         pthread_mutex_unlock(&part->stripe->lock);
         at += part->length;
@@ -393,9 +389,8 @@ static bool overtaken(const struct part *part, uint64_t unique)
 
 static void remember(const struct part *part, uint64_t unique)
 {
-    part->stripe->recent[part->stripe->recent_next++ % HM_RECENT_WRITES] =
-        (struct hm_recent_write){part->region->ino, unique, part->offset,
-                                 part->offset + part->length};
+    part->stripe->recent[part->stripe->recent_next++ % HM_RECENT_WRITES] = (struct hm_recent_write){
+        part->region->ino, unique, part->offset, part->offset + part->length};
 }
 
 /* The pages of the part that the WRITE covers from end to end. */
@@ -495,7 +490,8 @@ static int apply_write(struct part *part, const struct hm_request *request)
     return 0;
 }
 
-static void grow(struct hm_region *region, uint64_t end)
+/* Bytes up to `end` were written: the size follows, and so do the times. */
+static void written(struct hm_region *region, uint64_t end)
 {
     uint64_t size = __atomic_load_n(&region->record->size, __ATOMIC_ACQUIRE);
     struct timespec now;
@@ -552,16 +548,16 @@ static void write_region(struct hm_core *core, struct hm_region *region,
         return;
     }
     if (from_cache && end > size)
-        end = at < size ? size : at; /* the page cache never writes past the end */
+        end = at < size ? size : at;
     while (at < end && !error) {
         struct part part = part_of(region, at, end);
         error = write_part(&part, request, straddles, replayed);
         at += error ? 0 : part.length;
     }
+    if (at > request->offset)
+        written(region, from_cache ? 0 : at); /* the page cache never moves the end */
     if (from_cache && !error)
         at = request->offset + request->size;
-    else if (at > request->offset)
-        grow(region, at);
     hm_count(&core->count.written_bytes, at - request->offset);
     if (error > 0)
         return; /* parked; whoever carries out the rest answers */

@@ -37,7 +37,8 @@ ffi = FFI()
 ffi.cdef(declarations())
 # -O2: memcpy and popcount loops. HMMFS_SANITIZE=address,undefined builds for a sanitizer run.
 sanitize = os.environ.get("HMMFS_SANITIZE")
-flags = ["-O2", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-pthread", "-fvisibility=hidden"]
+flags = ["-O2", "-g", "-std=gnu11", "-pthread", "-Wall", "-Wextra", "-Werror"]
+flags += ["-Wno-unused-parameter"]  # of what cffi generates
 links = ["-pthread"]
 if sanitize:
     flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-O1"]
@@ -49,7 +50,7 @@ ffi.set_source(
     include_dirs=[os.path.relpath(HERE, ROOT)],
     depends=[os.path.relpath(HERE / name, ROOT) for name in ("hmmfs.h", "core.h")],
     define_macros=[("_GNU_SOURCE", "1")],
-    extra_compile_args=[*flags, "-Wno-unused-parameter"],
+    extra_compile_args=flags,
     extra_link_args=links,
     libraries=["z"],
 )

@@ -30,7 +30,8 @@
 #define HM_MAX_BLOCKS (HM_MAX_BYTES / HM_BLOCK_BYTES)
 #define HM_CHUNK_BYTES (1ULL << 30)
 #define HM_CHUNKS (HM_MAX_BYTES / HM_CHUNK_BYTES)
-#define HM_DIRECTORY_HEADER (1ULL << 21) /* version, then from 4096 on the bitmap of touched blocks */
+#define HM_DIRECTORY_HEADER                                                                        \
+    (1ULL << 21) /* version, then from 4096 on the bitmap of touched blocks */
 #define HM_DIRECTORY_BYTES (HM_DIRECTORY_HEADER + HM_MAX_BLOCKS * sizeof(struct hm_block))
 #define HM_DIRECTORY_MAGIC 0x31726964736d6d68ULL /* "hmmsdir1" */
 #define HM_MAX_REGIONS 8192                      /* each takes 8 GiB of address space */
@@ -109,7 +110,7 @@ bool hm_next_run(const uint64_t *words, uint32_t *first, uint32_t *count);
  * region and never shortened (punched only), mapped 1 GiB at a time when first touched. */
 struct hm_pool {
     _Atomic int fd; /* -1 until first use */
-    _Atomic(uint8_t *) * chunks;
+    _Atomic(uint8_t *) *chunks;
 };
 
 int hm_pool_open(struct hm_pool *pool, const char *name);

@@ -60,8 +60,7 @@ struct hm_region_record {
     int64_t atime, mtime, ctime, btime;
     uint64_t generation;
     uint64_t pages[16]; /* present pages by owner */
-    uint64_t reserved_pages, kept_pages;
-    uint64_t unused[7];
+    uint64_t unused[9];
     char name[256];
 };
 
@@ -75,7 +74,7 @@ struct hm_node_stats {
 
 struct hm_stats {
     uint64_t reads, writes, read_bytes, written_bytes; /* requests on region files */
-    uint64_t cpu_faults;       /* touches of device-owned pages */
+    uint64_t cpu_faults;                               /* touches of device-owned pages */
     uint64_t express_faults;   /* of these, resolved without the trio service */
     uint64_t service_faults;   /* of these, reported to it */
     uint64_t parked, replayed; /* requests that waited for a block */
@@ -90,13 +89,13 @@ struct hm_stats {
 };
 
 struct hm_config {
-    uint64_t capacity[16]; /* pages, by node; node 0 is the host */
-    uint32_t nodes;        /* 1 + devices */
-    uint32_t threads;      /* gate threads */
-    uint32_t poll_us;      /* spin this long before blocking on /dev/fuse */
-    uint32_t readahead;    /* bytes, offered in INIT */
-    uint32_t express;      /* carry out faults that need no decision natively */
-    uint32_t keep_clean;   /* keep the host copy of a page that moves to a device */
+    uint64_t capacity[16];   /* pages, by node; node 0 is the host */
+    uint32_t nodes;          /* 1 + devices */
+    uint32_t threads;        /* gate threads */
+    uint32_t poll_us;        /* spin this long before blocking on /dev/fuse */
+    uint32_t readahead;      /* bytes, offered in INIT */
+    uint32_t express;        /* carry out faults that need no decision natively */
+    uint32_t keep_clean;     /* keep the host copy of a page that moves to a device */
     uint32_t fault_pages[4]; /* pages brought home by a block's 1st, 2nd, 3rd, later CPU fault */
 };
 
@@ -183,7 +182,8 @@ int64_t hm_region_seek(struct hm_core *core, uint64_t ino, uint64_t offset, int 
 struct hm_block *hm_region_blocks(struct hm_core *core, uint64_t ino);
 /* Numbers of touched blocks >= from, ascending; returns how many were written. */
 int hm_region_touched(struct hm_core *core, uint64_t ino, uint64_t from, uint64_t *out, int max);
-/* present by owner -> pages[16], then dirty on the host, dirty on devices, cached, kept, reserved */
+/* present by owner -> pages[16], then dirty on the host, dirty on devices, cached, kept, reserved
+ */
 int hm_region_residency(struct hm_core *core, uint64_t ino, uint64_t out[21]);
 uint64_t hm_region_max_bytes(void);
 

@@ -111,9 +111,15 @@ int hm_region_create(struct hm_core *core, uint64_t ino, uint32_t mode, uint32_t
     region->record = record_find(core);
     if (region->record) {
         int64_t now = now_ns();
-        *region->record = (struct hm_region_record){.ino = ino, .mode = mode, .uid = uid,
-                                                    .gid = gid, .nlink = 1, .atime = now,
-                                                    .mtime = now, .ctime = now, .btime = now};
+        *region->record = (struct hm_region_record){.ino = ino,
+                                                    .mode = mode,
+                                                    .uid = uid,
+                                                    .gid = gid,
+                                                    .nlink = 1,
+                                                    .atime = now,
+                                                    .mtime = now,
+                                                    .ctime = now,
+                                                    .btime = now};
         region->next = *bucket_of(core, ino);
         *bucket_of(core, ino) = region;
         *ret = region->record;
@@ -156,8 +162,9 @@ static uint64_t next_touched(struct hm_region *region, uint64_t from)
 {
     while (from < HM_MAX_BLOCKS) {
         /* Skip what was never written without reading it: a read would allocate a page. */
-        off_t data = from % 32768 ? 0 : lseek(region->directory_fd,
-                                              (off_t)(HM_PAGE_SIZE + from / 8), SEEK_DATA);
+        off_t data = from % 32768
+                         ? 0
+                         : lseek(region->directory_fd, (off_t)(HM_PAGE_SIZE + from / 8), SEEK_DATA);
         if (data >= (off_t)HM_DIRECTORY_HEADER || data < 0)
             return HM_MAX_BLOCKS;
         if ((uint64_t)data > HM_PAGE_SIZE + from / 8) {
@@ -369,8 +376,8 @@ static int allocate_block(struct hm_region *region, uint64_t block, const struct
     HM_EACH_WORD(w) hole.word[w] = mask->word[w] & ~record->present[w];
     while (!error && hm_next_run(hole.word, &first, &count)) {
         uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE;
-        if (fallocate(pool->fd, FALLOC_FL_KEEP_SIZE, (off_t)offset,
-                      (off_t)count * HM_PAGE_SIZE) < 0)
+        if (fallocate(pool->fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)count * HM_PAGE_SIZE) <
+            0)
             error = -errno;
         first += count;
     }

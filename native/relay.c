@@ -1,5 +1,5 @@
-/* The relay: what the gate does not answer goes to pyfuse3 over a SOCK_SEQPACKET pair, one message a
- * request, and the replies come back the same way.
+/* The relay: what the gate does not answer goes to pyfuse3 over a SOCK_SEQPACKET pair, one message
+ * a request, and the replies come back the same way.
  *
  * Three threads, since none may wait for another. `outbound` sends what did not fit into the socket
  * at once (a gate thread never blocks there). `inbound` receives: replies go straight to /dev/fuse,
@@ -129,9 +129,9 @@ static void init_request(struct hm_relay *relay, uint8_t *message, size_t length
     relay->init_unique = header->unique;
     /* No splicing of a socket. O_TRUNC comes as SETATTR. What changes is told by recalls, never by
      * a changed mtime. The page cache never holds the only size, so there is no writeback cache. */
-    in->flags &= ~(uint32_t)(FUSE_SPLICE_READ | FUSE_SPLICE_WRITE | FUSE_SPLICE_MOVE |
-                             FUSE_ATOMIC_O_TRUNC | FUSE_AUTO_INVAL_DATA | FUSE_WRITEBACK_CACHE |
-                             FUSE_INIT_EXT);
+    in->flags &=
+        ~(uint32_t)(FUSE_SPLICE_READ | FUSE_SPLICE_WRITE | FUSE_SPLICE_MOVE | FUSE_ATOMIC_O_TRUNC |
+                    FUSE_AUTO_INVAL_DATA | FUSE_WRITEBACK_CACHE | FUSE_INIT_EXT);
 }
 
 static void init_reply(struct hm_relay *relay, uint8_t *message, size_t length)

@@ -234,10 +234,10 @@ int hm_node_stats_get(struct hm_core *core, uint32_t node, struct hm_node_stats 
     struct hm_node *n = &core->nodes[node];
     if (node >= core->config.nodes)
         return -ENODEV;
-    *out = (struct hm_node_stats){n->capacity,      n->used,           n->peak,
-                                  n->pages_in,      n->pages_out,      n->copies_made,
-                                  n->copies_saved,  n->evicted_blocks, n->evicted_pages,
-                                  n->faults,        n->operations};
+    *out =
+        (struct hm_node_stats){n->capacity,      n->used,        n->peak,         n->pages_in,
+                               n->pages_out,     n->copies_made, n->copies_saved, n->evicted_blocks,
+                               n->evicted_pages, n->faults,      n->operations};
     return 0;
 }
 
@@ -301,12 +301,12 @@ struct audit {
     bool bad;
 };
 
-#define AUDIT(a, condition, ...)                            \
-    do {                                                    \
-        if (!(condition) && !(a)->bad) {                    \
-            (a)->bad = true;                                \
-            snprintf((a)->text, (a)->size, __VA_ARGS__);    \
-        }                                                   \
+#define AUDIT(a, condition, ...)                                                                   \
+    do {                                                                                           \
+        if (!(condition) && !(a)->bad) {                                                           \
+            (a)->bad = true;                                                                       \
+            snprintf((a)->text, (a)->size, __VA_ARGS__);                                           \
+        }                                                                                          \
     } while (0)
 
 static void audit_block(struct audit *a, struct hm_region *region, uint64_t b, uint64_t *pages,
@@ -327,7 +327,8 @@ static void audit_block(struct audit *a, struct hm_region *region, uint64_t b, u
     }
     for (uint32_t page = 0; page < HM_BLOCK_PAGES; page++) {
         uint32_t owner = block->owner[page];
-        AUDIT(a, owner < a->core->config.nodes && (owner != HM_HOST) == hm_test(block->device, page),
+        AUDIT(a,
+              owner < a->core->config.nodes && (owner != HM_HOST) == hm_test(block->device, page),
               "region %llu block %llu page %u: owner %u disagrees with the device bit", ino, nr,
               page, owner);
         if (owner < HM_MAX_NODES)

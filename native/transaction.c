@@ -290,11 +290,14 @@ static int take_room(struct transaction *t, uint32_t pages, enum hm_room room)
 static int bring(struct transaction *t, const struct hm_mask *mask, bool populate, uint32_t limit)
 {
     struct hm_block *record = t->record;
+    static const struct hm_mask nothing;
+    /* What comes home is owned by devices, so the CPU has none of it. */
+    const struct hm_mask *from_cpu = t->job->node == HM_HOST ? &nothing : mask;
     struct hm_mask freed[HM_MAX_NODES];
     struct plan plan;
     for (;;) {
         uint32_t generation, room;
-        int error = hm_recall(t->region, t->block, mask);
+        int error = hm_recall(t->region, t->block, from_cpu);
         if (error)
             return error;
         while (record->inflight)
@@ -578,12 +581,15 @@ static bool defer(struct transaction *t, struct hm_queued_job *queued)
 static bool run(struct hm_core *core, struct hm_queued_job *queued)
 {
     const struct hm_job *job = &queued->job;
-    struct transaction t = {.core = core, .job = job, .block = job->block,
-                            .reserved = job->reserved};
+    struct transaction t = {
+        .core = core, .job = job, .block = job->block, .reserved = job->reserved};
     bool held = false, stores = job->kind == HM_JOB_WRITE || job->kind == HM_JOB_FILL;
     int error = job_check(core, job);
-    t.event = (struct hm_event){.kind = HM_EVENT_JOB, .cookie = job->cookie, .ino = job->ino,
-                                .block = job->block, .crc = job->byte};
+    t.event = (struct hm_event){.kind = HM_EVENT_JOB,
+                                .cookie = job->cookie,
+                                .ino = job->ino,
+                                .block = job->block,
+                                .crc = job->byte};
     t.region = error ? NULL : hm_region_get(core, job->ino);
     if (!error && !t.region)
         error = -ENOENT;

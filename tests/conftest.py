@@ -1,4 +1,4 @@
-"""What every test shares. The time limit of each test is pytest-timeout's, set in pyproject.toml."""
+"""What every test shares. Each test's time limit is pytest-timeout's, set in pyproject.toml."""
 
 import pytest
 
@@ -10,6 +10,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--long"):
         return
-    for item in items:
-        if item.get_closest_marker("long"):
-            item.add_marker(pytest.mark.skip(reason="runs only with --long"))
+    long = [item for item in items if item.get_closest_marker("long")]
+    items[:] = [item for item in items if item not in long]
+    config.hook.pytest_deselected(items=long)

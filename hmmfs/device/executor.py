@@ -319,16 +319,19 @@ class Executor:
 
     async def _block(self, job: Job) -> JobResult:
         """Run a job on one block until it is done, making room as needed."""
-        key = BlockKey(job.ino, job.block)
+        full: HmmfsError | None = None
         result = JobResult(0)
         for attempt in range(ATTEMPTS):
             result = await self._jobs.run(job)
             if result.result == -errno.ENOSPC:
-                frees = result.need if job.node == HOST else self._on_host(job)
-                async with self._rooms.make(job.node, result.need, key, frees) as room:
-                    result = await self._jobs.run(
-                        replace(job, reserved=room.take(), flags=job.flags | room.flags)
-                    )
+                if full is not None:
+                    raise full
+                try:
+                    result = await self._run_with_room(job, result.need)
+                except HmmfsError as error:
+                    # Others may have moved the block meanwhile, so that it needs less: look again.
+                    full = error
+                    continue
             if result.result == -errno.EBUSY:
                 await trio.sleep(0.001 * 2**attempt)
             elif result.result != -errno.ENOSPC:
@@ -336,6 +339,13 @@ class Executor:
         if result.result:
             raise self._failure(-result.result)
         return result
+
+    async def _run_with_room(self, job: Job, need: int) -> JobResult:
+        frees = need if job.node == HOST else self._on_host(job)
+        key = BlockKey(job.ino, job.block)
+        async with self._rooms.make(job.node, need, key, frees) as room:
+            job = replace(job, reserved=room.take(), flags=job.flags | room.flags)
+            return await self._jobs.run(job)
 
     def _on_host(self, job: Job) -> int:
         """Host pages that the job will move to the device."""

@@ -42,9 +42,7 @@ def is_mounted(path: str) -> bool:
 
 def unmount(path: str, lazy: bool = False) -> None:
     """End the hmmfs mount on ``path``; ``lazy`` detaches it now and ends it at the last close."""
-    point = mountinfo.resolve(path)
-    if not is_mounted(point):
-        raise HmmfsError(errno.EINVAL, f"{point} is not an hmmfs mount, so there is none to end.")
+    point = mountinfo.require_hmmfs(path).point
     if os.geteuid() != 0:
         options = ["-u", "-z"] if lazy else ["-u"]
         _run_helper([*options, "--", point], f"{point} cannot be unmounted")
@@ -149,9 +147,10 @@ def _mount_by_helper(point: str, config: Config) -> int:
             _run_helper(
                 ["-o", ",".join(options), "--", point], f"{point} cannot be mounted on", theirs
             )
-        _, fds, _, _ = socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        _, fds, _, _ = socket.recv_fds(ours, 1, 1)
     if not fds:
         raise HmmfsError(errno.EIO, f"fusermount3 sent no descriptor for the mount on {point}.")
+    os.set_inheritable(fds[0], False)  # recv_fds has no use for MSG_CMSG_CLOEXEC
     return fds[0]
 
 

@@ -3,7 +3,7 @@
 regions/NAME                      the data; served by the gate
 state/NAME/residency              where a region's pages are
 devices/devN/{type,stats,last_error,submit,vram/{total,used}}
-stats version last_error
+stats audit version last_error
 """
 
 from __future__ import annotations
@@ -164,6 +164,7 @@ class Tree:
                 }
             ),
             b"stats": self._text(self._stats),
+            b"audit": self._text(lambda: line(core.audit() or "ok")),
             b"version": self._text(lambda: line(hmmfs.__version__)),
             b"last_error": self._text(lambda: line(self.errors.last)),
         }

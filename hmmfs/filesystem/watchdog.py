@@ -63,11 +63,11 @@ class Watchdog:
 
 def abort(connection_id: int) -> bool:
     """Abort a FUSE connection: everything that waits for it gets an error. False if not allowed."""
-    control = _open_abort(connection_id)
+    control = _open_control(connection_id)
     if control is None:
         return False
     try:
-        os.write(control, b"1")
+        _abort(control)
     except OSError:
         return False
     finally:
@@ -75,20 +75,30 @@ def abort(connection_id: int) -> bool:
     return True
 
 
-def _open_abort(connection_id: int) -> int | None:
-    """The connection's abort file, from fusectl as mounted or else from a mount of our own.
+def _open_control(connection_id: int) -> int | None:
+    """The connection's directory, in fusectl as mounted or else in a mount of our own.
 
-    Once open it stands for this connection, even if its number is used again.
+    Once open it stands for this connection and is empty when that has gone, even if another mount
+    is given the number by then.
     """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     with contextlib.suppress(OSError):
-        return os.open(f"{_CONTROL}/{connection_id}/abort", os.O_WRONLY | os.O_CLOEXEC)
+        return os.open(f"{_CONTROL}/{connection_id}", flags)
     with contextlib.suppress(OSError):
         top = linux.detached_mount("fusectl")
         try:
-            return os.open(f"{connection_id}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=top)
+            return os.open(str(connection_id), flags, dir_fd=top)
         finally:
             os.close(top)
     return None
+
+
+def _abort(control: int) -> None:
+    fd = os.open("abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
+    try:
+        os.write(fd, b"1")
+    finally:
+        os.close(fd)
 
 
 def _run(pipe: int, parent: int) -> NoReturn:
@@ -149,7 +159,7 @@ def _watch(pipe: int, wake: int) -> None:
                 return
             if control is not None:
                 os.close(control)
-            control = _open_abort(int(str(told["connection"])))
+            control = _open_control(int(str(told["connection"])))
     if told:
         _free(str(told["path"]), int(str(told["connection"])), control)
 
@@ -159,8 +169,12 @@ def _free(path: str, connection_id: int, control: int | None) -> None:
     entry = mountinfo.find(path)
     ours = entry is not None and entry.type == mountinfo.TYPE and entry.minor == connection_id
     if control is not None:
-        with contextlib.suppress(OSError):
-            os.write(control, b"1")
+        try:
+            _abort(control)
+        except FileNotFoundError:
+            return  # the mount had gone, and what is on the path now is somebody else's
+        except OSError:
+            pass
     elif ours:
         with contextlib.suppress(OSError):
             linux.umount(path, linux.MNT_FORCE)

@@ -23,11 +23,7 @@ def read_status(path: str, patience_s: float = PATIENCE_S) -> Status:
     Read in a child: a request that a stuck daemon has taken cannot be interrupted by anything, so
     a reader that waits for it could not even exit.
     """
-    entry = mountinfo.find_hmmfs(path)
-    if entry is None:
-        raise HmmfsError(
-            errno.EINVAL, f"{path} is not an hmmfs mount: give the directory it is mounted on."
-        )
+    entry = mountinfo.require_hmmfs(path)
     reader, writer = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
@@ -51,9 +47,9 @@ def read_status(path: str, patience_s: float = PATIENCE_S) -> Status:
 
 def _answer(writer: int, point: str) -> NoReturn:
     try:
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in range(3):  # a stuck reader must not hold its parent's pipes open
-            os.dup2(null, fd)
+        # A stuck reader must not hold its parent's files and pipes open.
+        os.closerange(0, writer)
+        os.closerange(writer + 1, 1 << 20)
         try:
             answer: dict[str, object] = {"status": _collect(point)}
         except OSError as error:

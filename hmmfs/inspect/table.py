@@ -1,29 +1,21 @@
-"""Status as tables for people; programs read the JSON."""
+"""Status as tables for people; programs read the JSON, which leaves nothing out."""
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from hmmfs.inspect.status import Status
+from hmmfs.inspect.status import Status, Values
 from hmmfs.units import format_size
+
+PAGES = "pages_"
 
 
 def print_status(status: Status) -> None:
-    """Devices with their VRAM, regions with their pages per node, then the mount's counters."""
+    """Devices with their VRAM, regions with their pages per node, then counters that moved."""
     console = Console(highlight=False)
     console.print(f"hmmfs {status['version']} on {status['path']}", markup=False, soft_wrap=True)
-    devices = Table("device", title="Devices", title_justify="left")
-    for heading in ("VRAM", "used", "%"):
-        devices.add_column(heading, justify="right")
-    for device in status["devices"]:
-        total, used = device["vram"]["total"], device["vram"]["used"]
-        devices.add_row(
-            device["name"],
-            format_size(total),
-            format_size(used),
-            f"{100 * used / total:.0f}" if total else "",
-        )
     if status["devices"]:
-        console.print(devices)
+        console.print(_devices(status))
     if status["regions"]:
         console.print(_regions(status))
     console.print(_counters("Mount", status["stats"]))
@@ -31,21 +23,43 @@ def print_status(status: Status) -> None:
         console.print(_counters(device["name"], device["stats"]))
 
 
-def _regions(status: Status) -> Table:
-    """A column for every key that any region has, in the order of first sight."""
-    keys = dict.fromkeys(key for region in status["regions"] for key in region["residency"])
-    table = Table("region", title="Regions (pages of 4 KiB)", title_justify="left")
-    for key in keys:
-        table.add_column(key, justify="right")
-    for region in status["regions"]:
-        values = region["residency"]
-        table.add_row(region["name"], *(str(values.get(key, "")) for key in keys))
+def _table(title: str, name: str, *numbers: str) -> Table:
+    table = Table(name, title=title, title_justify="left")
+    for heading in numbers:
+        table.add_column(heading, justify="right")
     return table
 
 
-def _counters(title: str, values: dict[str, int | str]) -> Table:
+def _devices(status: Status) -> Table:
+    table = _table("Devices", "device", "VRAM", "used", "%")
+    for device in status["devices"]:
+        total, used = device["vram"]["total"], device["vram"]["used"]
+        percent = f"{100 * used / total:.0f}" if total else ""
+        table.add_row(device["name"], format_size(total), format_size(used), percent)
+    return table
+
+
+def _regions(status: Status) -> Table:
+    """A column for every node that holds a page of any region."""
+    regions = [(region["name"], region["residency"]) for region in status["regions"]]
+    nodes = dict.fromkeys(
+        key for _, found in regions for key in found if key.startswith(PAGES) and found[key]
+    )
+    headings = [key.removeprefix(PAGES) for key in nodes]
+    table = _table("Regions (pages of 4 KiB)", "region", "size", *headings, "dirty", "cpu_cached")
+    for name, found in regions:
+        dirty = sum(int(value) for key, value in found.items() if key.startswith("dirty_"))
+        pages = [str(found.get(key, "")) for key in nodes]
+        size = format_size(int(found.get("size", 0)))
+        table.add_row(Text(name), size, *pages, str(dirty), str(found.get("cpu_cached", "")))
+    return table
+
+
+def _counters(title: str, values: Values) -> Table:
+    """What is not zero."""
     table = Table("counter", title=title, title_justify="left", box=None, show_header=False)
     table.add_column("value", justify="right")
     for key, value in values.items():
-        table.add_row(key, str(value))
+        if value != 0:
+            table.add_row(Text(key), Text(str(value)))
     return table

@@ -165,6 +165,7 @@ class FaultService:
                 try:
                     result = await self._migrate_home(key, first, count)
                 except HmmfsError as full:
+                    # Once more with less: others may have moved pages meanwhile.
                     error, sentence = full.errno or errno.ENOSPC, full.sentence
                     break
                 if result.result == 0:

@@ -20,6 +20,7 @@ then it is left to itself and another victim is taken.
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import logging
 from collections.abc import AsyncIterator
@@ -31,7 +32,6 @@ from numpy.typing import NDArray
 
 from hmmfs.errors import HmmfsError
 from hmmfs.memory import (
-    BLOCK_PAGES,
     HOST,
     BlockKey,
     Core,
@@ -48,8 +48,37 @@ log = logging.getLogger(__name__)
 
 STEPS = 256  # evictions for one reservation; a block's worth needs a few
 JOB_PATIENCE = 5.0  # seconds for one victim
-PATIENCE = 5.0  # seconds in all for victims that are in use at the moment
+PATIENCE = 2.0  # seconds in all for victims that are in use at the moment
 PAUSE = 0.05  # seconds between two looks when no job ends
+
+
+class Outcome(enum.Enum):
+    """Of asking one victim."""
+
+    MOVED = enum.auto()
+    LATER = enum.auto()  # it was in use, or changed meanwhile
+    NEVER = enum.auto()  # there is no place for its pages
+
+
+@dataclass
+class Spared:
+    """Blocks that are not asked: for good, or until all others have been."""
+
+    never: set[BlockKey]
+    later: set[BlockKey] = field(default_factory=set)
+
+    def note(self, key: BlockKey, outcome: Outcome) -> None:
+        if outcome is Outcome.LATER:
+            self.later.add(key)
+        elif outcome is Outcome.NEVER:
+            self.never.add(key)
+
+    def able(self, found: NDArray[np.void], what: str) -> NDArray[np.void]:
+        """The candidates that may be asked to give some of `what`."""
+        able: NDArray[np.void] = found[(found["held"] == 0) & (found[what] > 0)]
+        allowed = [(key := _key(row)) not in self.never and key not in self.later for row in able]
+        able = able[np.array(allowed, dtype=np.bool_)]
+        return able
 
 
 @dataclass
@@ -61,9 +90,7 @@ class Room:
     node: int
     pages: int
     staging: bool = False  # the staging lock is ours
-    staged: int = 0  # host pages used beyond the host's capacity
     held: int = 0
-    spared: set[BlockKey] = field(default_factory=set)
 
     @property
     def flags(self) -> JobFlag:
@@ -105,13 +132,10 @@ class Rooms:
         can't be done. `frees` is how many pages the job will free elsewhere: on the host if it
         moves pages to a device, on a device if it moves them home. That much may be swapped
         through the staging reserve when both sides are full."""
-        room = Room(self._core, node, pages, spared={block})
+        room = Room(self._core, node, pages)
         try:
             async with self._turn[node]:
-                if node == HOST:
-                    await self._reserve_host(room, frees)
-                else:
-                    await self._reserve_device(room, frees)
+                await self._reserve(room, Spared({block}), frees)
             yield room
         finally:
             room.drop()
@@ -122,76 +146,95 @@ class Rooms:
                 finally:
                     self._staging.release()
 
-    # ---- devices
-
-    async def _reserve_device(self, room: Room, frees: int) -> None:
+    async def _reserve(self, room: Room, spared: Spared, frees: int) -> None:
         deadline = trio.current_time() + PATIENCE
-        if room.pages > self._core.capacity[room.node]:
-            raise self._full(room)
-        for _ in range(STEPS):
+        attempt = self._free_host if room.node == HOST else self._free_device
+        for _ in range(STEPS if room.pages <= self._core.capacity[room.node] else 0):
             if room.reserve():
                 return
-            found = self._core.candidates(room.node)
-            able = _able(found, room.spared, "pages")
-            if not len(able):
-                if not self._more_may_come(found, room.node, room.spared, deadline):
-                    break
-                await self._jobs.any_ended(PAUSE)
-                continue
-            victim = able[self._eviction.order(able)[0]]
             missing = max(1, room.pages - self._core.free(room.node))
-            if not await self._evict(victim, room, min(missing, int(victim["pages"])), frees):
-                room.spared.add(_key(victim))
-        raise self._full(room)
+            if await attempt(room, spared, missing, frees):
+                continue
+            if trio.current_time() > deadline or not self._more_may_come(room.node, spared):
+                break
+            await self._jobs.any_ended(PAUSE)
+            spared.later.clear()
+        where = "Host memory" if room.node == HOST else f"The VRAM of dev{room.node - 1}"
+        raise HmmfsError(
+            errno.ENOSPC,
+            f"{where} has no room for {room.pages * 4} KiB more, and nothing could make way: "
+            "remove regions, or mount with larger host= or vram=.",
+        )
 
-    async def _evict(self, victim: np.void, room: Room, missing: int, frees: int) -> bool:
-        """Move a block's pages out of a device; whether any went."""
+    def _more_may_come(self, node: int, spared: Spared) -> bool:
+        """Whether room is with somebody who will be done with it: a block that is in use at the
+        moment, or a reservation of a job under way."""
+        if spared.later or not self._jobs.idle:
+            return True
+        found = self._core.candidates(node)
+        if any(row["held"] and _key(row) not in spared.never for row in found):
+            return True
+        charged = int(found["pages"].sum() + found["reserved"].sum() + found["kept"].sum())
+        return self._core.used(node) > charged
+
+    # ---- devices
+
+    async def _free_device(self, room: Room, spared: Spared, missing: int, frees: int) -> bool:
+        """Ask one victim. False: there is none to ask."""
+        able = spared.able(self._core.candidates(room.node), "pages")
+        if not len(able):
+            return False
+        victim = able[self._eviction.order(able)[0]]
+        missing = min(missing, int(victim["pages"]))
+        spared.note(_key(victim), await self._evict(victim, room, spared, missing, frees))
+        return True
+
+    async def _evict(
+        self, victim: np.void, room: Room, spared: Spared, missing: int, frees: int
+    ) -> Outcome:
+        """Move a block's pages out of a device."""
         job = self._out_of(victim, room.node)
         if job is None:
-            return False
-        result = await self._jobs.run_within(job, JOB_PATIENCE)
-        if result is None or result.result != -errno.ENOSPC:
-            return result is not None and result.result == 0 and result.moved > 0
+            return Outcome.LATER
+        outcome = await self._moved(job)
+        if outcome is not Outcome.NEVER:
+            return outcome
         # The host is short of room: from here on, move no more than is needed.
         job = _limited(job, missing)
-        if await self._give_back(missing, room.spared):
-            result = await self._jobs.run_within(job, JOB_PATIENCE)
-            if result and result.result == 0:
-                return result.moved > 0
-        return await self._to_another(job, room.node, missing) or await self._stage_out(
-            job, room, missing, frees
-        )
+        if await self._give_back(missing, spared):
+            outcome = await self._moved(job)
+            if outcome is not Outcome.NEVER:
+                return outcome
+        if await self._to_another(job, room.node, missing):
+            return Outcome.MOVED
+        return await self._stage_out(job, room, missing, frees)
+
+    async def _moved(self, job: Job) -> Outcome:
+        result = await self._jobs.run_within(job, JOB_PATIENCE)
+        if result is not None and result.result == -errno.ENOSPC:
+            return Outcome.NEVER
+        moved = result is not None and result.result == 0 and result.moved > 0
+        return Outcome.MOVED if moved else Outcome.LATER
 
     async def _to_another(self, job: Job, node: int, pages: int) -> bool:
         for other in range(1, self._core.nodes):
             n = min(pages, self._core.free(other))
             if other == node or n <= 0 or not self._core.reserve(other, n):
                 continue
-            result = await self._jobs.run_within(
-                _limited(job, n, node=other, reserved=n), JOB_PATIENCE
-            )
-            if result and result.result == 0 and result.moved:
+            if await self._moved(_limited(job, n, node=other, reserved=n)) is Outcome.MOVED:
                 return True
         return False
 
-    async def _stage_out(self, job: Job, room: Room, pages: int, frees: int) -> bool:
+    async def _stage_out(self, job: Job, room: Room, pages: int, frees: int) -> Outcome:
         """Swap: let pages out beyond the host's capacity, because the job to come will free as many
         host pages as that."""
-        n = min(pages, frees - room.staged, BLOCK_PAGES - room.staged)
-        if n <= 0:
-            return False
-        if not room.staging:
+        if not room.staging and frees > 0:
             await self._staging.acquire()
             room.staging = True
-        if not self._core.reserve(HOST, n, staging=True):
-            return False
-        result = await self._jobs.run_within(
-            _limited(job, n, reserved=n, flags=job.flags | JobFlag.STAGING), JOB_PATIENCE
-        )
-        if result is None or result.result or not result.moved:
-            return False
-        room.staged += result.moved
-        return True
+        n = min(pages, frees + self._core.free(HOST))
+        if n <= 0 or not self._core.reserve(HOST, n, staging=True):
+            return Outcome.NEVER
+        return await self._moved(_limited(job, n, reserved=n, flags=job.flags | JobFlag.STAGING))
 
     def _out_of(self, victim: np.void, node: int) -> Job | None:
         """A job that moves the block's pages on a device to the host."""
@@ -214,47 +257,37 @@ class Rooms:
 
     # ---- the host
 
-    async def _reserve_host(self, room: Room, frees: int) -> None:
-        deadline = trio.current_time() + PATIENCE
-        if room.pages > self._core.capacity[HOST]:
-            raise self._full(room)
-        for _ in range(STEPS):
-            if room.reserve():
-                return
-            missing = max(1, room.pages - self._core.free(HOST))
-            if await self._give_back(missing, room.spared):
-                continue
-            if await self._push_out(missing, room.spared):
-                continue
-            if frees >= room.pages and await self._stage_in(room):
-                return
-            found = self._core.candidates(HOST)
-            if not self._more_may_come(found, HOST, room.spared, deadline):
-                break
-            await self._jobs.any_ended(PAUSE)
-        raise self._full(room)
+    async def _free_host(self, room: Room, spared: Spared, missing: int, frees: int) -> bool:
+        """Take one step. False: there is none to take."""
+        return (
+            await self._give_back(missing, spared)
+            or await self._push_out(missing, spared)
+            or await self._stage_in(room, frees)
+        )
 
-    async def _stage_in(self, room: Room) -> bool:
+    async def _stage_in(self, room: Room, frees: int) -> bool:
         """Swap: reserve beyond the host's capacity; `_settle` pushes as much out once the job has
         freed it on a device."""
+        if frees + self._core.free(HOST) < room.pages:
+            return False
         if not room.staging:
             await self._staging.acquire()
             room.staging = True
         return room.reserve(staging=True)
 
-    async def _give_back(self, missing: int, spared: set[BlockKey]) -> bool:
+    async def _give_back(self, missing: int, spared: Spared) -> bool:
         """Free host pages that hold no bytes of their own: copies kept of device-owned pages, then
         pages held back for holes that the CPU may have filled. Whether any came free."""
         if self._core.drop_kept(missing):
             return True
-        able = _able(self._core.candidates(HOST), spared, "reserved")
+        able = spared.able(self._core.candidates(HOST), "reserved")
         if not len(able):
             return False
         victim = able[int(np.argmin(able["last_cpu"]))]
         key = _key(victim)
         region = self._regions.by_ino(key.ino)
         if region is None:
-            spared.add(key)
+            spared.never.add(key)
             return False
         record = region.blocks(key.block, 1)[0]
         holes = (record["cached"] | record["recalling"]) & ~record["present"]
@@ -265,15 +298,15 @@ class Rooms:
         job = Job(JobKind.RECALL, *key, first=first, count=count)
         result = await self._jobs.run_within(job, JOB_PATIENCE)
         if result is None or result.result:
-            spared.add(key)
-        return True  # even if not: another block may give more
+            spared.later.add(key)
+        return True
 
-    async def _push_out(self, missing: int, spared: set[BlockKey]) -> bool:
+    async def _push_out(self, missing: int, spared: Spared) -> bool:
         """Push the host pages least recently used by the CPU to a device with free room."""
         node = max(range(1, self._core.nodes), key=self._core.free, default=HOST)
         if node == HOST:
             return False
-        able = _able(self._core.candidates(HOST), spared, "pages")
+        able = spared.able(self._core.candidates(HOST), "pages")
         if not len(able):
             return False
         victim = able[int(np.argmin(able["last_cpu"]))]
@@ -286,7 +319,7 @@ class Rooms:
         pages = np.flatnonzero(page_set(record["present"] & ~record["device"]))[:n]
         if not len(pages):
             self._core.release(node, n)
-            spared.add(key)
+            spared.later.add(key)
             return True
         first, count = int(pages[0]), int(pages[-1] - pages[0]) + 1
         job = Job(
@@ -299,17 +332,16 @@ class Rooms:
             limit=n,
             reserved=n,
         )
-        result = await self._jobs.run_within(job, JOB_PATIENCE)
-        if result is None or result.result or not result.moved:
-            spared.add(key)
-        else:
-            self._core.drop_kept(result.moved)
+        outcome = await self._moved(job)
+        spared.note(key, outcome)
+        if outcome is Outcome.MOVED:
+            self._core.drop_kept(n)
         return True
 
     async def _settle(self, block: BlockKey) -> None:
         """Bring the host back within its capacity after a swap for `block`, which goes last. Takes
         no turn: see above."""
-        spared = {block}
+        spared = Spared({block})
         deadline = trio.current_time() + PATIENCE
         for _ in range(STEPS):
             over = -self._core.free(HOST)
@@ -319,48 +351,17 @@ class Rooms:
                 continue
             if trio.current_time() > deadline:
                 break
-            if block not in spared:
+            if block not in spared.never:
                 await self._jobs.any_ended(PAUSE)
-            spared.clear()
+            spared = Spared(set())
         log.warning(
             "%d pages of the staging reserve stay in use: host and devices are full.",
             max(0, -self._core.free(HOST)),
         )
 
-    # ---- both
-
-    def _more_may_come(
-        self, found: NDArray[np.void], node: int, spared: set[BlockKey], deadline: float
-    ) -> bool:
-        """Whether room is with somebody who will be done with it: a block that is held at the
-        moment, or a reservation of a job under way."""
-        if trio.current_time() > deadline:
-            return False
-        held = any(row["held"] and _key(row) not in spared for row in found)
-        kept_back = int(found["reserved"].sum() + found["kept"].sum())
-        return held or self._core.used(node) > int(found["pages"].sum()) + kept_back
-
-    def _full(self, room: Room) -> HmmfsError:
-        where = "Host memory" if room.node == HOST else f"The VRAM of dev{room.node - 1}"
-        return HmmfsError(
-            errno.ENOSPC,
-            f"{where} has no room for {room.pages * 4} KiB more, and nothing could make way: "
-            "remove regions, or mount with larger host= or vram=.",
-        )
-
 
 def _key(row: np.void) -> BlockKey:
     return BlockKey(int(row["ino"]), int(row["block"]))
-
-
-def _able(found: NDArray[np.void], spared: set[BlockKey], what: str) -> NDArray[np.void]:
-    """The candidates that may be asked to give some of `what`."""
-    able: NDArray[np.void] = found[(found["held"] == 0) & (found[what] > 0)]
-    if not spared or not len(able):
-        return able
-    allowed = np.array([_key(row) not in spared for row in able], dtype=np.bool_)
-    able = able[allowed]
-    return able
 
 
 def _limited(

@@ -49,14 +49,14 @@ static struct hm_region_record *records[REGIONS];
 static int relay_fd;
 static const char *directory;
 
-#define CHECK(condition, ...)                                    \
-    do {                                                         \
-        if (!(condition)) {                                      \
-            fprintf(stderr, "stress: %s: ", #condition);         \
-            fprintf(stderr, __VA_ARGS__);                        \
-            fprintf(stderr, " (errno %d)\n", errno);             \
-            exit(1);                                             \
-        }                                                        \
+#define CHECK(condition, ...)                                                                      \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            fprintf(stderr, "stress: %s: ", #condition);                                           \
+            fprintf(stderr, __VA_ARGS__);                                                          \
+            fprintf(stderr, " (errno %d)\n", errno);                                               \
+            exit(1);                                                                               \
+        }                                                                                          \
     } while (0)
 
 static uint64_t draw(uint64_t *state)
@@ -81,8 +81,8 @@ static int open_region(int index)
 
 static _Atomic uint64_t *map_region(int index, size_t pages)
 {
-    void *map = mmap(NULL, pages * HM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED,
-                     open_region(index), 0);
+    void *map =
+        mmap(NULL, pages * HM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, open_region(index), 0);
     CHECK(map != MAP_FAILED, "mmap");
     return map;
 }
@@ -152,8 +152,8 @@ static void scribe_step(struct scribe *s)
         CHECK(!memcmp(bytes, s->shadow + at, n), "read(2) of %llu+%llu", (unsigned long long)at,
               (unsigned long long)n);
     } else if (what < 13) {
-        CHECK(!memcmp(s->map + at, s->shadow + at, n), "load of %llu+%llu",
-              (unsigned long long)at, (unsigned long long)n);
+        CHECK(!memcmp(s->map + at, s->shadow + at, n), "load of %llu+%llu", (unsigned long long)at,
+              (unsigned long long)n);
     } else if (what == 13) {
         CHECK(!fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)n),
               "punch");
@@ -281,7 +281,8 @@ static void *namespace_main(void *arg)
     return NULL;
 }
 
-/* ---- the service: the shortest that decides --------------------------------------------------- */
+/* ---- the service: the shortest that decides ---------------------------------------------------
+ */
 
 static pthread_mutex_t done_lock = PTHREAD_MUTEX_INITIALIZER; /* guards done and results */
 static pthread_cond_t done_changed = PTHREAD_COND_INITIALIZER;
@@ -348,8 +349,11 @@ struct device {
 
 static void tick(struct device *d, uint64_t page, uint64_t *clock, uint64_t *bytes)
 {
-    struct hm_job job = {.kind = HM_JOB_WRITE, .ino = FIRST_INO + 1, .buffer = bytes,
-                         .node = 1 + draw(&d->seed) % 2, .offset = (uint32_t)page * HM_PAGE_SIZE,
+    struct hm_job job = {.kind = HM_JOB_WRITE,
+                         .ino = FIRST_INO + 1,
+                         .buffer = bytes,
+                         .node = 1 + draw(&d->seed) % 2,
+                         .offset = (uint32_t)page * HM_PAGE_SIZE,
                          .length = HM_PAGE_SIZE};
     uint64_t next = clock[page] + 1;
     struct hm_event event;
@@ -392,8 +396,11 @@ static void *device_main(void *arg)
 
 static void mount_core(uint32_t express)
 {
-    struct hm_config config = {.nodes = 3, .threads = 2, .readahead = 131072,
-                               .express = express, .keep_clean = 1,
+    struct hm_config config = {.nodes = 3,
+                               .threads = 2,
+                               .readahead = 131072,
+                               .express = express,
+                               .keep_clean = 1,
                                .fault_pages = {1, 16, 64, 512},
                                .capacity = {8192, 1024, 1024}};
     int pair[2], fuse_fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
@@ -439,8 +446,7 @@ static void report(const struct device *devices)
            (unsigned long long)shared->scribbles, (unsigned long long)stats.jobs,
            (unsigned long long)(devices[0].busy + devices[1].busy),
            (unsigned long long)stats.migrations, (unsigned long long)stats.recalls,
-           (unsigned long long)stats.recall_retries,
-           (unsigned long long)stats.migrations_discarded,
+           (unsigned long long)stats.recall_retries, (unsigned long long)stats.migrations_discarded,
            (unsigned long long)stats.stale_writes_skipped);
     CHECK(!hm_audit(core, text, sizeof(text)), "audit: %s", text);
 }

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
         return 0
 
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-    monkeypatch.setitem(sys.modules, "hmmfs.daemon", types.SimpleNamespace(serve=serve))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "hmmfs.daemon", types.SimpleNamespace(serve=serve))
     return calls
 
 
@@ -74,7 +75,7 @@ def test_background(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         return 0
 
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-    monkeypatch.setitem(sys.modules, "hmmfs.daemon", types.SimpleNamespace(serve=serve))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "hmmfs.daemon", types.SimpleNamespace(serve=serve))
     monkeypatch.chdir(tmp_path)
     assert cli.main(["src0", ".", "-o", "rw"]) == 0
     path, foreground, pid = note.read_text().split()
@@ -94,7 +95,7 @@ def test_failure_of_the_daemon(
         raise HmmfsError(16, "The mount is taken.")
 
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-    monkeypatch.setitem(sys.modules, "hmmfs.daemon", types.SimpleNamespace(serve=serve))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "hmmfs.daemon", types.SimpleNamespace(serve=serve))
     status, message = fails(["mount", str(tmp_path), *foreground], capsys)
     assert (status, message) == (1, "hmmfs: The mount is taken.\n")
 
@@ -159,7 +160,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory with a mount's files, which counts as a mount here."""
     files = {
         "version": "0.1.0\n",
-        "stats": "faults 12\nmode private memory\n",
+        "stats": "faults 12\nidle 0\nmode private memory\n",
         "devices/dev10/stats": "",
         "devices/dev10/vram/total": "0\n",
         "devices/dev10/vram/used": "0\n",
@@ -167,14 +168,15 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "devices/dev9/vram/total": "67108864\n",
         "devices/dev9/vram/used": "2097152\n",
         "devices/dev9/last_error": "There is no region b: create it first.\n",
-        "state/a [b]/residency": "host 4\ndev9 512\n",
+        "state/a [b]/residency": "pages_host 4\npages_dev9 512\ndirty_host 3\ndirty_device 40\n"
+        "cpu_cached 2\nsize 2113536\n",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "state" / "gone").mkdir()
     entry = mountinfo.Entry(str(tmp_path), mountinfo.TYPE, "hmmfs", 0, 77)
-    monkeypatch.setattr(mountinfo, "find_hmmfs", lambda _: entry)
+    monkeypatch.setattr(mountinfo, "require_hmmfs", lambda _: entry)
     return tmp_path
 
 
@@ -184,7 +186,7 @@ def test_status_json(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "schema": 1,
         "path": str(tree),
         "version": "0.1.0",
-        "stats": {"faults": 12, "mode": "private memory"},
+        "stats": {"faults": 12, "idle": 0, "mode": "private memory"},
         "devices": [
             {
                 "name": "dev9",
@@ -193,19 +195,32 @@ def test_status_json(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
             },
             {"name": "dev10", "vram": {"total": 0, "used": 0}, "stats": {}},
         ],
-        "regions": [{"name": "a [b]", "residency": {"host": 4, "dev9": 512}}],
+        "regions": [
+            {
+                "name": "a [b]",
+                "residency": {
+                    "pages_host": 4,
+                    "pages_dev9": 512,
+                    "dirty_host": 3,
+                    "dirty_device": 40,
+                    "cpu_cached": 2,
+                    "size": 2113536,
+                },
+            }
+        ],
     }
 
 
 def test_status_table(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["status", str(tree)]) == 0
     out = capsys.readouterr().out
-    for text in ("dev9", "64M", "2M", "a [b]", "512", "faults", "12"):
+    for text in ("dev9", "64M", "2M", "a [b]", "2064K", "512", "43", "faults", "12"):
         assert text in out
+    assert "idle" not in out
 
 
 def test_status_of_a_silent_mount(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status_module, "_collect", lambda _: os.read(os.pipe()[0], 1))
+    monkeypatch.setattr(status_module, "_collect", lambda _: time.sleep(1))
     with pytest.raises(HmmfsError, match=r"not answered for 0\.1 s: .*connections/77/abort"):
         read_status(str(tree), patience_s=0.1)
 

@@ -20,7 +20,7 @@ def test_defaults() -> None:
     assert (config.readahead, config.poll_us, config.threads) == (128 << 10, 0, 2)
     assert config.keep_clean
     assert config.express
-    assert (config.prefetch, config.eviction) == ("block", "lru")
+    assert (config.prefetch, config.eviction) == ("grow", "lru")
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.vram = 0  # type: ignore[misc]
 

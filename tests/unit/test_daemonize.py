@@ -22,10 +22,10 @@ def test_returns_when_ready(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     os.mkfifo(gate)
 
     def work(ready: Ready) -> int:
-        print("before")
+        os.write(1, b"before\n")
         ready()
         ready()
-        print("after")
+        os.write(1, b"after\n")
         gate.read_text()  # still at work when the parent has returned
         note.write_text(f"{os.getsid(0)} {os.getpid()} {os.path.realpath('/proc/self/fd/2')}")
         return 0

@@ -37,7 +37,8 @@ def test_mount_and_unmount(point: Path) -> None:
         entry = mountinfo.find_hmmfs(str(point))
         assert entry is not None
         assert (entry.source, entry.major, entry.minor) == ("a,b c", 0, mounted.connection_id)
-        line = next(line for line in open("/proc/mounts") if "fuse.hmmfs" in line and "a,b" in line)  # noqa: SIM115
+        mounts = Path("/proc/mounts").read_text().splitlines()
+        line = next(line for line in mounts if line.startswith(r"a,b\040c "))
         assert {"rw", "nosuid", "nodev", "noexec", "default_permissions"} <= set(
             line.split()[3].split(",")
         )

@@ -1,0 +1,160 @@
+"""Real mounts for tests: made by the command line, checked and taken down again."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hmmfs import mountinfo
+from hmmfs.filesystem.watchdog import abort
+
+HMMFS = (sys.executable, "-m", "hmmfs")
+# Seconds after which a mount's connection is aborted, so that whatever waits for it gets an error
+# and the test ends by failing: before pytest-timeout's limit, which can't wake a process in D.
+PATIENCE_S = 100.0
+
+
+def run(*args: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """The command, its output as text; a failure shows what it said."""
+    done = subprocess.run([*HMMFS, *args], capture_output=True, text=True, timeout=timeout)
+    if check and done.returncode:
+        raise AssertionError(f"hmmfs {' '.join(args)}: {done.returncode}: {done.stderr}")
+    return done
+
+
+@dataclass
+class Mount:
+    """A running mount. `path` is its top directory, `log` what the daemon wrote."""
+
+    path: Path
+    log: Path
+
+    @property
+    def regions(self) -> Path:
+        return self.path / "regions"
+
+    @property
+    def pid(self) -> int:
+        return self.values("stats")["pid"]
+
+    def values(self, name: str) -> dict[str, int]:
+        """The `key value` lines of a control file."""
+        lines = (self.path / name).read_text().splitlines()
+        return {key: int(value) for key, value in (line.split(" ", 1) for line in lines)}
+
+    def residency(self, region: str) -> dict[str, int]:
+        return self.values(f"state/{region}/residency")
+
+    def submit(self, device: int, operation: str) -> str:
+        """One operation; its answer without the newline. OSError carries its errno."""
+        fd = os.open(self.path / f"devices/dev{device}/submit", os.O_RDWR)
+        try:
+            os.write(fd, operation.encode() + b"\n")
+            return os.read(fd, 1 << 18).decode().rstrip("\n")
+        finally:
+            os.close(fd)
+
+    def region(self, name: str, size: int) -> Path:
+        path = self.regions / name
+        with open(path, "wb") as file:
+            file.truncate(size)
+        return path
+
+    def audit(self) -> str:
+        """The word ok, or the first broken invariant; exact while nothing else runs."""
+        return (self.path / "audit").read_text().strip()
+
+
+def connection(path: Path) -> int | None:
+    entry = mountinfo.find_hmmfs(str(path))
+    return entry.minor if entry else None
+
+
+def ended(pid: int) -> bool:
+    """Whether a daemon is gone: one that nobody has waited for yet counts."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+@contextlib.contextmanager
+def unwedged(path: Path) -> Iterator[None]:
+    """Abort the connection of the mount on `path` if the body takes too long."""
+    number = connection(path)
+
+    def free() -> None:
+        faulthandler.dump_traceback(sys.__stderr__)
+        if number is not None:
+            abort(number)
+
+    timer = threading.Timer(PATIENCE_S, free)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+MountFactory = Callable[..., Mount]
+
+
+@pytest.fixture
+def mount_factory(tmp_path: Path) -> Iterator[MountFactory]:
+    """mount_factory(option=value, …) -> Mount; every one is audited and unmounted at the end.
+
+    A test that ends its mount itself leaves nothing to do; a log with a traceback fails the test.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def make(**options: object) -> Mount:
+            number = len(list(tmp_path.glob("mnt*")))
+            mount = Mount(tmp_path / f"mnt{number}", tmp_path / f"log{number}")
+            mount.path.mkdir()
+            words = [f"{name}={value}" for name, value in options.items()]
+            run("mount", str(mount.path), "-o", ",".join([*words, f"log={mount.log}"]))
+            stack.callback(_take_down, mount, mount.pid)
+            stack.enter_context(unwedged(mount.path))
+            return mount
+
+        yield make
+
+
+def _take_down(mount: Mount, pid: int) -> None:
+    try:
+        if connection(mount.path) is not None:
+            assert mount.audit() == "ok"
+            run("umount", str(mount.path))
+    finally:
+        number = connection(mount.path)
+        if number is not None:
+            abort(number)
+            run("umount", "-z", str(mount.path), check=False)
+    assert wait_until(lambda: ended(pid)), f"the daemon {pid} outlived its mount"
+    assert "Traceback" not in mount.log.read_text(), mount.log.read_text()
+
+
+@pytest.fixture
+def mount(mount_factory: MountFactory) -> Mount:
+    """A mount with two small devices, so that whatever does not fit shows."""
+    return mount_factory(vram="8M", devices=2, host="64M")

@@ -91,8 +91,8 @@ def test_what_mount8_passes() -> None:
         ("threads=0", "threads takes a whole number from 1 to 64."),
         ("keep_clean=yes", "keep_clean takes on or off."),
         ("allow_other=1", "allow_other takes on or off."),
-        ("prefetch=all", "prefetch takes one of none, block."),
-        ("eviction=random", "eviction takes only lru so far."),
+        ("prefetch=All!", "prefetch takes the name of a placement policy"),
+        ("eviction=7 7", "eviction takes the name of an eviction policy"),
         ("fsname=", "fsname takes a name"),
         ("log", "log takes the path of a file."),
     ],
@@ -147,6 +147,6 @@ def test_toml_unreadable(tmp_path: Path) -> None:
 
 
 def test_every_option_refuses_nonsense() -> None:
-    for name in set(OPTIONS) - {"fsname", "log"}:
+    for name in set(OPTIONS) - {"fsname", "log", "prefetch", "eviction"}:
         with pytest.raises(UsageError, match=f'"{name}=nonsense" is wrong: {name} takes '):
             Config.from_options(f"{name}=nonsense")

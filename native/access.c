@@ -494,12 +494,10 @@ static int apply_write(struct part *part, const struct hm_request *request)
 static void written(struct hm_region *region, uint64_t end)
 {
     uint64_t size = __atomic_load_n(&region->record->size, __ATOMIC_ACQUIRE);
-    struct timespec now;
     while (size < end && !__atomic_compare_exchange_n(&region->record->size, &size, end, false,
                                                       __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
         ;
-    clock_gettime(CLOCK_REALTIME_COARSE, &now);
-    region->record->mtime = region->record->ctime = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+    hm_region_changed(region, true);
 }
 
 /* Put the rest of a WRITE aside, from the part on. */

@@ -143,6 +143,8 @@ struct hm_region {
 struct hm_region *hm_region_get(struct hm_core *core, uint64_t ino);
 void hm_region_put(struct hm_region *region);
 bool hm_region_is_touched(struct hm_region *region, uint64_t block);
+/* Its bytes changed now (or, without `bytes`, only what is known of it): mtime and ctime. */
+void hm_region_changed(struct hm_region *region, bool bytes);
 /* The pool of a node, made at first use; NULL with errno when it can't be. */
 struct hm_pool *hm_region_pool(struct hm_region *region, uint32_t node);
 

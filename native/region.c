@@ -11,7 +11,7 @@
 static int64_t now_ns(void)
 {
     struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
+    clock_gettime(CLOCK_REALTIME_COARSE, &now); /* no system call */
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
@@ -134,6 +134,14 @@ int hm_region_create(struct hm_core *core, uint64_t ino, uint32_t mode, uint32_t
 fail:
     region_free(region);
     return error;
+}
+
+void hm_region_changed(struct hm_region *region, bool bytes)
+{
+    int64_t now = now_ns();
+    if (bytes)
+        __atomic_store_n(&region->record->mtime, now, __ATOMIC_RELAXED);
+    __atomic_store_n(&region->record->ctime, now, __ATOMIC_RELAXED);
 }
 
 struct hm_pool *hm_region_pool(struct hm_region *region, uint32_t node)
@@ -319,10 +327,10 @@ int hm_region_truncate(struct hm_core *core, uint64_t ino, uint64_t size)
         return -ENOENT;
     old = __atomic_exchange_n(&region->record->size, size, __ATOMIC_ACQ_REL);
     if (size < old) {
-        region->record->generation++;
+        __atomic_fetch_add(&region->record->generation, 1, __ATOMIC_RELAXED);
         error = cut(region, size, HM_MAX_BYTES, true);
     }
-    region->record->mtime = region->record->ctime = now_ns();
+    hm_region_changed(region, true);
     hm_region_put(region);
     return error;
 }
@@ -338,7 +346,7 @@ int hm_region_punch(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_
         return -ENOENT;
     /* The kernel drops its copies only after our answer: they stay marked until a recall. */
     error = cut(region, offset, offset + length, false);
-    region->record->mtime = region->record->ctime = now_ns();
+    hm_region_changed(region, true);
     hm_region_put(region);
     return error;
 }
@@ -425,7 +433,7 @@ int hm_region_allocate(struct hm_core *core, uint64_t ino, uint64_t offset, uint
             hm_release(core, HM_HOST, need);
     }
     if (!error)
-        region->record->ctime = now_ns();
+        hm_region_changed(region, false);
     hm_region_put(region);
     return error;
 }

@@ -433,16 +433,13 @@ static int store(struct transaction *t)
     const struct hm_job *job = t->job;
     struct hm_pool *pool = hm_region_pool(t->region, job->node);
     uint8_t *to = pool ? hm_pool_map(pool, t->block * HM_BLOCK_BYTES) : NULL;
-    struct timespec now;
     if (!to)
         return -ENOMEM;
     if (job->kind == HM_JOB_FILL)
         memset(to + job->offset, (int)job->byte, job->length);
     else
         memcpy(to + job->offset, job->buffer, job->length);
-    clock_gettime(CLOCK_REALTIME, &now);
-    t->region->record->mtime = t->region->record->ctime =
-        (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+    hm_region_changed(t->region, true);
     return 0;
 }
 

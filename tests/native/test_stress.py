@@ -1,0 +1,71 @@
+"""The native core on a real mount under each sanitizer: tests/native/stress.c says what it does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from hmmfs import mountinfo
+from hmmfs.filesystem import linux
+from hmmfs.filesystem.watchdog import abort
+
+HERE = Path(__file__).resolve().parent
+NATIVE = HERE.parents[1] / "native"
+SECONDS = 5
+LIMIT = 60.0
+SANITIZERS = {
+    "plain": ["-O2"],
+    "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": ["-O1", "-fsanitize=thread"],
+}
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount without a helper")
+
+
+@pytest.fixture(scope="module", params=SANITIZERS)
+def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """stress.c and the core, built with one sanitizer."""
+    path = tmp_path_factory.mktemp("stress") / f"stress-{request.param}"
+    sources = [str(HERE / "stress.c"), *map(str, sorted(NATIVE.glob("*.c")))]
+    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-g", "-pthread", *SANITIZERS[request.param]]
+    subprocess.run(["gcc", *flags, "-o", str(path), *sources, "-lz"], check=True)
+    return path
+
+
+def free(directory: Path) -> bool:
+    """Abort and detach what is still mounted; whether there was something."""
+    entry = mountinfo.find(str(directory))
+    if entry is None:
+        return False
+    abort(entry.minor)
+    linux.umount(str(directory), linux.MNT_DETACH)
+    return True
+
+
+@pytest.mark.parametrize(("seed", "express"), [(2, 1), (3, 0)])
+def test_storm(program: Path, tmp_path: Path, seed: int, express: int) -> None:
+    directory = tmp_path / "mnt"
+    directory.mkdir()
+    # ThreadSanitizer can't live with all the address space randomisation of new kernels.
+    command = ["setarch", "-R", program, directory, SECONDS, seed, express]
+    child = subprocess.Popen(
+        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    timer = threading.Timer(LIMIT, free, [directory])
+    timer.start()
+    try:
+        said, _ = child.communicate(timeout=LIMIT + 20)
+    finally:
+        timer.cancel()
+        left = free(directory)
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+    assert child.returncode == 0, said
+    assert not left, "the mount was left behind"
+    assert "WARNING: ThreadSanitizer" not in said
+    assert said.startswith("adds "), said

@@ -98,7 +98,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
 
 
 @contextlib.contextmanager
-def unwedged(path: Path) -> Iterator[None]:
+def unwedged(path: Path, patience_s: float) -> Iterator[None]:
     """Abort the connection of the mount on `path` if the body takes too long."""
     number = connection(path)
 
@@ -107,7 +107,7 @@ def unwedged(path: Path) -> Iterator[None]:
         if number is not None:
             abort(number)
 
-    timer = threading.Timer(PATIENCE_S, free)
+    timer = threading.Timer(patience_s, free)
     timer.daemon = True
     timer.start()
     try:
@@ -120,11 +120,12 @@ MountFactory = Callable[..., Mount]
 
 
 @pytest.fixture
-def mount_factory(tmp_path: Path) -> Iterator[MountFactory]:
+def mount_factory(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[MountFactory]:
     """mount_factory(option=value, …) -> Mount; every one is audited and unmounted at the end.
 
     A test that ends its mount itself leaves nothing to do; a log with a traceback fails the test.
     """
+    patience_s = PATIENCE_S * (100 if request.node.get_closest_marker("long") else 1)
     with contextlib.ExitStack() as stack:
 
         def make(**options: object) -> Mount:
@@ -134,7 +135,7 @@ def mount_factory(tmp_path: Path) -> Iterator[MountFactory]:
             words = [f"{name}={value}" for name, value in options.items()]
             run("mount", str(mount.path), "-o", ",".join([*words, f"log={mount.log}"]))
             stack.callback(_take_down, mount, mount.pid)
-            stack.enter_context(unwedged(mount.path))
+            stack.enter_context(unwedged(mount.path, patience_s))
             return mount
 
         yield make

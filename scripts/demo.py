@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import subprocess
 import sys
 import tempfile
-import textwrap
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -15,16 +18,18 @@ from rich.table import Table
 HMMFS = (sys.executable, "-m", "hmmfs")
 MIB = 1 << 20
 SIZE = 256 * MIB
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-# An ordinary program: it knows mmap and nothing of devices. It prints the checksum of what it sees.
+# An ordinary program: it knows mmap and nothing of devices. Told so, it stores a page in every MiB;
+# then it prints the checksum of all that it sees.
 PROGRAM = """
 import mmap, sys, zlib
 with open(sys.argv[1], "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-    for offset in range(0, len(memory), 1 << 20):
-        exec(sys.argv[2])
+    if "store" in sys.argv:
+        for offset in range(0, len(memory), 1 << 20):
+            memory[offset:offset + 4096] = bytes([offset >> 20 & 255]) * 4096
     print(zlib.crc32(memory))
 """
-STORE = "memory[offset:offset + 4096] = bytes([offset >> 20 & 255]) * 4096"
 
 console = Console(soft_wrap=True)
 
@@ -33,9 +38,9 @@ def hmmfs(*words: str) -> str:
     return subprocess.run([*HMMFS, *words], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def program(path: Path, statement: str = "pass") -> int:
+def program(path: Path, *words: str) -> int:
     """Run the program in a process of its own; the checksum it prints."""
-    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(path), statement]
+    command = [sys.executable, "-c", PROGRAM, str(path), *words]
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
@@ -65,12 +70,12 @@ def steps(top: Path) -> None:
 
     console.print("1. dd writes 256 MiB of random bytes; the device, with 64 MiB, reads them all.")
     command = ["dd", "if=/dev/urandom", f"of={path}", "bs=1M", f"count={SIZE // MIB}"]
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    subprocess.run([*command, "status=none"], check=True)
     shadow = bytearray(path.read_bytes())
     check("dd", shadow)
 
     console.print("2. A program stores a page in every MiB through mmap; the device must see that.")
-    program(path, STORE)
+    program(path, "store")
     for offset in range(0, SIZE, MIB):
         shadow[offset : offset + 4096] = bytes([offset >> 20 & 255]) * 4096
     check("stores through mmap", shadow)
@@ -81,39 +86,64 @@ def steps(top: Path) -> None:
     shadow[16 * MIB : 112 * MIB] = b"\x5a" * (96 * MIB)
     shadow[130 * MIB : 162 * MIB] = shadow[200 * MIB : 232 * MIB]
     check("fill and copy", shadow)
-    if path.read_bytes() != shadow:
-        raise SystemExit("demo: the file differs from its shadow")
-    console.print("  every byte compared with a shadow: [green]equal[/]")
+    if subprocess.run(["cmp", "-", path], input=shadow, check=False).returncode:
+        raise SystemExit("demo: cmp found a byte that differs from the shadow's")
+    console.print("  every byte compared with a shadow, by cmp: [green]equal[/]")
 
 
 def report(top: Path) -> None:
     dev, all_ = values(top / "devices/dev0/stats"), values(top / "stats")
-    table = Table(title="What happened", show_header=False)
+    peak, capacity = dev["peak"], dev["capacity"]
+    table = Table(title="What happened, in pages of 4 KiB", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
     for name, value in (
-        ("pages moved to the device", dev["pages_in"]),
-        ("pages moved back to the host", dev["pages_out"]),
+        ("moved to the device", dev["pages_in"]),
+        ("moved back to the host", dev["pages_out"]),
         ("  of these copied", dev["copies_made"]),
-        ("  of these clean, so not copied", dev["copies_saved"]),
-        ("blocks evicted from full VRAM", dev["evicted_blocks"]),
-        ("pages recalled from the CPU", all_["recalled_pages"]),
-        ("CPU faults on device pages", all_["cpu_faults"]),
-        ("VRAM used at most / there is (pages)", f"{dev['peak']} / {dev['capacity']}"),
+        ("  of these clean there, so no copy", dev["copies_saved"]),
+        ("evicted from full VRAM", dev["evicted_pages"]),
+        ("  in blocks of 2 MiB", dev["evicted_blocks"]),
+        ("recalled from the CPU's page cache", all_["recalled_pages"]),
+        ("CPU faults on pages of the device", all_["cpu_faults"]),
+        ("most VRAM used at any moment", peak),
+        ("VRAM there is", capacity),
     ):
         table.add_row(name, str(value))
     console.print(table)
-    if (top / "audit").read_text() != "ok\n" or dev["peak"] > dev["capacity"]:
+    if (top / "audit").read_text() != "ok\n" or peak > capacity:
         raise SystemExit("demo: the books do not balance: " + (top / "audit").read_text())
+    if not dev["evicted_blocks"]:
+        raise SystemExit("demo: nothing was evicted, so the device was never short of memory")
+
+
+@contextlib.contextmanager
+def mounted(directory: str) -> Iterator[Path]:
+    hmmfs("mount", directory, "-o", "vram=64M,devices=1,host=1G,log=/dev/null")
+    try:
+        yield Path(directory)
+    finally:
+        # An operation that was interrupted may have the mount busy for a moment: then detach it.
+        if subprocess.run([*HMMFS, "umount", directory], capture_output=True).returncode:
+            hmmfs("umount", "-z", directory)
+
+
+def stop(number: int, _frame: object) -> NoReturn:
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)  # the unmounting is not to be cut short
+    raise SystemExit(128 + number)
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory(prefix="hmmfs-demo-") as directory:
-        top = Path(directory)
-        hmmfs("mount", directory, "-o", "vram=64M,devices=1,host=1G,log=/dev/null")
-        try:
-            steps(top)
-            report(top)
-        finally:
-            hmmfs("umount", directory)
+    for number in SIGNALS:
+        signal.signal(number, stop)
+    with tempfile.TemporaryDirectory(prefix="hmmfs-demo-") as directory, mounted(directory) as top:
+        steps(top)
+        report(top)
+    console.print("Every check was right, and the mount is gone.")
 
 
-main()
+try:
+    main()
+except subprocess.CalledProcessError as error:
+    sys.exit(f"demo: `{error.cmd[0]}` failed with status {error.returncode}; see above.")

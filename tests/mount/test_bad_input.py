@@ -1,0 +1,111 @@
+"""Bad input: the errno that fits, one sentence, and nothing changed."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from conftest import Mount, run
+
+OPERATIONS = {
+    "nonsense": ("boo", errno.EINVAL),
+    "empty": ("", errno.EINVAL),
+    "no region": ("checksum", errno.EINVAL),
+    "unknown region": ("checksum nobody", errno.ENOENT),
+    "unknown device": ("migrate a to dev9", errno.ENODEV),
+    "unknown place": ("migrate a to moon", errno.ENODEV),
+    "past the end": ("read a:1M+1", errno.ERANGE),
+    "over the end": ("fill a:1048575+2 0", errno.ERANGE),
+    "negative": ("read a:-1+1", (errno.EINVAL, errno.ERANGE)),
+    "no length": ("read a:0+0", errno.EINVAL),
+    "odd hex": ("write a:0 abc", errno.EINVAL),
+    "no hex": ("write a:0 xyzz", errno.EINVAL),
+    "byte 256": ("fill a 256", errno.EINVAL),
+    "byte -1": ("fill a -1", errno.EINVAL),
+    "too much to read": ("read a:0+65537", errno.E2BIG),
+    "junk": ("\x01\x02\x7f", errno.EINVAL),
+    "copy past the end": ("copy a:0+4K to a:1M", errno.ERANGE),
+    "second line": ("fill a:0+4K 1\nboo", errno.EINVAL),
+}
+
+
+@pytest.fixture
+def region(mount: Mount) -> Path:
+    path = mount.region("a", 1 << 20)
+    path.write_bytes(os.urandom(1 << 20))
+    return path
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations(mount: Mount, region: Path, name: str) -> None:
+    line, wanted = OPERATIONS[name]
+    before = region.read_bytes()
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        mount.submit(0, line)
+    assert caught.value.errno in (wanted if isinstance(wanted, tuple) else (wanted,))
+    sentence = (mount.path / "devices/dev0/last_error").read_text()
+    assert sentence.endswith(".\n")
+    assert sentence.count("\n") == 1
+    assert (mount.path / "last_error").read_text() == sentence
+    assert region.read_bytes() == before
+
+
+def test_an_endless_line(mount: Mount, region: Path) -> None:
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        mount.submit(0, "fill a " + "1" * (1 << 20))
+    assert caught.value.errno in (errno.E2BIG, errno.EINVAL)
+    mount.submit(0, "fill a 1")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("vrm=1M", 'There is no option "vrm" (did you mean "vram"?)'),
+        ("vram=1K", "vram takes a size from 2M"),
+        ("vram=5000000", "in multiples of 4K"),
+        ("devices=99", "devices takes a whole number from 0 to 15"),
+        ("host=0", "host takes a size"),
+        ("express=maybe", "express takes on or off"),
+        ("prefetch=all", "There is no prefetch policy"),
+    ],
+)
+def test_options(tmp_path: Path, options: str, says: str) -> None:
+    done = run("mount", str(tmp_path), "-o", options, check=False)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_directories(tmp_path: Path, mount: Mount) -> None:
+    (tmp_path / "file").write_text("")
+    for path, says in (
+        (tmp_path / "none", "does not exist"),
+        (tmp_path / "file", "is not a directory"),
+        (mount.path, "is an hmmfs mount already"),
+    ):
+        done = run("mount", str(path), check=False)
+        assert done.returncode == 1
+        assert says in done.stderr
+    done = run("status", str(tmp_path), check=False)
+    assert done.returncode != 0
+    assert "is not an hmmfs mount" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["stats", "version", "devices/dev0/vram/used", "audit"])
+def test_what_only_tells_refuses_writes(mount: Mount, name: str) -> None:
+    with pytest.raises(PermissionError):
+        os.open(mount.path / name, os.O_WRONLY)
+
+
+def test_names(mount: Mount) -> None:
+    with pytest.raises(OSError, match="too long") as caught:
+        (mount.regions / ("x" * 256)).touch()
+    assert caught.value.errno == errno.ENAMETOOLONG
+    for make in (lambda p: p.mkdir(), lambda p: p.symlink_to("/"), lambda p: os.mkfifo(p)):
+        with pytest.raises(PermissionError):
+            make(mount.regions / "x")
+    with pytest.raises(OSError) as big:  # noqa: PT011
+        mount.region("big", 1 << 50)
+    assert big.value.errno == errno.EFBIG

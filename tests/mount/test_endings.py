@@ -1,0 +1,131 @@
+"""Programs, operations and daemons that end at a bad moment: nothing hangs, nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import HMMFS, Mount, MountFactory, connection, ended, run, wait_until
+
+TOUCH = """
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+memory = mmap.mmap(fd, 0)
+print("going", flush=True)
+while True:
+    for offset in range(0, len(memory), 4096):
+        memory[offset] = (memory[offset] + 1) & 255
+"""
+
+
+def toucher(path: Path) -> subprocess.Popen[str]:
+    """A program that loads and stores on every page for ever."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", TOUCH, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "going\n"
+    return child
+
+
+def hammer(mount: Mount) -> subprocess.Popen[bytes]:
+    """Devices that take every page, for ever."""
+    loop = f"""
+import os
+fd = [os.open({str(mount.path)!r} + f"/devices/dev{{n}}/submit", os.O_RDWR) for n in (0, 1)]
+while True:
+    for each in fd:
+        os.write(each, b"checksum a\\n")
+"""
+    return subprocess.Popen([sys.executable, "-c", loop], stderr=subprocess.DEVNULL)
+
+
+def end(child: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.wait(20)
+    if child.stdout:
+        child.stdout.close()
+
+
+def test_a_program_killed_inside_a_fault(mount: Mount) -> None:
+    path = mount.region("a", 6 << 20)
+    devices = hammer(mount)
+    try:
+        for _ in range(8):
+            child = toucher(path)
+            time.sleep(0.1)
+            end(child)
+    finally:
+        end(devices)
+    mount.submit(0, "checksum a")
+    path.read_bytes()
+
+
+def test_an_operation_is_cancelled_by_a_signal(mount_factory: MountFactory) -> None:
+    mount = mount_factory(vram="4M", host="600M")
+    path = mount.region("a", 512 << 20)
+    with open(path, "r+b") as file:
+        for _ in range(512):
+            file.write(bytes(range(256)) * 4096)
+    operations = ["checksum a"] * 40
+    command = [*HMMFS, "submit", str(mount.path), "dev0", *operations]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(0.7)
+    assert child.poll() is None, "too fast to be interrupted"
+    begin = time.monotonic()
+    child.send_signal(signal.SIGINT)
+    assert child.wait(20) != 0
+    assert time.monotonic() - begin < 5
+    assert mount.submit(0, "read a:0+4") == "00010203"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_daemon_ends_under_load(mount_factory: MountFactory, number: int) -> None:
+    mount = mount_factory(vram="8M", devices=2, host="64M")
+    path = mount.region("a", 12 << 20)
+    pid = mount.pid
+    children = [toucher(path), toucher(path), hammer(mount)]
+    time.sleep(0.5)
+    os.kill(pid, number)
+    assert wait_until(lambda: ended(pid), 30)
+    assert wait_until(lambda: connection(mount.path) is None, 30), "the mount is still there"
+    # Without their memory the programs get SIGBUS, without their files an error.
+    for child in children:
+        try:
+            child.wait(20)
+        finally:
+            end(child)
+        assert child.returncode != 0
+
+
+def test_unmounting_from_outside_ends_the_daemon(mount_factory: MountFactory) -> None:
+    for command in (["umount"], ["fusermount3", "-u"]):
+        mount = mount_factory(vram="8M")
+        pid = mount.pid
+        mount.region("a", 1 << 20).write_bytes(b"x" * 9999)
+        mount.submit(0, "fill a 3")
+        subprocess.run([*command, mount.path], check=True)
+        assert wait_until(lambda pid=pid: ended(pid))  # type: ignore[misc]
+        assert connection(mount.path) is None
+
+
+def test_mount8_calls_us(tmp_path: Path) -> None:
+    command = Path(sys.executable).with_name("hmmfs")
+    options = "rw,vram=8M,dev,suid,noatime"
+    subprocess.run(
+        ["mount", "-t", "fuse", f"{command}#src0", str(tmp_path), "-o", options], check=True
+    )
+    try:
+        shown = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+        assert [fields[0] for fields in shown if fields[1] == str(tmp_path)] == ["src0"]
+        assert (tmp_path / "devices/dev0/vram/total").read_text() == f"{8 << 20}\n"
+    finally:
+        run("umount", str(tmp_path))

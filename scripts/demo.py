@@ -119,12 +119,15 @@ def report(top: Path) -> None:
 
 @contextlib.contextmanager
 def mounted(directory: str) -> Iterator[Path]:
-    hmmfs("mount", directory, "-o", "vram=64M,devices=1,host=1G,log=/dev/null")
     try:
+        hmmfs("mount", directory, "-o", "vram=64M,devices=1,host=1G,log=/dev/null")
         yield Path(directory)
     finally:
         # An operation that was interrupted may have the mount busy for a moment: then detach it.
-        if subprocess.run([*HMMFS, "umount", directory], capture_output=True).returncode:
+        if (
+            Path(directory).is_mount()
+            and subprocess.run([*HMMFS, "umount", directory], capture_output=True).returncode
+        ):
             hmmfs("umount", "-z", directory)
 
 

@@ -1,0 +1,241 @@
+"""What scripts/bench runs: hmmfs against tmpfs, plain pyfuse3 and libfuse's low-level API in C.
+
+Every round measures every system once, so that a machine whose speed drifts does it to all alike;
+a row gives the median of the rounds with the least and the most. Nothing is asserted here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+PEERS = Path(__file__).resolve().parent / "peers"
+MIB = 1 << 20
+PAGES = 8192  # of the measured file: 32 MiB
+Values = dict[str, list[float]]
+
+
+def build(directory: Path) -> None:
+    fuse = subprocess.run(
+        ["pkg-config", "--cflags", "--libs", "fuse3"], check=True, capture_output=True, text=True
+    ).stdout.split()
+    flags = ["gcc", "-O2", "-D_GNU_SOURCE", "-pthread"]
+    for name, libraries in (("client", []), ("lowlevel", fuse)):
+        command = [*flags, "-o", str(directory / name), str(PEERS / f"{name}.c"), *libraries]
+        subprocess.run(command, check=True)
+
+
+@dataclass
+class System:
+    """One mounted file system: its measured file, and the processes that serve it."""
+
+    name: str
+    file: Path
+    pid: int = 0
+    top: Path = field(default_factory=Path)
+
+    def pin(self, cpus: set[int]) -> None:
+        """All threads of the server; later ones inherit."""
+        if self.pid:
+            for task in Path(f"/proc/{self.pid}/task").iterdir():
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setaffinity(int(task.name), cpus)
+
+    def submit(self, operation: str) -> None:
+        fd = os.open(self.top / "devices/dev0/submit", os.O_RDWR)
+        try:
+            os.write(fd, operation.encode() + b"\n")
+        finally:
+            os.close(fd)
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 10
+    while not path.exists():
+        if time.monotonic() > end:
+            raise SystemExit(f"bench: {path} did not appear")
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def served(name: str, command: list[str], top: Path) -> Iterator[System]:
+    top.mkdir()
+    with subprocess.Popen([*command, str(top), *(["m"] if name == "C multi" else ["s"])]) as child:
+        try:
+            wait_for(top / "a")
+            yield System(name, top / "a", child.pid, top)
+        finally:
+            subprocess.run(["fusermount3", "-u", "-z", str(top)], check=False)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(5)
+            if child.poll() is None:
+                child.kill()
+
+
+@contextlib.contextmanager
+def hmmfs(name: str, top: Path, options: str) -> Iterator[System]:
+    top.mkdir()
+    command = [sys.executable, "-m", "hmmfs"]
+    options = f"vram=64M,host=1G,log=/dev/null,allow_other,{options}"
+    subprocess.run([*command, "mount", str(top), "-o", options], check=True)
+    try:
+        pid = int((top / "stats").read_text().split()[1])
+        (top / "regions/a").touch()
+        yield System(name, top / "regions/a", pid, top)
+    finally:
+        subprocess.run([*command, "umount", str(top)], check=True)
+
+
+class Bench:
+    def __init__(self, work: Path, rounds: int) -> None:
+        self.client, self.rounds = work / "client", rounds
+        self.cpus = os.sched_getaffinity(0)
+        self.rows: list[tuple[str, str, str, Values]] = []
+
+    def run(self, *words: object) -> float:
+        command = [str(self.client), *map(str, words)]
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    def measure(
+        self, row: str, unit: str, systems: list[System], one: Callable[[System], float]
+    ) -> None:
+        for place, cpus in (("free", self.cpus), ("one CPU", {min(self.cpus)})):
+            values: Values = {system.name: [] for system in systems}
+            for number in range(self.rounds + 1):
+                for system in systems:
+                    system.pin(cpus)
+                    os.sched_setaffinity(0, cpus)
+                    try:
+                        value = one(system)
+                    finally:
+                        os.sched_setaffinity(0, self.cpus)
+                    if number:  # the first round warms up
+                        values[system.name].append(value)
+            self.rows.append((row, unit, place, values))
+
+    def show(self) -> None:
+        table = Table(title=f"medians of {self.rounds} [least..most]")
+        for heading in ("what", "placement", "system", "measured", "hmmfs / this"):
+            table.add_column(heading)
+        for row, unit, place, values in self.rows:
+            ours = statistics.median(next(iter(values.values())))
+            for name, all_ in values.items():
+                middle = statistics.median(all_)
+                shown = f"{middle:,.0f} {unit} [{min(all_):,.0f}..{max(all_):,.0f}]"
+                table.add_row(row, place, name, shown, f"{ours / middle:.2f}")
+            table.add_section()
+        console = Console(width=120)
+        console.print(table)
+        cpus = len(os.sched_getaffinity(0))
+        console.print(
+            f"Linux {platform.release()}, {cpus} CPUs, Python {platform.python_version()}"
+        )
+
+
+def from_vram(bench: Bench, system: System) -> float:
+    system.submit("migrate a to dev0")
+    return bench.run("fault", system.file, PAGES, 1, 0)
+
+
+def both_ways(system: System) -> float:
+    """MB/s of 2 MiB migrations to the device and back, without the making of kept copies."""
+    begin = time.perf_counter()
+    system.submit("migrate a to dev0")
+    system.submit("migrate a to host")
+    return 2 * PAGES * 4096 / 1e6 / (time.perf_counter() - begin)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hmmfs-bench-")))
+        build(work)
+        bench = Bench(work, arguments.rounds)
+        enter = stack.enter_context
+        ours = enter(hmmfs("hmmfs", work / "h", "prefetch=none,keep_clean=off"))
+        asked = enter(
+            hmmfs("hmmfs express=off", work / "x", "prefetch=none,keep_clean=off,express=off")
+        )
+        polling = enter(hmmfs("hmmfs poll_us=50", work / "p", "poll_us=50,prefetch=none"))
+        single = enter(served("C single", [str(work / "lowlevel")], work / "s"))
+        multi = enter(served("C multi", [str(work / "lowlevel")], work / "m"))
+        plain = enter(
+            served("plain pyfuse3", [sys.executable, str(PEERS / "plain_pyfuse3.py")], work / "y")
+        )
+        shm = Path("/dev/shm") / work.name
+        stack.callback(shm.unlink)
+        shm.touch()
+        tmpfs = System("tmpfs", shm)
+        everyone = [ours, asked, polling, single, multi, plain, tmpfs]
+        for system in everyone:
+            bench.run("write", system.file, PAGES)
+
+        def cold(threads: int) -> Callable[[System], float]:
+            return lambda system: bench.run("fault", system.file, PAGES, threads, 1)
+
+        bench.measure(
+            "4 KiB fault, host-owned", "ns", [ours, polling, single, multi, plain, tmpfs], cold(1)
+        )
+        bench.measure("the same, 4 threads", "ns", [ours, single, multi, plain], cold(4))
+        bench.measure(
+            "4 KiB fault from VRAM", "ns", [ours, asked], lambda system: from_vram(bench, system)
+        )
+        bench.measure("… against a host-owned fault", "ns", [ours], cold(1))
+        for what, row in (("resident", "resident pages"),):
+            bench.measure(
+                row, "ns/page", [ours, tmpfs], lambda s, w=what: bench.run(w, s.file, PAGES)
+            )
+        for what, row in (
+            ("seqmmap", "sequential mmap, cold"),
+            ("read", "1 MiB read(2), cold"),
+            ("write", "1 MiB write(2)"),
+        ):
+            bench.measure(
+                row,
+                "MB/s",
+                [ours, single, multi, plain],
+                lambda s, w=what: bench.run(w, s.file, PAGES),
+            )
+        bare = System("bare loop", work)
+        bench.measure(
+            "migration, 2 MiB blocks",
+            "MB/s",
+            [ours, bare],
+            lambda s: bench.run("bare", PAGES // 512) if s is bare else both_ways(s),
+        )
+        bench.show()
+        memory(ours)
+
+
+def memory(system: System) -> None:
+    def resident() -> int:
+        lines = Path(f"/proc/{system.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+    stats = dict(line.split() for line in (system.top / "stats").read_text().splitlines())
+    per_page = int(stats["directory_bytes"]) / int(stats["pages_touched"])
+    before = resident()
+    with open(system.file.with_name("big"), "wb") as file:
+        file.truncate(1 << 40)
+    print(f"directory: {per_page:.2f} bytes a touched page (target: at most 4)")
+    print(
+        f"opening a 1 TiB region: {resident() - before} KiB of resident memory (target: < 10 MiB)"
+    )
+
+
+main()

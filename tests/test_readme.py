@@ -83,7 +83,8 @@ def pattern(step: Step) -> str:
 
 def run(todo: list[Step], environment: dict[str, str]) -> list[str]:
     """What each step printed; the first that fails ends the test."""
-    lines = ["set -eu", "exec 2>&1 </dev/null"]
+    # What setup says when it has something to do comes before the first mark.
+    lines = ["set -eu", "exec 2>&1 </dev/null", "scripts/setup"]
     for step in todo:
         lines += [f"printf '{MARK}'", step.command]
     done = subprocess.run(
@@ -95,7 +96,8 @@ def run(todo: list[Step], environment: dict[str, str]) -> list[str]:
         check=False,
     )
     said = done.stdout.split(MARK)[1:]
-    assert done.returncode == 0, f"«{todo[len(said) - 1].command}» failed: {said[-1:]}"
+    command = todo[len(said) - 1].command if said else "scripts/setup"
+    assert done.returncode == 0, f"«{command}» failed: {said[-1:] or done.stdout}"
     return said
 
 
@@ -138,3 +140,9 @@ def test_options_and_operations_are_those_there_are() -> None:
     rows = "\n".join(re.findall(r"^\| `.*", reference, re.MULTILINE))
     for name in (*OPTIONS, *FORMS):
         assert re.search(rf"`{name}\b", rows), f"{name} is in no table of README.md"
+
+
+def test_links_lead_somewhere() -> None:
+    for readme in (README, *ROOT.glob("hmmfs/**/README.md"), *ROOT.glob("[nst]*/README.md")):
+        for link in re.findall(r"\]\(([^)#:]+)\)", readme.read_text()):
+            assert (readme.parent / link).exists(), f"{readme}: {link}"

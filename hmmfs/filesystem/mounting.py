@@ -181,6 +181,6 @@ def _run_helper(args: list[str], failure: str, channel: socket.socket | None = N
     )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        reason = lines[-1].removeprefix("fusermount3:").strip().rstrip(".")
+        reason = lines[-1].rpartition("fusermount3:")[2].strip().rstrip(".")
         number = errno.EBUSY if "busy" in reason.lower() else errno.EPERM
         raise HmmfsError(number, f"{failure}: fusermount3 says {reason}.")

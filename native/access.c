@@ -458,33 +458,18 @@ static enum admission admit_write(struct part *part, const struct hm_request *re
     return ADMITTED;
 }
 
-/* Put the bytes of an admitted part into the host pool: pwrite fills holes without zeroing them
- * first, but over pages that are there a copy through the mapping is faster. */
-static int put_bytes(const struct part *part, const uint8_t *bytes, bool holes)
-{
-    struct hm_pool *pool = hm_region_pool(part->region, HM_HOST);
-    uint8_t *base;
-    if (!pool)
-        return -errno;
-    if (holes)
-        return hm_pool_write(pool, part->offset, bytes, part->length);
-    base = hm_pool_map(pool, part->block * HM_BLOCK_BYTES);
-    if (!base)
-        return -ENOMEM;
-    memcpy(base + part->offset % HM_BLOCK_BYTES, bytes, part->length);
-    return 0;
-}
-
 /* Copy an admitted part into the host pool and close it. -EAGAIN: a punch came between. */
 static int apply_write(struct part *part, const struct hm_request *request)
 {
     struct hm_block *record = part->record;
     uint32_t generation = record->generation, before, new = 0;
-    bool holes = false;
+    struct hm_pool *pool;
     int error;
-    HM_EACH_WORD(w) holes |= (part->mask.word[w] & ~record->present[w]) != 0;
     pthread_mutex_unlock(&part->stripe->lock);
-    error = put_bytes(part, request->data + (part->offset - request->offset), holes);
+    pool = hm_region_pool(part->region, HM_HOST);
+    error = pool ? hm_pool_write(pool, part->offset,
+                                 request->data + (part->offset - request->offset), part->length)
+                 : -errno;
     pthread_mutex_lock(&part->stripe->lock);
     record->writing = 0;
     record->inflight--;

@@ -191,17 +191,29 @@ static int copy_pages(struct transaction *t, const struct plan *plan, const stru
     return 0;
 }
 
-/* Punch what a copy left behind in the destination, without touching pages that live there. */
+static bool lives(const struct hm_block *record, uint32_t page, uint32_t node)
+{
+    if (node == HM_HOST && hm_test(record->kept, page))
+        return true;
+    return hm_test(record->present, page) && record->owner[page] == node;
+}
+
+/* Punch what a copy left behind without touching pages that live there: in the destination, and in
+ * the source as well, since reading a page that a truncate has just punched through the mapping
+ * allocates it again. The block is still frozen, so no WRITE is under way. */
 static void discard(struct transaction *t, const struct plan *plan)
 {
-    uint64_t gone[HM_WORDS] = {0};
+    struct hm_mask gone[HM_MAX_NODES] = {0};
     for (uint32_t page = 0; page < HM_BLOCK_PAGES; page++) {
-        bool lives = hm_test(t->record->present, page) && t->record->owner[page] == t->job->node;
-        bool kept = t->job->node == HM_HOST && hm_test(t->record->kept, page);
-        if ((hm_test(plan->copy.word, page) || hm_test(plan->fill.word, page)) && !lives && !kept)
-            gone[page / 64] |= 1ULL << (page % 64);
+        uint64_t bit = 1ULL << (page % 64);
+        bool copied = hm_test(plan->copy.word, page);
+        if ((copied || hm_test(plan->fill.word, page)) && !lives(t->record, page, t->job->node))
+            gone[t->job->node].word[page / 64] |= bit;
+        if (copied && !lives(t->record, page, plan->from[page]))
+            gone[plan->from[page]].word[page / 64] |= bit;
     }
-    punch_runs(t->region, t->job->node, t->block, gone);
+    for (uint32_t node = 0; node < t->core->config.nodes; node++)
+        punch_runs(t->region, node, t->block, gone[node].word);
     hm_count(&t->core->count.migrations_discarded, 1);
 }
 

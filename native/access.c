@@ -31,6 +31,7 @@ struct part {
     struct hm_block *record;
     uint64_t block, offset, length; /* bytes of the file */
     uint32_t first, count;          /* pages of the block */
+    uint32_t generation;            /* when a READ was admitted */
     struct hm_mask mask;
 };
 
@@ -292,6 +293,7 @@ static enum admission admit_read(struct part *part, bool single, bool replayed)
     }
     HM_EACH_WORD(w) record->cached[w] |= part->mask.word[w];
     record->inflight++;
+    part->generation = record->generation;
     record->last_cpu = hm_now();
     return ADMITTED;
 }
@@ -326,6 +328,13 @@ static void close_part(struct part *part)
 {
     pthread_mutex_lock(&part->stripe->lock);
     part->record->inflight--;
+    /* What a truncate cut while it was being read came back as pages of zeros: drop them. */
+    if (part->record->generation != part->generation && !part->record->inflight)
+        for (uint32_t page = part->first; page < part->first + part->count; page++)
+            if (!hm_test(part->record->present, page))
+                hm_pool_punch(&part->region->pools[HM_HOST],
+                              part->block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE,
+                              HM_PAGE_SIZE);
     pthread_cond_broadcast(&part->stripe->changed);
     pthread_mutex_unlock(&part->stripe->lock);
 }

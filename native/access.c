@@ -8,8 +8,8 @@
  * A WRITE of several pages may hold the lock of its last folio (a partial page that is not up to
  * date), so it must not wait for anything that waits for a recall of that folio. Hence: while its
  * block is in a recall it is carried out at once, bringing pages home under the recall's eyes;
- * hm_recall() first replays the ones that were parked; and one that straddles blocks never waits
- * for room, which could be made by a recall of its second block.
+ * before each of its rounds a recall replays what is parked on the pages; and one that straddles
+ * blocks never waits for room, which could be made by a recall of its second block.
  */
 #include "core.h"
 
@@ -32,7 +32,7 @@ struct part {
     uint64_t block, offset, length; /* bytes of the file */
     uint32_t first, count;          /* pages of the block */
     uint32_t generation;            /* when a READ was admitted */
-    struct hm_mask mask;
+    struct hm_mask mask;            /* of a WRITE: without the pages that a newer one has written */
 };
 
 static struct part part_of(struct hm_region *region, uint64_t offset, uint64_t end)
@@ -67,6 +67,8 @@ static int park(struct part *part, const struct hm_request *request, enum hm_wai
     }
     hm_block_touch(part->region, part->block);
     part->record->parked++;
+    if (request->opcode == FUSE_WRITE)
+        atomic_fetch_add(&part->region->core->parked_writes, 1);
     *part->stripe->parked_end = parked;
     part->stripe->parked_end = &parked->next;
     hm_count(&part->region->core->count.parked, 1);
@@ -78,32 +80,28 @@ static bool is_wide(const struct hm_request *request)
     return request->offset / HM_PAGE_SIZE != (request->offset + request->size - 1) / HM_PAGE_SIZE;
 }
 
-static bool any_request(const struct hm_parked *parked)
+static bool touches(struct hm_region *region, const struct hm_parked *parked,
+                    const struct hm_mask *mask)
 {
-    (void)parked;
-    return true;
+    const struct hm_request *request = &parked->request;
+    struct part part = part_of(region, request->offset, request->offset + request->size);
+    return hm_any(part.mask.word, mask->word);
 }
 
-static bool waits_for_service(const struct hm_parked *parked)
-{
-    return parked->wait == HM_WAIT_SERVICE;
-}
-
-static bool is_wide_write(const struct hm_parked *parked)
-{
-    return parked->request.opcode == FUSE_WRITE && is_wide(&parked->request);
-}
-
-/* Take the block's parked requests of a kind off their stripe, in order. */
-static struct hm_parked *unpark(struct hm_region *region, uint64_t block,
-                                bool (*wanted)(const struct hm_parked *))
+/* Take parked requests of the block off their stripe, in order: the ones that wait for the service
+ * alone, or that touch the pages of a mask, or all. The stripe is held. */
+static struct hm_parked *unpark(struct hm_region *region, uint64_t block, bool service,
+                                const struct hm_mask *mask)
 {
     struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
     struct hm_parked *taken = NULL, **end = &taken, **at;
-    pthread_mutex_lock(&stripe->lock);
+    if (!region->blocks[block].parked)
+        return NULL;
     for (at = &stripe->parked; *at;) {
         struct hm_parked *parked = *at;
-        if (parked->request.ino != region->ino || parked->block != block || !wanted(parked)) {
+        if (parked->request.ino != region->ino || parked->block != block ||
+            (service && parked->wait != HM_WAIT_SERVICE) ||
+            (mask && !touches(region, parked, mask))) {
             at = &parked->next;
             continue;
         }
@@ -114,43 +112,60 @@ static struct hm_parked *unpark(struct hm_region *region, uint64_t block,
         region->blocks[block].parked--;
     }
     stripe->parked_end = at;
-    pthread_mutex_unlock(&stripe->lock);
     return taken;
 }
 
-static void replay(struct hm_region *region, struct hm_parked *parked)
+/* Carry out what was unparked, or with an error answer it. The stripe is not held. */
+static void replay(struct hm_region *region, struct hm_parked *parked, int error)
 {
+    struct hm_core *core = region->core;
     struct hm_parked *next;
     for (struct hm_parked *at = parked; at; at = next) {
+        bool write = at->request.opcode == FUSE_WRITE;
         next = at->next;
-        hm_count(&region->core->count.replayed, 1);
-        hm_access(region->core, &at->request, true);
+        /* A WRITE from the page cache carries stores that have no other copy. */
+        if (error && !(write && at->request.flags & FUSE_WRITE_CACHE)) {
+            hm_reply(core, at->request.unique, error, NULL, 0);
+        } else {
+            hm_count(&core->count.replayed, 1);
+            hm_access(core, &at->request, true);
+        }
+        if (write)
+            atomic_fetch_sub(&core->parked_writes, 1);
         free(at);
     }
+}
+
+static void replay_all(struct hm_region *region, uint64_t block, bool service, int error)
+{
+    struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
+    struct hm_parked *taken;
+    pthread_mutex_lock(&stripe->lock);
+    taken = unpark(region, block, service, NULL);
+    pthread_mutex_unlock(&stripe->lock);
+    replay(region, taken, error);
 }
 
 void hm_replay(struct hm_region *region, uint64_t block)
 {
-    replay(region, unpark(region, block, any_request));
-}
-
-void hm_replay_wide(struct hm_region *region, uint64_t block)
-{
-    replay(region, unpark(region, block, is_wide_write));
+    replay_all(region, block, false, 0);
 }
 
 void hm_fail_parked(struct hm_region *region, uint64_t block, int error)
 {
-    struct hm_parked *next;
-    for (struct hm_parked *at = unpark(region, block, waits_for_service); at; at = next) {
-        next = at->next;
-        /* A WRITE from the page cache carries stores that have no other copy. */
-        if (at->request.opcode == FUSE_WRITE && at->request.flags & FUSE_WRITE_CACHE)
-            hm_access(region->core, &at->request, true);
-        else
-            hm_reply(region->core, at->request.unique, error, NULL, 0);
-        free(at);
-    }
+    replay_all(region, block, true, error);
+}
+
+bool hm_replay_pages(struct hm_region *region, uint64_t block, const struct hm_mask *mask)
+{
+    struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
+    struct hm_parked *taken = unpark(region, block, false, mask);
+    if (!taken)
+        return false;
+    pthread_mutex_unlock(&stripe->lock);
+    replay(region, taken, 0);
+    pthread_mutex_lock(&stripe->lock);
+    return true;
 }
 
 static void report_fault(struct part *part, uint32_t reason, bool write)
@@ -328,13 +343,16 @@ static void close_part(struct part *part)
 {
     pthread_mutex_lock(&part->stripe->lock);
     part->record->inflight--;
-    /* What a truncate cut while it was being read came back as pages of zeros: drop them. */
-    if (part->record->generation != part->generation && !part->record->inflight)
+    /* What was cut while it was being read came back as pages of zeros: drop them. If that took
+     * bytes of a WRITE that is being copied, it sees the generation and begins again. */
+    if (part->record->generation != part->generation) {
         for (uint32_t page = part->first; page < part->first + part->count; page++)
             if (!hm_test(part->record->present, page))
                 hm_pool_punch(&part->region->pools[HM_HOST],
                               part->block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE,
                               HM_PAGE_SIZE);
+        part->record->generation += part->record->writing;
+    }
     pthread_cond_broadcast(&part->stripe->changed);
     pthread_mutex_unlock(&part->stripe->lock);
 }
@@ -381,27 +399,6 @@ static void read_region(struct hm_core *core, struct hm_region *region,
 
 /* ---- WRITE -------------------------------------------------------------------------------- */
 
-/* Whether every byte of the part has been overwritten by a WRITE that the kernel sent later and
- * another gate thread applied already: a write(2) in flight and the page cache's next writeback of
- * the same page may be with two threads. The kernel numbers requests in the order in which they
- * are read, so `unique` tells. Remembered: the last HM_RECENT_WRITES of the stripe. */
-static bool overtaken(const struct part *part, uint64_t unique)
-{
-    for (uint32_t i = 0; i < HM_RECENT_WRITES; i++) {
-        const struct hm_recent_write *recent = &part->stripe->recent[i];
-        if (recent->ino == part->region->ino && recent->unique > unique &&
-            recent->start <= part->offset && recent->end >= part->offset + part->length)
-            return true;
-    }
-    return false;
-}
-
-static void remember(const struct part *part, uint64_t unique)
-{
-    part->stripe->recent[part->stripe->recent_next++ % HM_RECENT_WRITES] = (struct hm_recent_write){
-        part->region->ino, unique, part->offset, part->offset + part->length};
-}
-
 /* The pages of the part that the WRITE covers from end to end. */
 static struct hm_mask whole_pages(const struct part *part)
 {
@@ -415,6 +412,16 @@ static struct hm_mask whole_pages(const struct part *part)
     return hm_mask_range(first, count);
 }
 
+/* Leave to the part's mask what no newer WRITE has written. */
+static void leave_out_overtaken(struct part *part, uint64_t unique)
+{
+    struct hm_mask all = hm_mask_range(part->first, part->count), overtaken;
+    overtaken = hm_order_overtaken(part->stripe, part->region->ino, part->block, &all, unique);
+    if (hm_bits(overtaken.word))
+        hm_count(&part->region->core->count.stale_writes_skipped, 1);
+    HM_EACH_WORD(w) part->mask.word[w] = all.word[w] & ~overtaken.word[w];
+}
+
 static enum admission admit_write(struct part *part, const struct hm_request *request,
                                   bool straddles, bool replayed)
 {
@@ -422,22 +429,21 @@ static enum admission admit_write(struct part *part, const struct hm_request *re
     struct hm_block *record = part->record;
     bool from_cache = request->flags & FUSE_WRITE_CACHE;
     enum hm_room room = HM_ROOM;
+    struct hm_mask whole = whole_pages(part);
     uint32_t holes;
-    while (record->writing && !is_frozen(part))
+    while (record->writing && record->state != HM_FROZEN)
         pthread_cond_wait(&part->stripe->changed, &part->stripe->lock);
     hm_block_touch(part->region, part->block);
-    if (is_frozen(part))
+    if (record->state == HM_FROZEN)
         return PARK_BUSY;
     if (from_cache)
         room = HM_ROOM_ALWAYS; /* refused, its stores would be lost */
     else if (straddles || (record->state == HM_RECALL && is_wide(request)))
         room = HM_ROOM_STAGING;
-    if (overtaken(part, request->unique)) {
-        hm_count(&core->count.stale_writes_skipped, 1);
+    leave_out_overtaken(part, request->unique);
+    if (!hm_bits(part->mask.word))
         return SKIPPED;
-    }
     if (hm_any(record->device, part->mask.word)) {
-        struct hm_mask whole = whole_pages(part);
         enum admission admission;
         if (!replayed)
             hm_count(&core->count.cpu_faults, 1);
@@ -455,16 +461,36 @@ static enum admission admit_write(struct part *part, const struct hm_request *re
         }
         hm_reserve_always(core, HM_HOST, holes);
     }
-    HM_EACH_WORD(w)
-    {
-        uint64_t hole = part->mask.word[w] & ~record->present[w] & ~record->recalling[w];
-        record->cached[w] |= from_cache ? hole : part->mask.word[w];
+    /* What the page cache writes back is the page to its end, or to the file's. */
+    if (hm_order_remember(core, part->stripe, part->region->ino, part->block,
+                          from_cache ? &part->mask : &whole, request->unique) &&
+        !from_cache) {
+        hm_release(core, HM_HOST, holes);
+        return REFUSED;
     }
+    /* The page cache's own WRITEs mark, too: theirs may be the only ones that tell of a folio
+     * that a write(2) made, if they overtook its WRITE. It costs a recall one more, empty round. */
+    HM_EACH_WORD(w) record->cached[w] |= part->mask.word[w];
     record->inflight++;
     record->writing = 1;
     record->last_cpu = hm_now();
-    remember(part, request->unique);
     return ADMITTED;
+}
+
+static int copy_in(const struct part *part, const struct hm_request *request)
+{
+    struct hm_pool *pool = hm_region_pool(part->region, HM_HOST);
+    uint64_t base = part->block * HM_BLOCK_BYTES, end = part->offset + part->length;
+    int error = pool ? 0 : -errno;
+    for (uint32_t first = 0, count; !error && hm_next_run(part->mask.word, &first, &count);
+         first += count) {
+        uint64_t from = base + (uint64_t)first * HM_PAGE_SIZE;
+        uint64_t to = base + (uint64_t)(first + count) * HM_PAGE_SIZE;
+        from = from > part->offset ? from : part->offset;
+        to = to < end ? to : end;
+        error = hm_pool_write(pool, from, request->data + (from - request->offset), to - from);
+    }
+    return error;
 }
 
 /* Copy an admitted part into the host pool and close it. -EAGAIN: a punch came between. */
@@ -472,13 +498,9 @@ static int apply_write(struct part *part, const struct hm_request *request)
 {
     struct hm_block *record = part->record;
     uint32_t generation = record->generation, before, new = 0;
-    struct hm_pool *pool;
     int error;
     pthread_mutex_unlock(&part->stripe->lock);
-    pool = hm_region_pool(part->region, HM_HOST);
-    error = pool ? hm_pool_write(pool, part->offset,
-                                 request->data + (part->offset - request->offset), part->length)
-                 : -errno;
+    error = copy_in(part, request);
     pthread_mutex_lock(&part->stripe->lock);
     record->writing = 0;
     record->inflight--;

@@ -23,7 +23,6 @@
 #include <time.h>
 
 #define HM_STRIPES 512
-#define HM_RECENT_WRITES 32
 #define HM_INLINE_PAGES 16 /* a copy of 64 KiB takes some 25 us: the most a stripe is held for */
 #define HM_MAX_BYTES (1ULL << 44)
 #define HM_BLOCK_BYTES ((uint64_t)HM_BLOCK_PAGES * HM_PAGE_SIZE)
@@ -39,6 +38,7 @@
 #define HM_MAX_MOVERS 64
 #define HM_RECALL_ROUNDS 4 /* over all pages at once, then one page at a time */
 #define HM_RECALL_TRIES 256
+#define HM_RECALL_TRIES_A_PAGE 8 /* on top, for each page that has to be recalled by itself */
 #define HM_MAX_WRITE (1u << 20)
 #define HM_REQUEST_BYTES (HM_MAX_WRITE + 4096)
 #define HM_ZERO_BYTES HM_BLOCK_BYTES
@@ -150,10 +150,6 @@ struct hm_pool *hm_region_pool(struct hm_region *region, uint32_t node);
 
 /* ---- stripes ------------------------------------------------------------------------------ */
 
-struct hm_recent_write {
-    uint64_t ino, unique, start, end;
-};
-
 enum hm_wait { HM_WAIT_BUSY, HM_WAIT_SERVICE }; /* for a transaction's end; for a decision */
 
 struct hm_parked {
@@ -171,13 +167,13 @@ struct hm_queued_job {
 
 struct hm_stripe {
     pthread_mutex_t lock;
-    pthread_cond_t changed; /* inflight or writing of a block went down */
+    pthread_cond_t changed; /* inflight or writing of a block went down, or it is frozen no more */
     struct hm_parked *parked, **parked_end;
     struct hm_queued_job *deferred, **deferred_end;
-    struct hm_recent_write recent[HM_RECENT_WRITES];
-    uint32_t recent_next;
+    struct hm_written *written; /* order.c */
     /* Pages of one contended block that are proven clean while the rest of its recall goes on:
-     * frozen already, one by one. frozen_ino 0: none. */
+     * READs of them wait already. A WRITE must not: the program may hold the lock of a folio
+     * that is still to be invalidated. frozen_ino 0: none. */
     uint64_t frozen_ino, frozen_block;
     struct hm_mask frozen;
 } __attribute__((aligned(64)));
@@ -201,6 +197,12 @@ struct hm_listed {
 };
 
 struct hm_relay;
+
+struct hm_gate_thread {
+    struct hm_core *core;
+    pthread_t thread;
+    hm_counter floor; /* what it reads next was queued after all WRITEs up to this one */
+};
 
 struct hm_core {
     struct hm_config config;
@@ -235,8 +237,10 @@ struct hm_core {
 
     int fuse_fd; /* -1 before hm_gate_start */
     int stop_fd; /* eventfd: ends threads that poll */
-    pthread_t *gate;
+    struct hm_gate_thread *gate;
     uint32_t gate_threads;
+    hm_counter written_up_to; /* the newest WRITE read from /dev/fuse */
+    hm_counter parked_writes; /* parked, or taken from there and not carried out yet */
     _Atomic uint32_t gate_running;
     _Atomic uint32_t spinner; /* one gate thread spins at a time */
     struct hm_relay *relay;
@@ -248,7 +252,7 @@ static inline struct hm_stripe *hm_stripe_of(struct hm_core *core, uint64_t ino,
     return &core->stripes[(key >> 40) % HM_STRIPES];
 }
 
-/* Whether pages of the mask are frozen: a CPU access to them waits for the transaction's end. */
+/* Whether pages of the mask are frozen: a READ of them waits for the transaction's end. */
 static inline bool hm_frozen(const struct hm_stripe *stripe, uint64_t ino, uint64_t block,
                              const struct hm_block *record, const struct hm_mask *mask)
 {
@@ -271,10 +275,24 @@ void hm_block_pages(struct hm_region *region, struct hm_block *record, uint32_t 
 /* access.c: a READ or WRITE, from the gate or replayed; answers it, parks it or refuses it */
 void hm_access(struct hm_core *core, const struct hm_request *request, bool replayed);
 void hm_replay(struct hm_region *region, uint64_t block);
-/* Only WRITEs of several pages: before a recall, which their locked folio would hold up. */
-void hm_replay_wide(struct hm_region *region, uint64_t block);
+/* What is parked on pages that are about to be recalled: it would hold up the kernel. Called with
+ * the stripe held; true: there was something, and the stripe was dropped meanwhile. */
+bool hm_replay_pages(struct hm_region *region, uint64_t block, const struct hm_mask *mask);
 /* Answer what is parked on a block with an error: for HM_JOB_FAIL, and at the end of the core. */
 void hm_fail_parked(struct hm_region *region, uint64_t block, int error);
+
+/* order.c: called with the stripe held, but the first */
+void hm_order_read(struct hm_core *core, uint64_t unique); /* a WRITE was read from /dev/fuse */
+/* The pages of the mask that a newer WRITE than `unique` has written. */
+struct hm_mask hm_order_overtaken(struct hm_stripe *stripe, uint64_t ino, uint64_t block,
+                                  const struct hm_mask *mask, uint64_t unique);
+/* This WRITE is admitted and covers the pages of `whole` from end to end. -ENOMEM. */
+int hm_order_remember(struct hm_core *core, struct hm_stripe *stripe, uint64_t ino, uint64_t block,
+                      const struct hm_mask *whole, uint64_t unique);
+void hm_order_free(struct hm_stripe *stripe);
+
+/* region.c: zero [from, to) of one page in every copy of it; the stripe is held */
+int hm_zero_part(struct hm_region *region, uint64_t from, uint64_t to);
 
 /* room.c: add to a node's use without asking; for bytes that must not be refused */
 void hm_reserve_always(struct hm_core *core, uint32_t node, uint64_t pages);

@@ -206,8 +206,11 @@ static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
     }
     if (request.ino >= FIRST_REGION_INO) {
         switch (request.opcode) {
-        case FUSE_READ:
         case FUSE_WRITE:
+            hm_order_read(core, request.unique);
+            hm_access(core, &request, false);
+            return;
+        case FUSE_READ:
             hm_access(core, &request, false);
             return;
         case FUSE_LSEEK:
@@ -256,18 +259,22 @@ static ssize_t read_polling(struct hm_core *core, uint8_t *buffer)
 
 static void *gate_thread(void *arg)
 {
-    struct hm_core *core = arg;
+    struct hm_gate_thread *self = arg;
+    struct hm_core *core = self->core;
     struct hm_event closed = {.kind = HM_EVENT_CLOSED};
     uint8_t *buffer = aligned_alloc(HM_PAGE_SIZE, HM_REQUEST_BYTES);
     while (buffer) {
-        ssize_t n = core->config.poll_us ? read_polling(core, buffer)
-                                         : read(core->fuse_fd, buffer, HM_REQUEST_BYTES);
+        ssize_t n;
+        atomic_store(&self->floor, atomic_load(&core->written_up_to));
+        n = core->config.poll_us ? read_polling(core, buffer)
+                                 : read(core->fuse_fd, buffer, HM_REQUEST_BYTES);
         if (n > 0)
             dispatch(core, buffer, (size_t)n);
         else if (n < 0 && errno != EINTR && errno != EAGAIN && errno != ENOENT)
             break; /* ENODEV: unmounted or aborted */
     }
     free(buffer);
+    atomic_store(&self->floor, UINT64_MAX);
     if (atomic_fetch_sub(&core->gate_running, 1) == 1)
         hm_event_push(core, &closed);
     return NULL;
@@ -288,10 +295,13 @@ int hm_gate_start(struct hm_core *core, int fuse_fd, int relay_fd)
     if (!core->gate)
         return -ENOMEM;
     for (uint32_t i = 0; i < core->config.threads; i++) {
+        core->gate[i].core = core;
         atomic_fetch_add(&core->gate_running, 1);
-        error = pthread_create(&core->gate[i], NULL, gate_thread, core);
+        error = pthread_create(&core->gate[i].thread, NULL, gate_thread, &core->gate[i]);
         if (error) {
             atomic_fetch_sub(&core->gate_running, 1);
+            for (; i < core->config.threads; i++)
+                atomic_store(&core->gate[i].floor, UINT64_MAX);
             return core->gate_threads ? 0 : -error; /* fewer threads serve, too */
         }
         core->gate_threads++;
@@ -302,7 +312,7 @@ int hm_gate_start(struct hm_core *core, int fuse_fd, int relay_fd)
 int hm_gate_join(struct hm_core *core)
 {
     for (uint32_t i = 0; i < core->gate_threads; i++)
-        pthread_join(core->gate[i], NULL);
+        pthread_join(core->gate[i].thread, NULL);
     core->gate_threads = 0;
     return 0;
 }

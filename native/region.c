@@ -239,8 +239,7 @@ int hm_region_residency(struct hm_core *core, uint64_t ino, uint64_t out[21])
 
 /* ---- size, holes -------------------------------------------------------------------------- */
 
-/* Zero [from, to) of one page in every copy of it; the stripe is held. */
-static int zero_part(struct hm_region *region, uint64_t from, uint64_t to)
+int hm_zero_part(struct hm_region *region, uint64_t from, uint64_t to)
 {
     static const uint8_t zeros[HM_PAGE_SIZE];
     struct hm_block *block = &region->blocks[from / HM_BLOCK_BYTES];
@@ -266,12 +265,12 @@ static int cut_block(struct hm_region *region, uint64_t start, uint64_t end, boo
     int error = 0;
     pthread_mutex_lock(&stripe->lock);
     if (first > last) { /* inside one page */
-        error = zero_part(region, start, end);
+        error = hm_zero_part(region, start, end);
     } else {
         if (start < first)
-            error = zero_part(region, start, first);
+            error = hm_zero_part(region, start, first);
         if (!error && last < end)
-            error = zero_part(region, last, end);
+            error = hm_zero_part(region, last, end);
         if (!error && first < last) {
             struct hm_mask mask = hm_mask_range((uint32_t)((first - base) / HM_PAGE_SIZE),
                                                 (uint32_t)((last - first) / HM_PAGE_SIZE));
@@ -375,6 +374,10 @@ static int allocate_block(struct hm_region *region, uint64_t block, const struct
     if (!pool)
         return -errno;
     pthread_mutex_lock(&stripe->lock);
+    /* A transaction between its plan and its last punch counts on who has pages and who has not;
+     * it waits for copies alone. */
+    while (record->state == HM_FROZEN)
+        pthread_cond_wait(&stripe->changed, &stripe->lock);
     hm_block_touch(region, block);
     need = holes(record, mask, true);
     new = holes(record, mask, false);

@@ -101,6 +101,7 @@ void hm_core_destroy(struct hm_core *core)
             next = at->next;
             free(at);
         }
+        hm_order_free(stripe);
         pthread_mutex_destroy(&stripe->lock);
         pthread_cond_destroy(&stripe->changed);
     }

@@ -2,7 +2,7 @@
  *
  * The only place that changes a page's owner is flip() and hm_bring_home(), both here.
  * The order is always: recall until proven clean, freeze, drain, copy, check the generation, flip,
- * punch. PROTOCOL.md in hmmfs/service says why each step is where it is.
+ * punch, thaw. PROTOCOL.md in hmmfs/service says why each step is where it is.
  */
 #include "core.h"
 
@@ -61,6 +61,23 @@ static void recall_round(struct hm_region *region, uint64_t block, struct hm_str
     pthread_mutex_lock(&stripe->lock);
 }
 
+/* The pages of the mask that are cached, in state RECALL, with nothing parked on them: a folio that
+ * waits for a parked request is locked, and the kernel's invalidation would wait for it. What is
+ * replayed is answered: its pages are the host's, have their room, and RECALL holds nothing up. */
+static struct hm_mask next_round(struct hm_region *region, uint64_t block,
+                                 const struct hm_mask *mask)
+{
+    struct hm_block *record = &region->blocks[block];
+    struct hm_mask round;
+    do {
+        HM_EACH_WORD(w) round.word[w] = record->cached[w] & mask->word[w];
+        if (!hm_bits(round.word))
+            break;
+        record->state = HM_RECALL;
+    } while (hm_replay_pages(region, block, &round));
+    return round;
+}
+
 /* The first page of the mask that is cached; false when none is. */
 static bool next_cached(const struct hm_block *record, const struct hm_mask *mask,
                         struct hm_mask *page)
@@ -74,28 +91,35 @@ static bool next_cached(const struct hm_block *record, const struct hm_mask *mas
     return true;
 }
 
-/* A contended recall: one page at a time, and a page that is proven clean is frozen at once, so the
- * CPU can't take it back while the others are dealt with. What remains to lose against is one
- * program in the 2 us that one notification takes. False: even that was lost, again and again. */
+/* A contended recall: one page at a time, and a page that is proven clean is frozen for READs at
+ * once, so that loads and stores can't take it back while the others are dealt with. What remains
+ * to lose against is one program in the 2 us that one notification takes, and WRITEs, which pass.
+ * False: that was lost, again and again. */
 static bool recall_by_page(struct hm_region *region, uint64_t block, struct hm_stripe *stripe,
                            const struct hm_mask *mask)
 {
     struct hm_block *record = &region->blocks[block];
+    uint32_t tries = HM_RECALL_TRIES + HM_RECALL_TRIES_A_PAGE * hm_bits(mask->word);
     struct hm_mask page;
-    int tries = 0;
     stripe->frozen_ino = region->ino;
     stripe->frozen_block = block;
     HM_EACH_WORD(w) stripe->frozen.word[w] = mask->word[w] & ~record->cached[w];
-    while (next_cached(record, mask, &page) && tries++ < HM_RECALL_TRIES) {
+    while (next_cached(record, mask, &page) && tries--) {
+        HM_EACH_WORD(w) stripe->frozen.word[w] &= ~page.word[w];
+        page = next_round(region, block, &page);
         hm_count(&region->core->count.recall_retries, 1);
         recall_round(region, block, stripe, &page);
-        if (!hm_any(record->cached, page.word)) {
-            HM_EACH_WORD(w) stripe->frozen.word[w] |= page.word[w];
-            tries = 0;
-        }
+        HM_EACH_WORD(w) stripe->frozen.word[w] |= page.word[w] & ~record->cached[w];
     }
     stripe->frozen_ino = 0;
     return !next_cached(record, mask, &page);
+}
+
+/* Nothing has to wait for the block's transaction any more, FALLOCATE included. */
+static void thaw(struct hm_block *record, struct hm_stripe *stripe)
+{
+    record->state = HM_STABLE;
+    pthread_cond_broadcast(&stripe->changed);
 }
 
 int hm_recall(struct hm_region *region, uint64_t block, const struct hm_mask *mask)
@@ -104,21 +128,14 @@ int hm_recall(struct hm_region *region, uint64_t block, const struct hm_mask *ma
     struct hm_block *record = &region->blocks[block];
     struct hm_stripe *stripe = hm_stripe_of(core, region->ino, block);
     uint32_t before;
-    if (record->parked && hm_any(record->cached, mask->word)) {
-        record->state = HM_RECALL;
-        pthread_mutex_unlock(&stripe->lock);
-        hm_replay_wide(region, block);
-        pthread_mutex_lock(&stripe->lock);
-    }
     for (int tries = 0;; tries++) {
-        struct hm_mask round;
-        HM_EACH_WORD(w) round.word[w] = record->cached[w] & mask->word[w];
+        struct hm_mask round = next_round(region, block, mask);
         if (!hm_bits(round.word))
             break;
         if (tries >= HM_RECALL_ROUNDS && !stripe->frozen_ino) {
             if (recall_by_page(region, block, stripe, mask))
                 break;
-            tries = HM_RECALL_TRIES;
+            goto thrashing;
         }
         if (tries >= HM_RECALL_TRIES)
             goto thrashing;
@@ -133,7 +150,7 @@ int hm_recall(struct hm_region *region, uint64_t block, const struct hm_mask *ma
 thrashing:
     HM_EACH_WORD(w) record->cached[w] |= record->recalling[w];
     memset(record->recalling, 0, sizeof(record->recalling));
-    record->state = HM_STABLE;
+    thaw(record, stripe);
     hm_count(&core->count.recalls_failed, 1);
     return -EBUSY;
 }
@@ -147,6 +164,16 @@ struct plan {
     uint32_t moves, copies, fills;
     uint8_t from[HM_BLOCK_PAGES]; /* owners when planned: a truncate changes the record's */
 };
+
+/* The pages of the block before the end of the file: an operation that began before a truncate
+ * makes none past it. */
+static struct hm_mask inside_file(struct hm_region *region, uint64_t block)
+{
+    uint64_t size = __atomic_load_n(&region->record->size, __ATOMIC_ACQUIRE);
+    uint64_t base = block * HM_BLOCK_BYTES;
+    uint64_t pages = size > base ? (size - base + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE : 0;
+    return hm_mask_range(0, pages < HM_BLOCK_PAGES ? (uint32_t)pages : HM_BLOCK_PAGES);
+}
 
 static void make_plan(const struct transaction *t, const struct hm_mask *mask, bool populate,
                       uint32_t limit, struct plan *plan)
@@ -165,8 +192,11 @@ static void make_plan(const struct transaction *t, const struct hm_mask *mask, b
         if (t->job->node != HM_HOST || !(record->kept[w] & bit))
             plan->copy.word[w] |= bit;
     }
-    HM_EACH_WORD(w)
-    plan->fill.word[w] = populate ? mask->word[w] & ~record->present[w] : 0;
+    if (populate) {
+        struct hm_mask inside = inside_file(t->region, t->block);
+        HM_EACH_WORD(w)
+        plan->fill.word[w] = mask->word[w] & ~record->present[w] & inside.word[w];
+    }
     plan->copies = hm_bits(plan->copy.word);
     plan->fills = hm_bits(plan->fill.word);
 }
@@ -319,7 +349,7 @@ static int bring(struct transaction *t, const struct hm_mask *mask, bool populat
         room = plan.copies + plan.fills;
         error = take_room(t, room, t->job->flags & HM_JOB_STAGING ? HM_ROOM_STAGING : HM_ROOM);
         if (error || !(plan.moves + plan.fills)) {
-            record->state = HM_STABLE;
+            thaw(record, t->stripe);
             return error;
         }
         pthread_mutex_unlock(&t->stripe->lock);
@@ -329,19 +359,20 @@ static int bring(struct transaction *t, const struct hm_mask *mask, bool populat
             break;
         discard(t, &plan);
         t->reserved += room;
-        record->state = HM_STABLE;
+        thaw(record, t->stripe);
         if (error)
             return error;
     }
     flip(t, &plan, freed);
     count_migration(t, &plan, freed);
-    record->state = HM_STABLE;
+    /* Still frozen: nobody gives one of these pages to its old owner again before the punch. */
     pthread_mutex_unlock(&t->stripe->lock);
     for (uint32_t node = 0; node < t->core->config.nodes; node++) {
         punch_runs(t->region, node, t->block, freed[node].word);
         hm_release(t->core, node, hm_bits(freed[node].word));
     }
     pthread_mutex_lock(&t->stripe->lock);
+    thaw(record, t->stripe);
     return 0;
 }
 
@@ -455,15 +486,21 @@ static int store(struct transaction *t)
     return 0;
 }
 
-/* A truncate or punch during the operation took pages away that it may have allocated again: a
- * load from a hole through the mapping allocates, too. */
+/* A truncate or punch since the pages came took some away that the operation may have allocated
+ * again: a load from a hole through the mapping allocates, too. And stores past a new end of the
+ * file must not show when it grows. The stripe is held. */
 static void drop_strays(struct transaction *t, const struct hm_mask *mask)
 {
     uint64_t gone[HM_WORDS] = {0};
+    uint64_t size = __atomic_load_n(&t->region->record->size, __ATOMIC_ACQUIRE);
+    uint32_t last = (uint32_t)(size % HM_BLOCK_BYTES / HM_PAGE_SIZE);
     for (uint32_t page = 0; page < HM_BLOCK_PAGES; page++)
         if (hm_test(mask->word, page) && t->record->owner[page] != t->job->node)
             gone[page / 64] |= 1ULL << (page % 64);
     punch_runs(t->region, t->job->node, t->block, gone);
+    if (size % HM_PAGE_SIZE && size / HM_BLOCK_BYTES == t->block && hm_test(mask->word, last) &&
+        t->record->owner[last] == t->job->node)
+        hm_zero_part(t->region, size, (size / HM_PAGE_SIZE + 1) * HM_PAGE_SIZE);
 }
 
 static int operate(struct transaction *t, const struct hm_mask *mask)
@@ -489,7 +526,7 @@ static int operate(struct transaction *t, const struct hm_mask *mask)
     else
         error = each_run(t, &there, job->kind == HM_JOB_READ ? use_read : use_crc);
     pthread_mutex_lock(&t->stripe->lock);
-    if (t->record->generation != generation)
+    if (stores || t->record->generation != generation)
         drop_strays(t, mask);
     return error;
 }
@@ -538,7 +575,7 @@ static int run_touched(struct transaction *t)
         return bring(t, &mask, false, job->limit ? job->limit : HM_BLOCK_PAGES);
     case HM_JOB_RECALL:
         error = hm_recall(t->region, t->block, &mask);
-        t->record->state = HM_STABLE;
+        thaw(t->record, t->stripe);
         return error;
     default:
         return operate(t, &mask);

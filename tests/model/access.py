@@ -131,7 +131,7 @@ class Access(Block):
         elif stage == 1:
             s = self.cut(s, p, op.kind == "truncate")._replace(nowrite=False)
             then(2 if op.kind == "zero" else 3, f"- the gate: the {op.kind} cuts page {p}", s)
-        elif stage == 2:
+        elif stage == 2 and (s.mode != FROZEN or self.protocol.allocate_frozen):
             then(3, f"- the gate allocates page {p}", self.allocate(s, p))
         elif stage == 3 and kind in (ABSENT, CLEAN, DIRTY):
             s = s._replace(folio=put(s.folio, p, (ABSENT, 0)), end=s.end & ~(1 << p), inode=NONE)
@@ -153,8 +153,6 @@ class Access(Block):
     def allocate(self, s: State, p: int) -> State:
         if s.present >> p & 1:
             return s
-        if not self.protocol.quiet_allocate:
-            s = self.bump(s)
         return self.set_pool(s._replace(present=s.present | 1 << p), HOST, p, 0)
 
     # ---- the kernel by itself ---------------------------------------------------------------

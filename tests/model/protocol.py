@@ -235,17 +235,16 @@ class Model(Access):
                 freed[source] |= 1 << p
         for p in bits(job.fill):
             owner[p] = node
-        s = s._replace(owner=tuple(owner), present=s.present | job.fill, kept=kept, mode=STABLE)
+        mode = STABLE if self.protocol.thaw_early else FROZEN
+        s = s._replace(owner=tuple(owner), present=s.present | job.fill, kept=kept, mode=mode)
         return self.enter(s, j, Job(PUNCH, freed=tuple(freed)), PUNCH)
 
     def punch(self, s: State, j: int) -> State:
         job = s.jobs[j]
         for node, mask in enumerate(job.freed):
             for p in bits(mask):
-                theirs = s.present >> p & 1 and s.owner[p] == node
-                if self.protocol.blind_punch or not theirs:
-                    s = self.set_pool(s, node, p, NONE)
-        return self.brought(s, j)
+                s = self.set_pool(s, node, p, NONE)
+        return self.brought(s._replace(mode=STABLE), j)
 
     def brought(self, s: State, j: int) -> State:
         """The pages are on the node, unless a cut came between; still under the lock."""

@@ -24,8 +24,8 @@ IDLE, FILLING, QUEUED, PARKED, ADMITTED, HOLE = range(6)
 
 @dataclass(frozen=True)
 class Protocol:
-    """What can be changed. The first group are planted bugs, the second mistakes that this
-    model, or reading the code for it, found; all are off in the protocol as it should be."""
+    """What can be planted. The second group are mistakes that the native core once made: this
+    model, or reading the code for it, found them."""
 
     no_retry: bool = False  # freeze after one invalidation, whatever was answered meanwhile
     park_in_recall: bool = False  # park instead of answering while the recall is under way
@@ -43,9 +43,9 @@ class Protocol:
     writeback_unmarked: bool = False  # a WRITE from the page cache doesn't mark its page as cached
     fill_past_end: bool = False  # a device's store makes pages that were truncated meanwhile
     blind_store: bool = False  # a truncate between flip and store is not noticed
-    blind_punch: bool = False  # punch after the flip without looking whose page it is by now
+    thaw_early: bool = False  # let CPU accesses go on between the flip and the punch
     blind_load: bool = False  # a page that is cut while it is copied from stays allocated
-    quiet_allocate: bool = False  # fallocate changes a block without bumping its generation
+    allocate_frozen: bool = False  # fallocate gives pages to a block between plan and punch
 
 
 class Op(NamedTuple):

@@ -1,4 +1,4 @@
-"""The native core on a real mount under each sanitizer: tests/native/stress.c says what it does."""
+"""The native core under each sanitizer: stress.c on a real mount, order.c by itself."""
 
 from __future__ import annotations
 
@@ -26,14 +26,23 @@ SANITIZERS = {
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount without a helper")
 
 
-@pytest.fixture(scope="module", params=SANITIZERS)
-def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """stress.c and the core, built with one sanitizer."""
-    path = tmp_path_factory.mktemp("stress") / f"stress-{request.param}"
-    sources = [str(HERE / "stress.c"), *map(str, sorted(NATIVE.glob("*.c")))]
-    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-g", "-pthread", *SANITIZERS[request.param]]
+def build(directory: Path, name: str, sanitizer: str) -> Path:
+    """name.c and the core, built with one sanitizer."""
+    path = directory / f"{name}-{sanitizer}"
+    sources = [str(HERE / f"{name}.c"), *map(str, sorted(NATIVE.glob("*.c")))]
+    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-g", "-pthread", *SANITIZERS[sanitizer]]
     subprocess.run(["gcc", *flags, "-o", str(path), *sources, "-lz"], check=True)
     return path
+
+
+@pytest.fixture(scope="module", params=SANITIZERS)
+def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("stress"), "stress", request.param)
+
+
+def test_order_of_writes(tmp_path: Path) -> None:
+    done = subprocess.run([build(tmp_path, "order", "address")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def free(directory: Path) -> bool:

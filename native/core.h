@@ -119,7 +119,8 @@ void hm_pool_close(struct hm_pool *pool);
 uint8_t *hm_pool_map(struct hm_pool *pool, uint64_t offset);
 int hm_pool_punch(struct hm_pool *pool, uint64_t offset, uint64_t length);
 int hm_pool_write(struct hm_pool *pool, uint64_t offset, const void *bytes, size_t length);
-int hm_pool_read(struct hm_pool *pool, uint64_t offset, void *bytes, size_t length);
+/* The same for pages that are there, in one block; it also works if they are punched meanwhile. */
+int hm_pool_store(struct hm_pool *pool, uint64_t offset, const void *bytes, size_t length);
 int hm_pool_copy(struct hm_pool *to, struct hm_pool *from, uint64_t offset, size_t length);
 uint64_t hm_pool_allocated(struct hm_pool *pool); /* pages */
 

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #define FIRST_REGION_INO (1ULL << 32)
+#define WRITE_HEADERS (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
 #define FALLOC_KEEP_SIZE 0x01
 #define FALLOC_PUNCH_HOLE 0x02
 #define FALLOC_ZERO_RANGE 0x10
@@ -262,8 +263,10 @@ static void *gate_thread(void *arg)
     struct hm_gate_thread *self = arg;
     struct hm_core *core = self->core;
     struct hm_event closed = {.kind = HM_EVENT_CLOSED};
-    uint8_t *buffer = aligned_alloc(HM_PAGE_SIZE, HM_REQUEST_BYTES);
-    while (buffer) {
+    uint8_t *pages = aligned_alloc(HM_PAGE_SIZE, HM_PAGE_SIZE + HM_REQUEST_BYTES);
+    /* So that the bytes of a WRITE begin with a page: the kernel copies page by page. */
+    uint8_t *buffer = pages + HM_PAGE_SIZE - WRITE_HEADERS;
+    while (pages) {
         ssize_t n;
         atomic_store(&self->floor, atomic_load(&core->written_up_to));
         n = core->config.poll_us ? read_polling(core, buffer)
@@ -273,7 +276,7 @@ static void *gate_thread(void *arg)
         else if (n < 0 && errno != EINTR && errno != EAGAIN && errno != ENOENT)
             break; /* ENODEV: unmounted or aborted */
     }
-    free(buffer);
+    free(pages);
     atomic_store(&self->floor, UINT64_MAX);
     if (atomic_fetch_sub(&core->gate_running, 1) == 1)
         hm_event_push(core, &closed);

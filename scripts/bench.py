@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -100,8 +101,9 @@ def hmmfs(name: str, top: Path, options: str) -> Iterator[System]:
 
 
 class Bench:
-    def __init__(self, work: Path, rounds: int) -> None:
+    def __init__(self, work: Path, rounds: int, only: str) -> None:
         self.client, self.rounds = work / "client", rounds
+        self.only = re.compile(only)
         self.cpus = os.sched_getaffinity(0)
         self.rows: list[tuple[str, str, str, Values]] = []
 
@@ -112,6 +114,8 @@ class Bench:
     def measure(
         self, row: str, unit: str, systems: list[System], one: Callable[[System], float]
     ) -> None:
+        if not self.only.search(row):
+            return
         for place, cpus in (("free", self.cpus), ("one CPU", {min(self.cpus)})):
             values: Values = {system.name: [] for system in systems}
             for number in range(self.rounds + 1):
@@ -161,11 +165,12 @@ def both_ways(system: System) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="rows whose name has a match of this")
     arguments = parser.parse_args()
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hmmfs-bench-")))
         build(work)
-        bench = Bench(work, arguments.rounds)
+        bench = Bench(work, arguments.rounds, arguments.only)
         enter = stack.enter_context
         ours = enter(hmmfs("hmmfs", work / "h", "prefetch=none,keep_clean=off"))
         asked = enter(

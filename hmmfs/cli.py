@@ -152,21 +152,27 @@ def _transact(device: str, operation: str) -> bytes:
         ) from None
     try:
         os.write(fd, operation.encode(errors="surrogateescape") + b"\n")
-        answer = b""
-        while chunk := os.pread(fd, 1 << 16, len(answer)):
-            answer += chunk
-        return answer
+        return _answer(fd)
     except OSError as error:
-        reason = _last_error(device) or f'"{operation}" failed: {error.strerror}.'
-        raise HmmfsError(error.errno or FAILED, reason) from None
+        raise HmmfsError(error.errno or FAILED, _sentence(fd, operation, error)) from None
     finally:
         os.close(fd)
 
 
-def _last_error(device: str) -> str:
-    with contextlib.suppress(OSError), open(os.path.join(device, "last_error")) as file:
-        return file.read().strip()
-    return ""
+def _sentence(fd: int, operation: str, error: OSError) -> str:
+    """Why it failed: the last line of the answer, where there is one."""
+    with contextlib.suppress(OSError):
+        *_, last = os.fsdecode(os.pread(fd, 1 << 16, 0)).splitlines() or [""]
+        if last.startswith("error: "):
+            return last.removeprefix("error: ")
+    return f'"{operation}" failed: {error.strerror}.'
+
+
+def _answer(fd: int) -> bytes:
+    answer = b""
+    while chunk := os.pread(fd, 1 << 16, len(answer)):
+        answer += chunk
+    return answer
 
 
 def _command(args: list[str]) -> click.Command:

@@ -215,6 +215,8 @@ int hm_audit(struct hm_core *core, char *text, size_t size);
 int hm_gate_start(struct hm_core *core, int fuse_fd, int relay_fd);
 /* Returns when every gate thread has ended; the kernel's side must be gone (unmounted, aborted). */
 int hm_gate_join(struct hm_core *core);
+/* Whether a relayed READ or WRITE on the open file is not answered yet. */
+int hm_waits(struct hm_core *core, uint64_t fh);
 
 struct hm_request {
     uint64_t unique, ino, fh, offset;

@@ -200,6 +200,19 @@ void hm_relay_interrupt(struct hm_relay *relay, uint64_t unique, uint64_t target
     }
 }
 
+int hm_waits(struct hm_core *core, uint64_t fh)
+{
+    struct hm_relay *relay = core->relay;
+    int waits = 0;
+    if (!relay)
+        return 0;
+    pthread_mutex_lock(&relay->tracked_lock);
+    for (int i = 0; i < TRACKED; i++)
+        waits |= relay->tracked[i].unique && relay->tracked[i].fh == fh;
+    pthread_mutex_unlock(&relay->tracked_lock);
+    return waits;
+}
+
 /* ---- to pyfuse3 --------------------------------------------------------------------------- */
 
 void hm_relay_send(struct hm_relay *relay, uint8_t *message, size_t length)

@@ -103,7 +103,7 @@ class Operations(pyfuse3.Operations):
         """The program that waits for a write on this open file got a signal."""
         handle = self._handles.get(fh)
         if isinstance(handle, SubmitHandle):
-            handle.submission.interrupt()
+            handle.submission.interrupt(waits=self._core.waits(fh))
 
     def interrupt_all(self) -> None:
         """The mount is gone: nobody waits any more."""

@@ -1,4 +1,7 @@
-"""One open `submit` file: a write is a transaction, a read gives the answers of the last one."""
+"""One open `submit` file: a write is a transaction, a read gives the answers of the last one.
+
+The answers of a write that failed end with the line ``error: SENTENCE``.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ class Submission:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self._running: trio.CancelScope | None = None
+        self._interrupted = False  # before the write that waits has begun
         self._answers = b""
         self._end = 0  # file position after the last write
         self._origin = 0  # file position that the answers begin at
@@ -34,17 +38,25 @@ class Submission:
             )
         answers: list[str] = []
         self._running = scope = trio.CancelScope()
+        if self._interrupted:
+            self._interrupted = False
+            scope.cancel()
         try:
             with scope:
                 operations = parse_all(os.fsdecode(data))
                 await self._executor.run(operations, answers.append)
+            if scope.cancelled_caught:
+                raise HmmfsError(
+                    errno.EINTR, "The operation was interrupted by a signal: try again."
+                )
+        except HmmfsError as error:
+            answers.append(f"error: {error.sentence}")
+            raise
         finally:
             self._running = None
             self._answers = "".join(f"{text}\n" for text in answers).encode()
             self._end = self._next = offset + len(data)
             self._origin = self._end
-        if scope.cancelled_caught:
-            raise HmmfsError(errno.EINTR, "The operation was interrupted by a signal: try again.")
         return len(data)
 
     def read(self, offset: int, size: int) -> bytes:
@@ -59,7 +71,10 @@ class Submission:
         self._next = offset + len(data)
         return data
 
-    def interrupt(self) -> None:
-        """The program that waits got a signal, or its open file is going away."""
+    def interrupt(self, *, waits: bool = False) -> None:
+        """The program that waits got a signal, or its open file is going away. `waits`: if no write
+        has begun here, one is on its way."""
         if self._running is not None:
             self._running.cancel()
+        else:
+            self._interrupted = waits

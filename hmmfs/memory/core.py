@@ -383,6 +383,10 @@ class Core:
         check(lib.hm_submit(self.handle, native), "Submitting a job")
         return keep
 
+    def waits(self, fh: int) -> bool:
+        """Whether a READ or WRITE on this open control file is on its way or not answered yet."""
+        return bool(lib.hm_waits(self.handle, fh))
+
     def event_fd(self) -> int:
         return int(lib.hm_event_fd(self.handle))
 

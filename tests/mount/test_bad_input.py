@@ -52,6 +52,18 @@ def test_operations(mount: Mount, region: Path, name: str) -> None:
     assert region.read_bytes() == before
 
 
+def test_the_sentence_is_read_from_the_file_that_failed(mount: Mount, region: Path) -> None:
+    fd = os.open(mount.path / "devices/dev0/submit", os.O_RDWR)
+    try:
+        with pytest.raises(FileNotFoundError):
+            os.write(fd, b"read a:0+2\nchecksum nobody\n")
+        first, second = os.read(fd, 1000).decode().splitlines()
+    finally:
+        os.close(fd)
+    assert first == region.read_bytes()[:2].hex()
+    assert second.startswith("error: checksum in line 2: There is no region")
+
+
 def test_an_endless_line(mount: Mount, region: Path) -> None:
     with pytest.raises(OSError) as caught:  # noqa: PT011
         mount.submit(0, "fill a " + "1" * (1 << 20))

@@ -167,7 +167,6 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "devices/dev9/stats": "evictions 3\n",
         "devices/dev9/vram/total": "67108864\n",
         "devices/dev9/vram/used": "2097152\n",
-        "devices/dev9/last_error": "There is no region b: create it first.\n",
         "state/a [b]/residency": "pages_host 4\npages_dev9 512\ndirty_host 3\ndirty_device 40\n"
         "cpu_cached 2\nsize 2113536\n",
     }
@@ -241,7 +240,7 @@ def test_submit_prints_answers(tree: Path, capsysbinary: pytest.CaptureFixture[b
 def test_submit_tells_the_reason(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tree / "devices/dev9/submit").symlink_to("/dev/full")
     status, message = fails(["submit", str(tree), "dev9", "checksum b"], capsys)
-    assert (status, message) == (1, "hmmfs: There is no region b: create it first.\n")
+    assert (status, message) == (1, 'hmmfs: "checksum b" failed: No space left on device.\n')
     status, message = fails(["submit", str(tree), "dev4", "checksum b"], capsys)
     assert message == "hmmfs: There is no device dev4; the devices are dev10, dev9.\n"
     assert status == 1

@@ -256,6 +256,35 @@ def test_answers_are_read_from_where_the_write_ended_or_from_0() -> None:
     on_machine(program)
 
 
+def test_the_answers_of_a_failed_write_end_with_its_sentence() -> None:
+    async def program(machine: Machine) -> None:
+        make(machine, b"a", 4096)
+        submission = Submission(machine.executors[0])
+        with pytest.raises(HmmfsError) as caught:
+            await submission.write(0, b"read a:0+2\nread b:0+2\n")
+        assert submission.read(0, 100) == f"0000\nerror: {caught.value.sentence}\n".encode()
+        await submission.write(0, b"read a:0+1\n")
+        assert submission.read(0, 100) == b"00\n"
+
+    on_machine(program)
+
+
+def test_a_signal_before_the_write_has_begun_cancels_that_one_alone() -> None:
+    async def program(machine: Machine) -> None:
+        make(machine, b"a", 4096)
+        submission = Submission(machine.executors[0])
+        submission.interrupt(waits=False)
+        await submission.write(0, b"fill a 1\n")
+        submission.interrupt(waits=True)
+        with pytest.raises(HmmfsError) as caught:
+            await submission.write(0, b"fill a 2\n")
+        assert caught.value.errno == errno.EINTR
+        await submission.write(0, b"read a:0+1\n")
+        assert submission.read(0, 100) == b"01\n"
+
+    on_machine(program)
+
+
 def test_one_transaction_at_a_time_on_an_open_file() -> None:
     async def program(machine: Machine) -> None:
         make(machine, b"a", 16 * M)

@@ -3,7 +3,8 @@
  * A request is cut at block boundaries (at most two parts: requests are at most 1 MiB). A part is
  * admitted under its stripe's lock, carried out without it while `inflight` holds back migrations,
  * and closed under the lock again. A READ of more than one page is never parked: readahead locks
- * all its folios, and parking it would tie pages, and blocks, together.
+ * all its folios, and parking it would tie pages, and blocks, together. Direct I/O is an exception:
+ * its READs hold no lock, leave nothing in the page cache, and EAGAIN would reach the program.
  *
  * A WRITE of several pages may hold the lock of its last folio (a partial page that is not up to
  * date), so it must not wait for anything that waits for a recall of that folio. Hence: while its
@@ -13,6 +14,7 @@
  */
 #include "core.h"
 
+#include <fcntl.h>
 #include <linux/fuse.h>
 #include <stdlib.h>
 
@@ -80,16 +82,25 @@ static bool is_wide(const struct hm_request *request)
     return request->offset / HM_PAGE_SIZE != (request->offset + request->size - 1) / HM_PAGE_SIZE;
 }
 
-static bool touches(struct hm_region *region, const struct hm_parked *parked,
-                    const struct hm_mask *mask)
+static bool is_direct_read(const struct hm_request *request)
+{
+    return request->opcode == FUSE_READ && request->flags & O_DIRECT;
+}
+
+/* Whether a folio of the mask may be locked until the request is answered. */
+static bool locks(struct hm_region *region, const struct hm_parked *parked,
+                  const struct hm_mask *mask)
 {
     const struct hm_request *request = &parked->request;
-    struct part part = part_of(region, request->offset, request->offset + request->size);
+    struct part part;
+    if (is_direct_read(request))
+        return false;
+    part = part_of(region, request->offset, request->offset + request->size);
     return hm_any(part.mask.word, mask->word);
 }
 
 /* Take parked requests of the block off their stripe, in order: the ones that wait for the service
- * alone, or that touch the pages of a mask, or all. The stripe is held. */
+ * alone, or that may lock pages of a mask, or all. The stripe is held. */
 static struct hm_parked *unpark(struct hm_region *region, uint64_t block, bool service,
                                 const struct hm_mask *mask)
 {
@@ -101,7 +112,7 @@ static struct hm_parked *unpark(struct hm_region *region, uint64_t block, bool s
         struct hm_parked *parked = *at;
         if (parked->request.ino != region->ino || parked->block != block ||
             (service && parked->wait != HM_WAIT_SERVICE) ||
-            (mask && !touches(region, parked, mask))) {
+            (mask && !locks(region, parked, mask))) {
             at = &parked->next;
             continue;
         }
@@ -280,18 +291,19 @@ static bool is_frozen(const struct part *part)
     return hm_frozen(part->stripe, part->region->ino, part->block, part->record, &part->mask);
 }
 
-static enum admission admit_read(struct part *part, bool single, bool replayed)
+/* waits: the READ may be parked. direct: it leaves nothing in the page cache. */
+static enum admission admit_read(struct part *part, bool waits, bool direct, bool replayed)
 {
     static const struct hm_mask none;
     struct hm_block *record = part->record;
     hm_block_touch(part->region, part->block);
     if (is_frozen(part))
-        return single ? PARK_BUSY : REFUSED;
-    if (!single && hm_any(record->recalling, part->mask.word))
+        return waits ? PARK_BUSY : REFUSED;
+    if (!waits && hm_any(record->recalling, part->mask.word))
         return REFUSED;
     if (hm_any(record->device, part->mask.word)) {
         enum admission admission;
-        if (!single)
+        if (!waits)
             return REFUSED;
         if (!replayed)
             hm_count(&part->region->core->count.cpu_faults, 1);
@@ -300,13 +312,14 @@ static enum admission admit_read(struct part *part, bool single, bool replayed)
             return admission;
     }
     /* The page cache may fill a hole with stores nobody announces: their room is taken now. */
-    if (hm_reserve(part->region->core, HM_HOST, unreserved_holes(part), 0)) {
-        if (!single)
+    if (!direct && hm_reserve(part->region->core, HM_HOST, unreserved_holes(part), 0)) {
+        if (!waits)
             return REFUSED;
         report_fault(part, HM_FAULT_NO_ROOM, false);
         return PARK_SERVICE;
     }
-    HM_EACH_WORD(w) record->cached[w] |= part->mask.word[w];
+    if (!direct)
+        HM_EACH_WORD(w) record->cached[w] |= part->mask.word[w];
     record->inflight++;
     part->generation = record->generation;
     record->last_cpu = hm_now();
@@ -366,13 +379,13 @@ static void read_region(struct hm_core *core, struct hm_region *region,
     struct part parts[MAX_PARTS];
     int admitted = 0, count = 1, error = 0;
     enum admission admission = ADMITTED;
-    bool single = at / HM_PAGE_SIZE == (end - 1) / HM_PAGE_SIZE;
+    bool direct = is_direct_read(request), waits = direct || !is_wide(request);
     end = end < size ? end : size;
     while (at < end && !error && admission == ADMITTED) {
         struct part *part = &parts[admitted];
         *part = part_of(region, at, end);
         pthread_mutex_lock(&part->stripe->lock);
-        admission = admit_read(part, single, replayed);
+        admission = admit_read(part, waits, direct, replayed);
         if (admission == ADMITTED) {
             admitted++;
             error = gather(part, iov, &count);

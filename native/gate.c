@@ -96,6 +96,7 @@ int hm_gate_parse(const uint8_t *message, size_t length, struct hm_request *ret)
         ret->fh = in.fh;
         ret->offset = in.offset;
         ret->size = in.size;
+        ret->flags = in.flags;
         break;
     }
     case FUSE_WRITE: {

@@ -220,8 +220,9 @@ int hm_waits(struct hm_core *core, uint64_t fh);
 
 struct hm_request {
     uint64_t unique, ino, fh, offset;
-    uint32_t opcode, size, flags, pid;
-    uint32_t mode; /* fallocate mode, lseek whence */
+    uint32_t opcode, size, pid;
+    uint32_t flags; /* READ: of the open file; WRITE: FUSE_WRITE_CACHE and the like */
+    uint32_t mode;  /* fallocate mode, lseek whence */
     uint64_t length;
     uint32_t done; /* WRITE: bytes before offset that were applied before it had to wait */
     const uint8_t *data;

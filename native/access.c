@@ -373,7 +373,7 @@ static void close_part(struct part *part)
 static void read_region(struct hm_core *core, struct hm_region *region,
                         const struct hm_request *request, bool replayed)
 {
-    uint64_t size = __atomic_load_n(&region->record->size, __ATOMIC_ACQUIRE);
+    uint64_t size = hm_region_size(region);
     uint64_t at = request->offset, end = at + request->size;
     struct iovec iov[MAX_IOV];
     struct part parts[MAX_PARTS];
@@ -551,7 +551,7 @@ static int apply_write(struct part *part, const struct hm_request *request)
 /* Bytes up to `end` were written: the size follows, and so do the times. */
 static void written(struct hm_region *region, uint64_t end)
 {
-    uint64_t size = __atomic_load_n(&region->record->size, __ATOMIC_ACQUIRE);
+    uint64_t size = hm_region_size(region);
     while (size < end && !__atomic_compare_exchange_n(&region->record->size, &size, end, false,
                                                       __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
         ;
@@ -595,7 +595,7 @@ static void write_region(struct hm_core *core, struct hm_region *region,
                          const struct hm_request *request, bool replayed)
 {
     uint64_t at = request->offset, end = at + request->size;
-    uint64_t size = __atomic_load_n(&region->record->size, __ATOMIC_ACQUIRE);
+    uint64_t size = hm_region_size(region);
     bool from_cache = request->flags & FUSE_WRITE_CACHE;
     bool straddles = at / HM_BLOCK_BYTES != (end - 1) / HM_BLOCK_BYTES;
     int error = 0;

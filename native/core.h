@@ -146,6 +146,16 @@ void hm_region_put(struct hm_region *region);
 bool hm_region_is_touched(struct hm_region *region, uint64_t block);
 /* Its bytes changed now (or, without `bytes`, only what is known of it): mtime and ctime. */
 void hm_region_changed(struct hm_region *region, bool bytes);
+static inline uint64_t hm_region_size(const struct hm_region *region) /* bytes */
+{
+    return __atomic_load_n(&region->record->size, __ATOMIC_ACQUIRE);
+}
+
+static inline uint64_t hm_region_pages(const struct hm_region *region, uint32_t node)
+{
+    return __atomic_load_n(&region->record->pages[node], __ATOMIC_RELAXED);
+}
+
 /* The pool of a node, made at first use; NULL with errno when it can't be. */
 struct hm_pool *hm_region_pool(struct hm_region *region, uint32_t node);
 

@@ -188,7 +188,7 @@ static void answer_fallocate(struct hm_core *core, const struct hm_request *requ
         if (error == -ENOSPC && hm_drop_kept(core, request->length / HM_PAGE_SIZE + 1) > 0)
             error = hm_region_allocate(core, request->ino, request->offset, request->length);
     }
-    if (!error && !(request->mode & FALLOC_KEEP_SIZE) && end > region->record->size)
+    if (!error && !(request->mode & FALLOC_KEEP_SIZE) && end > hm_region_size(region))
         error = hm_region_truncate(core, request->ino, end);
     hm_reply(core, request->unique, -error, NULL, 0);
     hm_region_put(region);

@@ -362,6 +362,18 @@ static uint32_t holes(const struct hm_block *block, const struct hm_mask *mask, 
     return n;
 }
 
+static uint32_t holes_of(struct hm_region *region, uint64_t block, const struct hm_mask *mask)
+{
+    struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
+    uint32_t n;
+    if (!hm_region_is_touched(region, block))
+        return hm_bits(mask->word);
+    pthread_mutex_lock(&stripe->lock);
+    n = holes(&region->blocks[block], mask, true);
+    pthread_mutex_unlock(&stripe->lock);
+    return n;
+}
+
 static int allocate_block(struct hm_region *region, uint64_t block, const struct hm_mask *mask)
 {
     struct hm_core *core = region->core;
@@ -428,9 +440,7 @@ int hm_region_allocate(struct hm_core *core, uint64_t ino, uint64_t offset, uint
             if (pass)
                 error = allocate_block(region, block, &mask);
             else
-                need += hm_region_is_touched(region, block)
-                            ? holes(&region->blocks[block], &mask, true)
-                            : n;
+                need += holes_of(region, block, &mask);
         }
         if (!pass && !(error = hm_reserve(core, HM_HOST, need, 0)))
             hm_release(core, HM_HOST, need);
@@ -441,6 +451,19 @@ int hm_region_allocate(struct hm_core *core, uint64_t ino, uint64_t offset, uint
     return error;
 }
 
+/* A hole that the CPU's page cache may fill unannounced is data. */
+static void data_of(struct hm_region *region, uint64_t block, uint64_t words[HM_WORDS])
+{
+    struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
+    const struct hm_block *record = &region->blocks[block];
+    memset(words, 0, HM_WORDS * sizeof(*words));
+    if (!hm_region_is_touched(region, block))
+        return;
+    pthread_mutex_lock(&stripe->lock);
+    HM_EACH_WORD(w) words[w] = record->present[w] | record->cached[w] | record->recalling[w];
+    pthread_mutex_unlock(&stripe->lock);
+}
+
 int64_t hm_region_seek(struct hm_core *core, uint64_t ino, uint64_t offset, int hole)
 {
     struct hm_region *region = hm_region_get(core, ino);
@@ -448,7 +471,7 @@ int64_t hm_region_seek(struct hm_core *core, uint64_t ino, uint64_t offset, int 
     int64_t found = -ENXIO;
     if (!region)
         return -ENOENT;
-    size = region->record->size;
+    size = hm_region_size(region);
     while (at < size) {
         uint64_t block = at / HM_BLOCK_BYTES;
         uint32_t first = (uint32_t)(at % HM_BLOCK_BYTES / HM_PAGE_SIZE), count, was = first;
@@ -457,15 +480,9 @@ int64_t hm_region_seek(struct hm_core *core, uint64_t ino, uint64_t offset, int 
             at = next * HM_BLOCK_BYTES;
             continue;
         }
-        /* A hole that the CPU's page cache may fill unannounced is data. */
-        HM_EACH_WORD(w)
-        {
-            const struct hm_block *record = &region->blocks[block];
-            bool touched = hm_region_is_touched(region, block);
-            uint64_t data =
-                touched ? record->present[w] | record->cached[w] | record->recalling[w] : 0;
-            words[w] = hole ? ~data : data;
-        }
+        data_of(region, block, words);
+        if (hole)
+            HM_EACH_WORD(w) words[w] = ~words[w];
         if (hm_next_run(words, &first, &count)) {
             at = first == was ? at : block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE;
             found = at < size ? (int64_t)at : -ENXIO;

@@ -154,6 +154,29 @@ void hm_release(struct hm_core *core, uint32_t node, uint64_t pages)
         atomic_fetch_sub(&core->nodes[node].used, pages);
 }
 
+/* For readers that do without the stripe: stale numbers cost them time, never a page. */
+#define HM_UNLOCKED __attribute__((no_sanitize("thread")))
+
+HM_UNLOCKED static struct hm_candidate candidate_of(const struct hm_listed *at, uint32_t node)
+{
+    const struct hm_block *block = &at->region->blocks[at->block];
+    struct hm_candidate found = {.ino = at->region->ino,
+                                 .block = at->block,
+                                 .last_cpu = block->last_cpu,
+                                 .last_device = block->last_device,
+                                 .last_migrated = block->last_migrated,
+                                 .pages = block->pages[node],
+                                 .held = block->busy || block->parked};
+    if (node == HM_HOST)
+        HM_EACH_WORD(w)
+        {
+            uint64_t seen = block->cached[w] | block->recalling[w];
+            found.reserved += (uint32_t)__builtin_popcountll(seen & ~block->present[w]);
+            found.kept += (uint32_t)__builtin_popcountll(block->kept[w]);
+        }
+    return found;
+}
+
 int hm_candidates(struct hm_core *core, uint32_t node, struct hm_candidate *out, int max)
 {
     int n = 0;
@@ -161,23 +184,7 @@ int hm_candidates(struct hm_core *core, uint32_t node, struct hm_candidate *out,
         return -ENODEV;
     pthread_mutex_lock(&core->list_lock);
     for (uint32_t i = 0; i < core->list_used && n < max; i++) {
-        const struct hm_listed *at = &core->list[i];
-        /* Without the stripe: a choice made of stale numbers costs time, never a page. */
-        const struct hm_block *block = &at->region->blocks[at->block];
-        struct hm_candidate found = {.ino = at->region->ino,
-                                     .block = at->block,
-                                     .last_cpu = block->last_cpu,
-                                     .last_device = block->last_device,
-                                     .last_migrated = block->last_migrated,
-                                     .pages = block->pages[node],
-                                     .held = block->busy || block->parked};
-        if (node == HM_HOST)
-            HM_EACH_WORD(w)
-            {
-                uint64_t seen = block->cached[w] | block->recalling[w];
-                found.reserved += (uint32_t)__builtin_popcountll(seen & ~block->present[w]);
-                found.kept += (uint32_t)__builtin_popcountll(block->kept[w]);
-            }
+        struct hm_candidate found = candidate_of(&core->list[i], node);
         if (found.pages || found.reserved || found.kept)
             out[n++] = found;
     }
@@ -248,6 +255,14 @@ static uint64_t allocated(int fd)
     return fd >= 0 && fstat(fd, &status) == 0 ? (uint64_t)status.st_blocks * 512 : 0;
 }
 
+HM_UNLOCKED static uint64_t cached_of(const struct hm_listed *at)
+{
+    const struct hm_block *block = &at->region->blocks[at->block];
+    uint64_t n = 0;
+    HM_EACH_WORD(w) n += (uint64_t)__builtin_popcountll(block->cached[w] | block->recalling[w]);
+    return n;
+}
+
 int hm_stats_get(struct hm_core *core, struct hm_stats *out)
 {
     struct hm_counters *c = &core->count;
@@ -273,21 +288,21 @@ int hm_stats_get(struct hm_core *core, struct hm_stats *out)
                              .relay_queued = c->relay_queued,
                              .interrupts = c->interrupts,
                              .jobs = c->jobs,
-                             .movers = core->movers,
                              .regions = core->regions};
+    pthread_mutex_lock(&core->jobs_lock);
+    out->movers = core->movers;
+    pthread_mutex_unlock(&core->jobs_lock);
     pthread_rwlock_rdlock(&core->regions_lock);
     for (uint32_t i = 0; i < HM_REGION_BUCKETS; i++)
         for (struct hm_region *region = core->buckets[i]; region; region = region->next) {
             out->directory_bytes += allocated(region->directory_fd);
             for (uint32_t node = 0; node < HM_MAX_NODES; node++)
-                out->pages_touched += region->record->pages[node];
+                out->pages_touched += hm_region_pages(region, node);
         }
     pthread_rwlock_unlock(&core->regions_lock);
     pthread_mutex_lock(&core->list_lock);
-    for (uint32_t i = 0; i < core->list_used; i++) {
-        const struct hm_block *block = &core->list[i].region->blocks[core->list[i].block];
-        out->cached_pages += hm_bits(block->cached) + hm_bits(block->recalling);
-    }
+    for (uint32_t i = 0; i < core->list_used; i++)
+        out->cached_pages += cached_of(&core->list[i]);
     pthread_mutex_unlock(&core->list_lock);
     return 0;
 }
@@ -361,10 +376,10 @@ static void audit_region(struct audit *a, struct hm_region *region)
     for (uint32_t node = 0; node < a->core->config.nodes; node++) {
         uint64_t held = pages[node] + (node == HM_HOST ? kept : 0);
         uint64_t there = hm_pool_allocated(&region->pools[node]);
-        AUDIT(a, pages[node] == region->record->pages[node],
+        AUDIT(a, pages[node] == hm_region_pages(region, node),
               "region %llu: %llu pages on node %u, its record says %llu", ino,
               (unsigned long long)pages[node], node,
-              (unsigned long long)region->record->pages[node]);
+              (unsigned long long)hm_region_pages(region, node));
         AUDIT(a, held == there, "region %llu: the pool of node %u holds %llu pages, not %llu", ino,
               node, (unsigned long long)there, (unsigned long long)held);
     }

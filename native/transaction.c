@@ -169,7 +169,7 @@ struct plan {
  * makes none past it. */
 static struct hm_mask inside_file(struct hm_region *region, uint64_t block)
 {
-    uint64_t size = __atomic_load_n(&region->record->size, __ATOMIC_ACQUIRE);
+    uint64_t size = hm_region_size(region);
     uint64_t base = block * HM_BLOCK_BYTES;
     uint64_t pages = size > base ? (size - base + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE : 0;
     return hm_mask_range(0, pages < HM_BLOCK_PAGES ? (uint32_t)pages : HM_BLOCK_PAGES);
@@ -492,7 +492,7 @@ static int store(struct transaction *t)
 static void drop_strays(struct transaction *t, const struct hm_mask *mask)
 {
     uint64_t gone[HM_WORDS] = {0};
-    uint64_t size = __atomic_load_n(&t->region->record->size, __ATOMIC_ACQUIRE);
+    uint64_t size = hm_region_size(t->region);
     uint32_t last = (uint32_t)(size % HM_BLOCK_BYTES / HM_PAGE_SIZE);
     for (uint32_t page = 0; page < HM_BLOCK_PAGES; page++)
         if (hm_test(mask->word, page) && t->record->owner[page] != t->job->node)
@@ -646,7 +646,7 @@ static bool run(struct hm_core *core, struct hm_queued_job *queued)
         goto out;
     }
     if (job->kind >= HM_JOB_READ &&
-        job->block * HM_BLOCK_BYTES + job->offset + job->length > t.region->record->size) {
+        job->block * HM_BLOCK_BYTES + job->offset + job->length > hm_region_size(t.region)) {
         error = -ERANGE;
         goto out;
     }

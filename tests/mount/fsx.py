@@ -36,6 +36,8 @@ class Program:
 
     def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_RDWR)
+        self.direct = os.open(path, os.O_RDWR | os.O_DIRECT)
+        self.buffer = mmap.mmap(-1, LIMIT)
         size = os.fstat(self.fd).st_size
         os.ftruncate(self.fd, LIMIT)
         self.map = mmap.mmap(self.fd, LIMIT)
@@ -52,6 +54,13 @@ class Program:
 
     def pwrite(self, offset: int, data: bytes) -> int:
         return os.pwrite(self.fd, data, offset)
+
+    def pread_direct(self, offset: int, length: int) -> bytes:
+        return self.buffer[: os.preadv(self.direct, [memoryview(self.buffer)[:length]], offset)]
+
+    def pwrite_direct(self, offset: int, data: bytes) -> int:
+        self.buffer[: len(data)] = data
+        return os.pwritev(self.direct, [memoryview(self.buffer)[: len(data)]], offset)
 
     def msync(self) -> None:
         self.map.flush()
@@ -76,7 +85,9 @@ class Program:
 
     def close(self) -> None:
         self.map.close()
+        self.buffer.close()
         os.close(self.fd)
+        os.close(self.direct)
 
 
 class Peer:
@@ -174,13 +185,14 @@ class Fsx:
         self._put(offset, data)
 
     def _pread(self, program: Any, dev: int, offset: int, length: int, value: int) -> None:
-        seen = program.pread(offset, length)
+        seen = (program.pread_direct if value % 4 == 0 else program.pread)(offset, length)
         assert len(seen) == length
         self._same(seen, offset)
 
     def _pwrite(self, program: Any, dev: int, offset: int, length: int, value: int) -> None:
         data = self._bytes(length, value)[: min(length + value * 64, LIMIT - offset)]
-        assert program.pwrite(offset, data) == len(data)
+        write = program.pwrite_direct if value % 4 == 0 else program.pwrite
+        assert write(offset, data) == len(data)
         self._put(offset, data)
         self.size = max(self.size, offset + len(data))
 

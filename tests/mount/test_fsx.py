@@ -46,7 +46,7 @@ def test_steps(mount_factory: MountFactory, mode: dict[str, str]) -> None:
     mount = small(mount_factory, mode)
 
     @settings(
-        max_examples=25,
+        max_examples=60,
         deadline=None,
         derandomize=True,
         database=None,

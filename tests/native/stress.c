@@ -7,6 +7,7 @@
  *   adders  atomic adds through mmap on pages that devices keep taking away: the sum is exact
  *   watcher loads what a device writes: never older than the last write that had returned
  *   scribe  pwrite, pread, mmap stores, truncate and punch against a shadow in its memory
+ * A thread of this process calls meanwhile what control files and the service call.
  */
 #include "../../native/hmmfs.h"
 
@@ -392,6 +393,36 @@ static void *device_main(void *arg)
     return NULL;
 }
 
+/* What control files and the service look at and give back while all this goes on. */
+static void *observer_main(void *arg)
+{
+    static struct hm_candidate found[64];
+    uint64_t *seed = arg, counts[21], blocks[8];
+    char text[256];
+    while (!shared->stop) {
+        uint64_t random = draw(seed), ino = FIRST_INO + random % REGIONS;
+        struct hm_node_stats node;
+        struct hm_stats stats;
+        hm_stats_get(core, &stats);
+        hm_node_stats_get(core, random >> 8 & 1, &node);
+        CHECK(node.used <= node.capacity + HM_BLOCK_PAGES, "used %llu",
+              (unsigned long long)node.used);
+        CHECK(hm_candidates(core, (random >> 16) % 3, found, 64) >= 0, "candidates");
+        CHECK(!hm_region_residency(core, ino, counts), "residency");
+        CHECK(hm_region_touched(core, ino, 0, blocks, 8) >= 0, "touched");
+        hm_region_seek(core, ino, (random >> 24) % PAGES * HM_PAGE_SIZE, random >> 40 & 1);
+        hm_audit(core, text, sizeof(text)); /* for its locks: it is exact only when all is quiet */
+        if (random >> 50 & 1)
+            CHECK(hm_drop_kept(core, random >> 51 & 63) >= 0, "drop kept");
+        else
+            CHECK(!hm_region_allocate(core, FIRST_INO, (random >> 51) % SUM_PAGES * HM_PAGE_SIZE,
+                                      HM_PAGE_SIZE),
+                  "allocate");
+        usleep(500);
+    }
+    return NULL;
+}
+
 /* ------------------------------------------------------------------------------------------- */
 
 static void mount_core(uint32_t express)
@@ -454,7 +485,7 @@ static void report(const struct device *devices)
 int main(int argc, char **argv)
 {
     struct device devices[2];
-    pthread_t namespace_thread, events_thread;
+    pthread_t namespace_thread, events_thread, observer;
     pid_t programs[4];
     int failed = 0, status;
     double seconds;
@@ -477,8 +508,10 @@ int main(int argc, char **argv)
         devices[i] = (struct device){.seed = (seed + 7) * (i + 3), .cookie = i};
         CHECK(!pthread_create(&devices[i].thread, NULL, device_main, &devices[i]), "thread");
     }
+    CHECK(!pthread_create(&observer, NULL, observer_main, &seed), "thread");
     usleep((useconds_t)(seconds * 1e6));
     shared->stop = true;
+    pthread_join(observer, NULL);
     for (int i = 0; i < 2; i++)
         pthread_join(devices[i].thread, NULL);
     for (int i = 0; i < 4; i++) {

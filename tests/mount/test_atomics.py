@@ -1,4 +1,5 @@
-"""Atomic adds of a program on pages that devices take away as fast as they can: none is lost."""
+"""Atomic adds of a program on pages that devices take away as fast as they can: none is lost, and
+none that had been seen before a device reads is missing in what it reads."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ def adder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_sum_is_exact(mount_factory: MountFactory, adder: Path, express: str) -> None:
     mount = mount_factory(vram="4M", devices=2, host="16M", express=express)
     path = mount.region("sums", 2 << 20)
+    seen = np.memmap(path, dtype=np.uint64, mode="r", shape=(PAGES * 512,))
     command = [adder, path, str(PAGES), "3", "4", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         rounds = 0
@@ -32,6 +34,10 @@ def test_the_sum_is_exact(mount_factory: MountFactory, adder: Path, express: str
             mount.submit(rounds % 2, f"fill sums:{PAGES * 4096}+4K {rounds % 256}")
             if rounds % 3 == 0:
                 mount.submit(0, "migrate sums to host")
+            word = rounds * 997 % (PAGES * 512)
+            before = int(seen[word])
+            said = mount.submit(rounds % 2, f"read sums:{word * 8}+8")
+            assert before <= int.from_bytes(bytes.fromhex(said), "little") <= int(seen[word])
             rounds += 1
         assert child.stdout is not None
         adds = int(child.stdout.read())

@@ -6,8 +6,8 @@
  * and "scratch", served over the relay as pyfuse3 would. Programs are forked before any thread:
  *   adders  atomic adds through mmap on pages that devices keep taking away: the sum is exact
  *   watcher loads what a device writes: never older than the last write that had returned
- *   scribe  pwrite, pread, mmap stores, truncate and punch against a shadow in its memory
- * A thread of this process calls meanwhile what control files and the service call.
+ *   scribe  pwrite, pread (also O_DIRECT), mmap stores, truncate and punch against a shadow in its
+ * memory A thread of this process calls meanwhile what control files and the service call.
  */
 #include "../../native/hmmfs.h"
 
@@ -68,12 +68,12 @@ static uint64_t draw(uint64_t *state)
     return *state;
 }
 
-static int open_region(int index)
+static int open_region(int index, int flags)
 {
     char path[4096];
     int fd;
     snprintf(path, sizeof(path), "%s/%s", directory, names[index]);
-    fd = open(path, O_RDWR);
+    fd = open(path, O_RDWR | flags);
     CHECK(fd >= 0, "%s", path);
     return fd;
 }
@@ -82,8 +82,8 @@ static int open_region(int index)
 
 static _Atomic uint64_t *map_region(int index, size_t pages)
 {
-    void *map =
-        mmap(NULL, pages * HM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, open_region(index), 0);
+    void *map = mmap(NULL, pages * HM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED,
+                     open_region(index, 0), 0);
     CHECK(map != MAP_FAILED, "mmap");
     return map;
 }
@@ -116,7 +116,7 @@ static void watcher(uint64_t seed)
 }
 
 struct scribe {
-    int fd;
+    int fd, direct;
     uint8_t *map, *shadow;
     uint64_t size, seed;
 };
@@ -132,15 +132,16 @@ static void scribe_resize(struct scribe *s)
 
 static void scribe_step(struct scribe *s)
 {
-    static uint8_t bytes[1 << 18];
+    static uint8_t bytes[1 << 20];
     uint64_t at = draw(&s->seed) % s->size, left = s->size - at;
     uint64_t n = draw(&s->seed) % (1 + (draw(&s->seed) % 4 ? 8192 : sizeof(bytes) - 1)) + 1;
     uint32_t what = draw(&s->seed) % 16;
+    int fd = draw(&s->seed) % 2 ? s->fd : s->direct;
     n = n < left ? n : left;
     memset(bytes, (int)draw(&s->seed), n);
     if (what < 4) {
         for (uint64_t done = 0; done < n;) {
-            ssize_t m = pwrite(s->fd, bytes + done, n - done, (off_t)(at + done));
+            ssize_t m = pwrite(fd, bytes + done, n - done, (off_t)(at + done));
             CHECK(m > 0, "pwrite");
             done += (uint64_t)m;
         }
@@ -149,7 +150,7 @@ static void scribe_step(struct scribe *s)
         memcpy(s->map + at, bytes, n);
         memcpy(s->shadow + at, bytes, n);
     } else if (what < 10) {
-        CHECK(pread(s->fd, bytes, n, (off_t)at) == (ssize_t)n, "pread");
+        CHECK(pread(fd, bytes, n, (off_t)at) == (ssize_t)n, "pread");
         CHECK(!memcmp(bytes, s->shadow + at, n), "read(2) of %llu+%llu", (unsigned long long)at,
               (unsigned long long)n);
     } else if (what < 13) {
@@ -168,11 +169,12 @@ static void scribe_step(struct scribe *s)
 
 static void scribe(uint64_t seed)
 {
-    struct scribe s = {.fd = open_region(2), .size = HM_PAGE_SIZE, .seed = seed};
+    struct scribe s = {.fd = open_region(2, 0), .size = HM_PAGE_SIZE, .seed = seed};
     uint64_t steps = 0;
     s.map = mmap(NULL, PAGES * HM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, s.fd, 0);
     s.shadow = calloc(PAGES, HM_PAGE_SIZE);
     CHECK(s.map != MAP_FAILED && s.shadow, "memory");
+    s.direct = open_region(2, O_DIRECT);
     CHECK(!ftruncate(s.fd, HM_PAGE_SIZE), "ftruncate");
     for (; !shared->stop; steps++)
         scribe_step(&s);
@@ -453,7 +455,7 @@ static uint64_t sum_of(int index)
 {
     static uint64_t words[512];
     uint64_t sum = 0;
-    int fd = open_region(index);
+    int fd = open_region(index, 0);
     for (int page = 0; page < SUM_PAGES; page++) {
         CHECK(pread(fd, words, sizeof(words), page * HM_PAGE_SIZE) == sizeof(words), "pread");
         for (int i = 0; i < 512; i++)

@@ -180,7 +180,8 @@ static uint64_t next_touched(struct hm_region *region, uint64_t from)
             continue;
         }
         do {
-            uint64_t rest = region->touched[from / 64] >> (from % 64);
+            uint64_t rest = __atomic_load_n(&region->touched[from / 64], __ATOMIC_ACQUIRE);
+            rest >>= from % 64;
             if (rest)
                 return from + (uint64_t)__builtin_ctzll(rest);
             from = (from / 64 + 1) * 64;

@@ -197,10 +197,6 @@ def main() -> None:
             "4 KiB fault, host-owned", "ns", [ours, polling, single, multi, plain, tmpfs], cold(1)
         )
         bench.measure("the same, 4 threads", "ns", [ours, single, multi, plain], cold(4))
-        bench.measure(
-            "4 KiB fault from VRAM", "ns", [ours, asked], lambda system: from_vram(bench, system)
-        )
-        bench.measure("… against a host-owned fault", "ns", [ours], cold(1))
         for what, row in (("resident", "resident pages"),):
             bench.measure(
                 row, "ns/page", [ours, tmpfs], lambda s, w=what: bench.run(w, s.file, PAGES)
@@ -216,6 +212,17 @@ def main() -> None:
                 [ours, single, multi, plain],
                 lambda s, w=what: bench.run(w, s.file, PAGES),
             )
+        # From here on the host's pages are no longer in the order in which they were written.
+        bench.measure(
+            "4 KiB fault from VRAM", "ns", [ours, asked], lambda system: from_vram(bench, system)
+        )
+        bench.measure("… against a host-owned fault", "ns", [ours], cold(1))
+        bench.measure(
+            "1 MiB read(2), cold, after that",
+            "MB/s",
+            [ours, single],
+            lambda s: bench.run("read", s.file, PAGES),
+        )
         bare = System("bare loop", work)
         bench.measure(
             "migration, 2 MiB blocks",

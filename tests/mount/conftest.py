@@ -75,6 +75,13 @@ class Mount:
         return (self.path / "audit").read_text().strip()
 
 
+def fails(number: int, call: Callable[[], object]) -> None:
+    """The call raises OSError with that errno."""
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        call()
+    assert caught.value.errno == number, caught.value
+
+
 def connection(path: Path) -> int | None:
     entry = mountinfo.find_hmmfs(str(path))
     return entry.minor if entry else None

@@ -10,11 +10,10 @@ import signal
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import HMMFS, Mount, MountFactory, wait_until
+from conftest import HMMFS, Mount, MountFactory, fails, wait_until
 
 K, M, T = 1 << 10, 1 << 20, 1 << 40
 PAGE = 4096
@@ -29,12 +28,6 @@ def fallocate(path: Path, mode: int, offset: int, length: int) -> int:
     with open(path, "r+b") as file:
         arguments = (mode, ctypes.c_int64(offset), ctypes.c_int64(length))
         return ctypes.get_errno() if libc.fallocate(file.fileno(), *arguments) else 0
-
-
-def fails(number: int, call: Callable[[], object]) -> None:
-    with pytest.raises(OSError) as caught:  # noqa: PT011
-        call()
-    assert caught.value.errno == number, caught.value
 
 
 def filled(mount: Mount, size: int, where: str) -> tuple[Path, bytearray]:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import HMMFS, Mount, MountFactory, connection, wait_until
+from conftest import HMMFS, Mount, MountFactory, connection, fails, wait_until
 
 M = 1 << 20
 SOURCE = Path(__file__).resolve().parents[2]
@@ -29,12 +29,6 @@ libc = ctypes.CDLL(None, use_errno=True)
 def renameat2(old: Path, new: Path, flags: int) -> None:
     if libc.renameat2(-100, os.fsencode(old), -100, os.fsencode(new), flags):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def fails(number: int, call: Callable[[], object]) -> None:
-    with pytest.raises(OSError) as caught:  # noqa: PT011
-        call()
-    assert caught.value.errno == number, caught.value
 
 
 def used(mount: Mount) -> int:

@@ -16,7 +16,7 @@ import click
 
 from hmmfs import __version__, mountinfo
 from hmmfs.config import OPTIONS, Config
-from hmmfs.daemonize import in_background, sd_notify
+from hmmfs.daemonize import in_background, open_standard_files, sd_notify
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.filesystem import mounting
 
@@ -192,6 +192,7 @@ def _command(args: list[str]) -> click.Command:
 def main(argv: list[str] | None = None) -> int:
     """The ``hmmfs`` program: no mistake of its user shows a traceback."""
     args = sys.argv[1:] if argv is None else argv
+    open_standard_files()
     try:
         result = _command(args).main(args, prog_name="hmmfs", standalone_mode=False)
         return result if isinstance(result, int) else 0

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import signal
 import socket
 import stat
@@ -49,6 +50,9 @@ SO_SNDBUFFORCE = 32
 def serve(path: str, config: Config, ready: Callable[[], None]) -> int:
     """Mount on `path`, call `ready` once the mount answers, and return 0 when it has ended."""
     _start_log(config)
+    # A region takes a descriptor for its directory and one for each node that has pages of it.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     placement = policy.placement(config.prefetch)
     eviction = policy.eviction(config.eviction)
     watchdog = Watchdog.start()  # before there are threads

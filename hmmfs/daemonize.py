@@ -31,6 +31,17 @@ def sd_notify(state: str) -> None:
         channel.sendto(state.encode(), address)
 
 
+def open_standard_files() -> None:
+    """Whichever of the three are closed become /dev/null, so that nothing else gets their numbers:
+    what the daemon opened there would be closed again when it goes to the background."""
+    while (null := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(null)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+
+
 def in_background(work: Callable[[Ready], int]) -> int:
     """Run ``work(ready)`` in a daemon; return an exit status once it called ready or failed.
 

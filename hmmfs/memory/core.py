@@ -6,6 +6,7 @@ Nothing here waits for another party. Sizes are in 4 KiB pages unless a name say
 from __future__ import annotations
 
 import enum
+import errno
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmmfs._native import ffi, lib
-from hmmfs.errors import check
+from hmmfs.errors import HmmfsError, check
 
 PAGE_SIZE = 4096
 BLOCK_PAGES = 512
@@ -24,6 +25,14 @@ HOST = 0
 NAME_MAX = 255
 # The gate takes every inode from here on for a region; control files stay below.
 FIRST_REGION_INO = 1 << 32
+# Why a region could not be made, by errno.
+NO_REGION = {
+    errno.ENOSPC: "This mount has as many regions as it can have: remove some.",
+    errno.EMFILE: "The daemon has no open files left, of which a region takes some: "
+    "remove regions, or mount again with a higher limit (ulimit -n).",
+    errno.ENOMEM: "The daemon has no address space left, of which a region takes 8 GiB and more: "
+    "mount again with a higher limit (ulimit -v).",
+}
 EVENT_BATCH = 256
 # Blocks that hm_region_touched is asked for in one call.
 TOUCHED_BATCH = 1024
@@ -318,7 +327,10 @@ class Core:
 
     def create_region(self, ino: int, mode: int, uid: int, gid: int) -> Region:
         record = ffi.new("struct hm_region_record **")
-        check(lib.hm_region_create(self.handle, ino, mode, uid, gid, record), "Creating a region")
+        ret = lib.hm_region_create(self.handle, ino, mode, uid, gid, record)
+        if -ret in NO_REGION:
+            raise HmmfsError(-ret, NO_REGION[-ret])
+        check(ret, "Creating a region")
         return Region(self, ino, record[0])
 
     def destroy_region(self, ino: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -129,3 +130,41 @@ def test_mount8_calls_us(tmp_path: Path) -> None:
         assert (tmp_path / "devices/dev0/vram/total").read_text() == f"{8 << 20}\n"
     finally:
         run("umount", str(tmp_path))
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_mounting_with_closed_standard_files(tmp_path: Path, closed: str) -> None:
+    (tmp_path / "mnt").mkdir()
+    command = f"exec {' '.join(HMMFS)} mount {tmp_path}/mnt -o vram=4M,log={tmp_path}/log {closed}"
+    subprocess.run(["sh", "-c", command], check=True, timeout=60)
+    try:
+        (tmp_path / "mnt/regions/a").write_text("hello")
+        assert (tmp_path / "mnt/audit").read_text() == "ok\n"
+    finally:
+        run("umount", str(tmp_path / "mnt"))
+
+
+def test_no_files_left_for_a_region(tmp_path: Path) -> None:
+    (tmp_path / "mnt").mkdir()
+    command = (
+        f"ulimit -n 64; exec {' '.join(HMMFS)} mount {tmp_path}/mnt -o vram=4M,log={tmp_path}/log"
+    )
+    subprocess.run(["sh", "-c", command], check=True, timeout=60)
+    mount = Mount(tmp_path / "mnt", tmp_path / "log")
+    try:
+        made = error = 0
+        while not error and made < 64:
+            try:
+                (mount.regions / f"r{made}").write_text("hello")
+                made += 1
+            except OSError as caught:
+                error = caught.errno or -1
+        assert error == errno.EMFILE
+        assert "ulimit -n" in (mount.path / "last_error").read_text()
+        assert len(os.listdir(mount.regions)) in (made, made + 1)
+        (mount.regions / "r0").unlink()
+        assert wait_until(lambda: mount.values("stats")["regions"] < made)
+        (mount.regions / "again").write_text("hello")
+        assert mount.audit() == "ok"
+    finally:
+        run("umount", str(mount.path))

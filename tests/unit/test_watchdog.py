@@ -88,9 +88,17 @@ def point(tmp_path: Path) -> Iterator[Path]:
 def test_killed_daemon(point: Path, manner: str) -> None:
     holder = Holder(point, manner)
     try:
-        client = subprocess.Popen(["stat", str(point)], stderr=subprocess.PIPE, text=True)
-        wchan = Path(f"/proc/{client.pid}/stat")
-        until(lambda: wchan.read_text().rsplit(")", 1)[1].split()[0] in "SD")
+        program = "import os, sys; print(flush=True); os.stat(sys.argv[1])"
+        client = subprocess.Popen(
+            [sys.executable, "-c", program, point],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert client.stdout is not None
+        client.stdout.readline()  # from here on it sleeps only in its request
+        state = Path(f"/proc/{client.pid}/stat")
+        until(lambda: state.read_text().rsplit(")", 1)[1].split()[0] in "SD")
         holder.process.kill()
         until(lambda: not mounting.is_mounted(str(point)))
         _, message = client.communicate(timeout=10)

@@ -20,9 +20,11 @@ SOURCES = [
     "order.c",
     "pool.c",
     "region.c",
+    "recall.c",
     "relay.c",
     "room.c",
     "transaction.c",
+    "uffd.c",
 ]
 
 

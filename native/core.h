@@ -5,6 +5,7 @@
  *   stripe->lock         the block records that hash to the stripe, its parked requests, deferred
  *                        jobs and recent WRITEs; never held across an INVAL, a wait for another
  *                        party, or a copy of more than HM_INLINE_PAGES pages
+ *   device->lock         the windows of one device's worker
  *   core->list_lock      the list of touched blocks
  *   core->jobs_lock      the movers' queue
  *   core->events_lock    the events for the service
@@ -121,14 +122,17 @@ int hm_pool_punch(struct hm_pool *pool, uint64_t offset, uint64_t length);
 int hm_pool_write(struct hm_pool *pool, uint64_t offset, const void *bytes, size_t length);
 /* The same for pages that are there, in one block; it also works if they are punched meanwhile. */
 int hm_pool_store(struct hm_pool *pool, uint64_t offset, const void *bytes, size_t length);
+/* Give holes pages of zeros. */
+int hm_pool_zero(struct hm_pool *pool, uint64_t offset, uint64_t length);
 int hm_pool_copy(struct hm_pool *to, struct hm_pool *from, uint64_t offset, size_t length);
 uint64_t hm_pool_allocated(struct hm_pool *pool); /* pages */
 
 /* ---- regions ------------------------------------------------------------------------------ */
 
 struct hm_region {
-    struct hm_core *core;
-    struct hm_region *next; /* in its bucket */
+    struct hm_core *core;                  /* its windows: see uffd.c */
+    _Atomic uint64_t window[HM_MAX_NODES]; /* where the node's worker maps it; 0: it does not */
+    struct hm_region *next;                /* in its bucket */
     _Atomic uint32_t refs;
     uint64_t ino;
     uint32_t index; /* of its record */
@@ -191,7 +195,7 @@ struct hm_stripe {
 
 struct hm_node {
     hm_counter used, peak, pages_in, pages_out, copies_made, copies_saved;
-    hm_counter evicted_blocks, evicted_pages, faults, operations;
+    hm_counter evicted_blocks, evicted_pages, faults, fault_batches, operations;
     uint64_t capacity;
 };
 
@@ -200,6 +204,21 @@ struct hm_counters {
     hm_counter parked, replayed, readahead_refused, no_room, recalls, recall_retries;
     hm_counter recalled_pages, recalls_failed, migrations, migrations_discarded;
     hm_counter stale_writes_skipped, relayed, relay_queued, interrupts, jobs;
+};
+
+struct hm_window {
+    uint64_t ino, address, bytes;
+};
+
+/* The worker of a device, while there is one. */
+struct hm_device {
+    struct hm_core *core;
+    pthread_rwlock_t lock; /* guards uffd and windows; held across ioctls that wait for nobody */
+    int uffd;              /* -1: no worker */
+    int stop_fd;
+    pthread_t thread;
+    struct hm_window *windows;
+    uint32_t windows_used;
 };
 
 struct hm_listed {
@@ -218,6 +237,7 @@ struct hm_gate_thread {
 struct hm_core {
     struct hm_config config;
     struct hm_node nodes[HM_MAX_NODES];
+    struct hm_device device[HM_MAX_NODES]; /* by node; the host's is not used */
     struct hm_counters count;
     const uint8_t *zeros; /* HM_ZERO_BYTES that read as zeros */
 
@@ -321,6 +341,20 @@ int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask
 /* Take the pages of the mask from the CPU. Called and returns with the stripe held and the block
  * busy; 0: proven clean, the block is FROZEN. -EBUSY: the CPU keeps taking them back. */
 int hm_recall(struct hm_region *region, uint64_t block, const struct hm_mask *mask);
+/* Nothing has to wait for the block's transaction any more, FALLOCATE included. */
+void hm_thaw(struct hm_block *record, struct hm_stripe *stripe);
+
+/* uffd.c: what the node's worker may do with pages of a block, which it maps or not. Called with
+ * the stripe held or the block busy; 0, or -errno if the kernel refused. */
+void hm_devices_init(struct hm_core *core);
+int hm_window_protect(struct hm_region *region, uint32_t node, uint64_t block,
+                      const struct hm_mask *mask); /* a store is a fault */
+int hm_window_let_store(struct hm_region *region, uint32_t node, uint64_t block,
+                        const struct hm_mask *mask); /* wakes, too */
+int hm_window_wake(struct hm_region *region, uint32_t node, uint64_t block,
+                   const struct hm_mask *mask);
+int hm_window_poison(struct hm_region *region, uint32_t node, uint64_t block,
+                     const struct hm_mask *mask); /* an access gets SIGBUS */
 
 /* events.c */
 void hm_event_push(struct hm_core *core, const struct hm_event *event);

@@ -38,7 +38,8 @@ struct hm_block {
     uint64_t last_cpu;   /* CLOCK_MONOTONIC ns of the last READ or WRITE */
     uint64_t last_device;
     uint64_t last_migrated;
-    uint16_t reserved[12];
+    uint16_t device_faults; /* times a device's worker faulted since it has pages here */
+    uint16_t reserved[11];
     uint16_t pages[16]; /* present pages by owner */
     uint64_t present[8];
     uint64_t device[8];
@@ -69,7 +70,7 @@ struct hm_node_stats {
     uint64_t pages_in, pages_out;  /* moved by migration */
     uint64_t copies_made, copies_saved;
     uint64_t evicted_blocks, evicted_pages;
-    uint64_t faults, operations;
+    uint64_t faults, fault_batches, operations; /* faults of the worker, reads that took them */
 };
 
 struct hm_stats {
@@ -97,6 +98,8 @@ struct hm_config {
     uint32_t express;        /* carry out faults that need no decision natively */
     uint32_t keep_clean;     /* keep the host copy of a page that moves to a device */
     uint32_t fault_pages[4]; /* pages brought home by a block's 1st, 2nd, 3rd, later CPU fault */
+    uint32_t touch_pages[4]; /* the same for a worker's faults: pages brought to its device; a store
+                                makes those of the fault before writable, its page at least */
 };
 
 /* A candidate for eviction: one touched block with pages on the node asked for. */
@@ -118,7 +121,8 @@ enum hm_job_kind {
     HM_JOB_WRITE,
     HM_JOB_FILL,
     HM_JOB_CRC,
-    HM_JOB_FAIL /* answer every parked request of the block with error */
+    HM_JOB_FAIL, /* answer every parked request of the block with error */
+    HM_JOB_TOUCH /* a worker's faults: bring `pages` to node, let it store to `stores`, wake it */
 };
 
 enum hm_job_flags {
@@ -137,13 +141,15 @@ struct hm_job {
     uint32_t byte;                /* FILL: the value. CRC: the running value */
     int32_t error;                /* FAIL: the errno, positive */
     void *buffer;                 /* READ, WRITE: length bytes that outlive the job */
+    uint64_t pages[8], stores[8]; /* TOUCH: pages of the block; stores are among pages */
 };
 
 enum hm_event_kind {
     HM_EVENT_FAULT = 1, /* a CPU access that needs a decision; requests wait for it */
     HM_EVENT_JOB,       /* a job has ended */
     HM_EVENT_INTERRUPT, /* the program that waits in a relayed WRITE on cookie (fh) got a signal */
-    HM_EVENT_CLOSED     /* the kernel's side of the mount is gone */
+    HM_EVENT_CLOSED,    /* the kernel's side of the mount is gone */
+    HM_EVENT_TOUCH      /* a worker's faults that a quiet TOUCH could not serve: result, need */
 };
 
 enum hm_fault_reason { HM_FAULT_OWNER = 1, HM_FAULT_NO_ROOM };
@@ -155,6 +161,8 @@ struct hm_event {
     uint32_t first, count, write; /* FAULT: the pages touched */
     int32_t result;               /* JOB: 0 or -errno; -ENOSPC: `need` pages of room are missing */
     uint32_t need, moved, saved, crc;
+    uint32_t node;                /* TOUCH: whose worker */
+    uint64_t pages[8], stores[8]; /* TOUCH: as in the job */
 };
 
 struct hm_core;
@@ -186,6 +194,21 @@ int hm_region_touched(struct hm_core *core, uint64_t ino, uint64_t from, uint64_
  */
 int hm_region_residency(struct hm_core *core, uint64_t ino, uint64_t out[21]);
 uint64_t hm_region_max_bytes(void);
+
+/* ---- devices' workers --------------------------------------------------------------------- */
+
+/* A worker's userfaultfd, registered by it for missing pages and write-protection. Belongs to the
+ * core from now on if this succeeds. EBUSY: the device has one. */
+int hm_device_attach(struct hm_core *core, uint32_t node, int uffd);
+/* The worker is gone: forget its windows. Pages stay where they are. */
+int hm_device_detach(struct hm_core *core, uint32_t node);
+/* The worker maps the region's pool of its node at address, whole blocks, and has not touched it
+ * yet. EEXIST: it does so already. */
+int hm_device_map(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t address,
+                  uint64_t bytes);
+int hm_device_unmap(struct hm_core *core, uint32_t node, uint64_t ino);
+/* A new descriptor of the region's pool on the node, or -errno. */
+int hm_pool_descriptor(struct hm_core *core, uint64_t ino, uint32_t node);
 
 /* ---- room --------------------------------------------------------------------------------- */
 

@@ -400,9 +400,7 @@ static int allocate_block(struct hm_region *region, uint64_t block, const struct
     HM_EACH_WORD(w) hole.word[w] = mask->word[w] & ~record->present[w];
     while (!error && hm_next_run(hole.word, &first, &count)) {
         uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE;
-        if (fallocate(pool->fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)count * HM_PAGE_SIZE) <
-            0)
-            error = -errno;
+        error = hm_pool_zero(pool, offset, (uint64_t)count * HM_PAGE_SIZE);
         first += count;
     }
     if (error) {

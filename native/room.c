@@ -47,6 +47,7 @@ int hm_core_create(const struct hm_config *config, struct hm_core **ret)
     pthread_cond_init(&core->jobs_ready, NULL);
     pthread_mutex_init(&core->events_lock, NULL);
     core->jobs_end = &core->jobs;
+    hm_devices_init(core);
     for (uint32_t i = 0; i < HM_STRIPES; i++) {
         struct hm_stripe *stripe = &core->stripes[i];
         pthread_mutex_init(&stripe->lock, NULL);
@@ -87,6 +88,8 @@ void hm_core_destroy(struct hm_core *core)
 {
     if (core->relay)
         hm_relay_stop(core->relay);
+    for (uint32_t node = 1; node < core->config.nodes; node++)
+        hm_device_detach(core, node);
     hm_movers_stop(core);
     for (uint32_t i = 0; i < HM_REGION_BUCKETS; i++)
         while (core->buckets[i])
@@ -242,10 +245,10 @@ int hm_node_stats_get(struct hm_core *core, uint32_t node, struct hm_node_stats 
     struct hm_node *n = &core->nodes[node];
     if (node >= core->config.nodes)
         return -ENODEV;
-    *out =
-        (struct hm_node_stats){n->capacity,      n->used,        n->peak,         n->pages_in,
-                               n->pages_out,     n->copies_made, n->copies_saved, n->evicted_blocks,
-                               n->evicted_pages, n->faults,      n->operations};
+    *out = (struct hm_node_stats){n->capacity,     n->used,           n->peak,
+                                  n->pages_in,     n->pages_out,      n->copies_made,
+                                  n->copies_saved, n->evicted_blocks, n->evicted_pages,
+                                  n->faults,       n->fault_batches,  n->operations};
     return 0;
 }
 

@@ -1,4 +1,5 @@
-/* Transactions on one block: recall, migration, device operations; and the movers that run them.
+/* Transactions on one block: migration, device operations, workers' faults; and the movers that
+ * run them.
  *
  * The only place that changes a page's owner is flip() and hm_bring_home(), both here.
  * The order is always: recall until proven clean, freeze, drain, copy, check the generation, flip,
@@ -33,126 +34,6 @@ static void punch_runs(struct hm_region *region, uint32_t node, uint64_t block,
     for (uint32_t first = 0, count; hm_next_run(words, &first, &count); first += count)
         hm_pool_punch(&region->pools[node], page_offset(block, first),
                       (uint64_t)count * HM_PAGE_SIZE);
-}
-
-/* ---- recall ------------------------------------------------------------------------------- */
-
-/* One round of a recall: unmap the pages of `round` from every program, have their stores written
- * back, drop them from the page cache. The stripe is dropped meanwhile. */
-static void recall_round(struct hm_region *region, uint64_t block, struct hm_stripe *stripe,
-                         const struct hm_mask *round)
-{
-    struct hm_block *record = &region->blocks[block];
-    uint32_t first = 0, count;
-    hm_count(&region->core->count.recalled_pages, hm_bits(round->word));
-    /* A READ answered from now on sets `cached` again: that is the retry check, by page. */
-    HM_EACH_WORD(w)
-    {
-        record->cached[w] &= ~round->word[w];
-        record->recalling[w] |= round->word[w];
-    }
-    record->state = HM_RECALL;
-    pthread_mutex_unlock(&stripe->lock);
-    /* Exactly these runs: a page between them may have a parked READ, which would hold the
-     * kernel's notification until this transaction ends, that is for ever. */
-    for (; hm_next_run(round->word, &first, &count); first += count)
-        hm_invalidate(region->core, region->ino, page_offset(block, first),
-                      (uint64_t)count * HM_PAGE_SIZE);
-    pthread_mutex_lock(&stripe->lock);
-}
-
-/* The pages of the mask that are cached, in state RECALL, with nothing parked on them: a folio that
- * waits for a parked request is locked, and the kernel's invalidation would wait for it. What is
- * replayed is answered: its pages are the host's, have their room, and RECALL holds nothing up. */
-static struct hm_mask next_round(struct hm_region *region, uint64_t block,
-                                 const struct hm_mask *mask)
-{
-    struct hm_block *record = &region->blocks[block];
-    struct hm_mask round;
-    do {
-        HM_EACH_WORD(w) round.word[w] = record->cached[w] & mask->word[w];
-        if (!hm_bits(round.word))
-            break;
-        record->state = HM_RECALL;
-    } while (hm_replay_pages(region, block, &round));
-    return round;
-}
-
-/* The first page of the mask that is cached; false when none is. */
-static bool next_cached(const struct hm_block *record, const struct hm_mask *mask,
-                        struct hm_mask *page)
-{
-    struct hm_mask left;
-    uint32_t first = 0, count;
-    HM_EACH_WORD(w) left.word[w] = record->cached[w] & mask->word[w];
-    if (!hm_next_run(left.word, &first, &count))
-        return false;
-    *page = hm_mask_range(first, 1);
-    return true;
-}
-
-/* A contended recall: one page at a time, and a page that is proven clean is frozen for READs at
- * once, so that loads and stores can't take it back while the others are dealt with. What remains
- * to lose against is one program in the 2 us that one notification takes, and WRITEs, which pass.
- * False: that was lost, again and again. */
-static bool recall_by_page(struct hm_region *region, uint64_t block, struct hm_stripe *stripe,
-                           const struct hm_mask *mask)
-{
-    struct hm_block *record = &region->blocks[block];
-    uint32_t tries = HM_RECALL_TRIES + HM_RECALL_TRIES_A_PAGE * hm_bits(mask->word);
-    struct hm_mask page;
-    stripe->frozen_ino = region->ino;
-    stripe->frozen_block = block;
-    HM_EACH_WORD(w) stripe->frozen.word[w] = mask->word[w] & ~record->cached[w];
-    while (next_cached(record, mask, &page) && tries--) {
-        HM_EACH_WORD(w) stripe->frozen.word[w] &= ~page.word[w];
-        page = next_round(region, block, &page);
-        hm_count(&region->core->count.recall_retries, 1);
-        recall_round(region, block, stripe, &page);
-        HM_EACH_WORD(w) stripe->frozen.word[w] |= page.word[w] & ~record->cached[w];
-    }
-    stripe->frozen_ino = 0;
-    return !next_cached(record, mask, &page);
-}
-
-/* Nothing has to wait for the block's transaction any more, FALLOCATE included. */
-static void thaw(struct hm_block *record, struct hm_stripe *stripe)
-{
-    record->state = HM_STABLE;
-    pthread_cond_broadcast(&stripe->changed);
-}
-
-int hm_recall(struct hm_region *region, uint64_t block, const struct hm_mask *mask)
-{
-    struct hm_core *core = region->core;
-    struct hm_block *record = &region->blocks[block];
-    struct hm_stripe *stripe = hm_stripe_of(core, region->ino, block);
-    uint32_t before;
-    for (int tries = 0;; tries++) {
-        struct hm_mask round = next_round(region, block, mask);
-        if (!hm_bits(round.word))
-            break;
-        if (tries >= HM_RECALL_ROUNDS && !stripe->frozen_ino) {
-            if (recall_by_page(region, block, stripe, mask))
-                break;
-            goto thrashing;
-        }
-        if (tries >= HM_RECALL_TRIES)
-            goto thrashing;
-        hm_count(tries ? &core->count.recall_retries : &core->count.recalls, 1);
-        recall_round(region, block, stripe, &round);
-    }
-    record->state = HM_FROZEN;
-    before = hm_block_charge(record);
-    memset(record->recalling, 0, sizeof(record->recalling));
-    hm_release(core, HM_HOST, before - hm_block_charge(record));
-    return 0;
-thrashing:
-    HM_EACH_WORD(w) record->cached[w] |= record->recalling[w];
-    memset(record->recalling, 0, sizeof(record->recalling));
-    thaw(record, stripe);
-    hm_count(&core->count.recalls_failed, 1);
-    return -EBUSY;
 }
 
 /* ---- migration ---------------------------------------------------------------------------- */
@@ -219,6 +100,36 @@ static int copy_pages(struct transaction *t, const struct plan *plan, const stru
             return error;
     }
     return 0;
+}
+
+/* Let no worker store to what is about to be copied, from here or to here. */
+static int protect(struct transaction *t, const struct plan *plan)
+{
+    struct hm_mask from[HM_MAX_NODES] = {0}, *to = &from[t->job->node];
+    int error = 0;
+    for (uint32_t page = 0; page < HM_BLOCK_PAGES; page++)
+        if (hm_test(plan->move.word, page))
+            from[plan->from[page]].word[page / 64] |= 1ULL << (page % 64);
+    HM_EACH_WORD(w) to->word[w] |= plan->copy.word[w] | plan->fill.word[w];
+    for (uint32_t node = 1; node < t->core->config.nodes && !error; node++)
+        error = hm_window_protect(t->region, node, t->block, &from[node]);
+    return error;
+}
+
+/* Pages of zeros for the holes that a worker touched; a store of ours makes its own. */
+static int make_fill(struct transaction *t, const struct plan *plan)
+{
+    struct hm_pool *pool;
+    uint32_t first = 0, count;
+    int error = 0;
+    if (t->job->kind != HM_JOB_TOUCH || !plan->fills)
+        return 0;
+    pool = hm_region_pool(t->region, t->job->node);
+    if (!pool)
+        return -errno;
+    for (; !error && hm_next_run(plan->fill.word, &first, &count); first += count)
+        error = hm_pool_zero(pool, page_offset(t->block, first), (uint64_t)count * HM_PAGE_SIZE);
+    return error;
 }
 
 static bool lives(const struct hm_block *record, uint32_t page, uint32_t node)
@@ -309,6 +220,8 @@ static void count_migration(struct transaction *t, const struct plan *plan,
     t->record->last_migrated = hm_now();
     if (t->job->node != HM_HOST)
         t->record->cpu_faults = 0;
+    else
+        t->record->device_faults = 0;
 }
 
 static int take_room(struct transaction *t, uint32_t pages, enum hm_room room)
@@ -349,17 +262,21 @@ static int bring(struct transaction *t, const struct hm_mask *mask, bool populat
         room = plan.copies + plan.fills;
         error = take_room(t, room, t->job->flags & HM_JOB_STAGING ? HM_ROOM_STAGING : HM_ROOM);
         if (error || !(plan.moves + plan.fills)) {
-            thaw(record, t->stripe);
+            hm_thaw(record, t->stripe);
             return error;
         }
         pthread_mutex_unlock(&t->stripe->lock);
-        error = copy_pages(t, &plan, &plan.copy);
+        error = protect(t, &plan);
+        if (!error)
+            error = copy_pages(t, &plan, &plan.copy);
+        if (!error)
+            error = make_fill(t, &plan);
         pthread_mutex_lock(&t->stripe->lock);
         if (!error && record->generation == generation)
             break;
         discard(t, &plan);
         t->reserved += room;
-        thaw(record, t->stripe);
+        hm_thaw(record, t->stripe);
         if (error)
             return error;
     }
@@ -372,7 +289,7 @@ static int bring(struct transaction *t, const struct hm_mask *mask, bool populat
         hm_release(t->core, node, hm_bits(freed[node].word));
     }
     pthread_mutex_lock(&t->stripe->lock);
-    thaw(record, t->stripe);
+    hm_thaw(record, t->stripe);
     return 0;
 }
 
@@ -394,7 +311,9 @@ int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask
     if (error)
         return error;
     HM_EACH_WORD(w) carry.word[w] = plan.copy.word[w] & ~overwritten->word[w];
-    error = copy_pages(&t, &plan, &carry);
+    error = protect(&t, &plan);
+    if (!error)
+        error = copy_pages(&t, &plan, &carry);
     if (error) {
         discard(&t, &plan);
         hm_release(region->core, HM_HOST, plan.copies);
@@ -531,6 +450,79 @@ static int operate(struct transaction *t, const struct hm_mask *mask)
     return error;
 }
 
+/* ---- a worker's faults --------------------------------------------------------------------- */
+
+/* The mask, and around each of its pages the aligned group of `size` that it lies in. */
+static struct hm_mask around(const struct hm_mask *mask, uint32_t size)
+{
+    struct hm_mask wide = {{0}};
+    size = size ? size : 1;
+    for (uint32_t first = 0, count; hm_next_run(mask->word, &first, &count); first += count) {
+        uint32_t low = first / size * size, high = (first + count + size - 1) / size * size;
+        struct hm_mask group;
+        high = high < HM_BLOCK_PAGES ? high : HM_BLOCK_PAGES;
+        group = hm_mask_range(low, high - low);
+        HM_EACH_WORD(w) wide.word[w] |= group.word[w];
+    }
+    return wide;
+}
+
+/* What the faults bring: more with each fault on the block, as the policy's table says. Holes
+ * around them only if one of them is a hole: then somebody is filling the block. */
+static struct hm_mask touch_window(const struct transaction *t, const struct hm_mask *touched,
+                                   uint32_t size)
+{
+    const struct hm_block *record = t->record;
+    struct hm_mask wide = around(touched, size), inside = inside_file(t->region, t->block);
+    bool holes = false;
+    HM_EACH_WORD(w) holes |= (touched->word[w] & inside.word[w] & ~record->present[w]) != 0;
+    HM_EACH_WORD(w)
+    {
+        uint64_t wanted = holes ? wide.word[w] : wide.word[w] & record->present[w];
+        wide.word[w] = (touched->word[w] | wanted) & inside.word[w];
+    }
+    return wide;
+}
+
+static int touch(struct transaction *t)
+{
+    const struct hm_config *config = &t->core->config;
+    struct hm_block *record = t->record;
+    struct hm_mask touched, stores, window, inside, past;
+    uint32_t faults = record->device_faults < 3 ? record->device_faults : 3;
+    int error;
+    HM_EACH_WORD(w)
+    {
+        touched.word[w] = t->job->pages[w] | t->job->stores[w];
+        stores.word[w] = t->job->stores[w];
+    }
+    window = touch_window(t, &touched, config->touch_pages[faults]);
+    error = bring(t, &window, true, HM_BLOCK_PAGES);
+    if (error)
+        return error;
+    record->device_faults += record->device_faults < UINT16_MAX;
+    record->last_device = hm_now();
+    if (faults)
+        stores = around(&stores, config->touch_pages[faults - 1]);
+    inside = inside_file(t->region, t->block);
+    for (uint32_t page = 0; page < HM_BLOCK_PAGES; page++)
+        if (!hm_test(record->present, page) || record->owner[page] != t->job->node)
+            stores.word[page / 64] &= ~(1ULL << (page % 64));
+    HM_EACH_WORD(w)
+    {
+        past.word[w] = touched.word[w] & ~inside.word[w];
+        touched.word[w] &= inside.word[w] & ~stores.word[w];
+    }
+    mark_written(t, &stores);
+    hm_region_changed(t->region, hm_bits(stores.word) != 0);
+    error = hm_window_let_store(t->region, t->job->node, t->block, &stores);
+    if (!error)
+        error = hm_window_wake(t->region, t->job->node, t->block, &touched);
+    if (!error)
+        error = hm_window_poison(t->region, t->job->node, t->block, &past);
+    return error;
+}
+
 /* ---- running a job ------------------------------------------------------------------------ */
 
 static struct hm_mask job_mask(const struct hm_job *job)
@@ -544,9 +536,10 @@ static struct hm_mask job_mask(const struct hm_job *job)
 static int job_check(struct hm_core *core, const struct hm_job *job)
 {
     bool operation = job->kind >= HM_JOB_READ && job->kind <= HM_JOB_CRC;
-    if (job->kind > HM_JOB_FAIL || job->block >= HM_MAX_BLOCKS)
+    if (job->kind > HM_JOB_TOUCH || job->block >= HM_MAX_BLOCKS)
         return -EINVAL;
-    if (job->node >= core->config.nodes || (operation && job->node == HM_HOST))
+    if (job->node >= core->config.nodes ||
+        ((operation || job->kind == HM_JOB_TOUCH) && job->node == HM_HOST))
         return -ENODEV;
     if (operation)
         return !job->length || job->offset >= HM_BLOCK_BYTES ||
@@ -575,8 +568,10 @@ static int run_touched(struct transaction *t)
         return bring(t, &mask, false, job->limit ? job->limit : HM_BLOCK_PAGES);
     case HM_JOB_RECALL:
         error = hm_recall(t->region, t->block, &mask);
-        thaw(t->record, t->stripe);
+        hm_thaw(t->record, t->stripe);
         return error;
+    case HM_JOB_TOUCH:
+        return touch(t);
     default:
         return operate(t, &mask);
     }
@@ -609,8 +604,15 @@ static void finish(struct transaction *t, bool held)
         hm_submit(t->core, &next->job);
         free(next);
     }
-    if (!(t->job->flags & HM_JOB_QUIET))
+    if (t->job->kind == HM_JOB_TOUCH && t->event.result && t->job->flags & HM_JOB_QUIET) {
+        t->event.kind = HM_EVENT_TOUCH;
+        t->event.node = t->job->node;
+        memcpy(t->event.pages, t->job->pages, sizeof(t->event.pages));
+        memcpy(t->event.stores, t->job->stores, sizeof(t->event.stores));
         hm_event_push(t->core, &t->event);
+    } else if (!(t->job->flags & HM_JOB_QUIET)) {
+        hm_event_push(t->core, &t->event);
+    }
 }
 
 static bool defer(struct transaction *t, struct hm_queued_job *queued)
@@ -629,7 +631,9 @@ static bool run(struct hm_core *core, struct hm_queued_job *queued)
     const struct hm_job *job = &queued->job;
     struct transaction t = {
         .core = core, .job = job, .block = job->block, .reserved = job->reserved};
-    bool held = false, stores = job->kind == HM_JOB_WRITE || job->kind == HM_JOB_FILL;
+    bool held = false;
+    bool stores =
+        job->kind == HM_JOB_WRITE || job->kind == HM_JOB_FILL || job->kind == HM_JOB_TOUCH;
     int error = job_check(core, job);
     t.event = (struct hm_event){.kind = HM_EVENT_JOB,
                                 .cookie = job->cookie,
@@ -645,7 +649,7 @@ static bool run(struct hm_core *core, struct hm_queued_job *queued)
         hm_fail_parked(t.region, job->block, job->error);
         goto out;
     }
-    if (job->kind >= HM_JOB_READ &&
+    if (job->kind != HM_JOB_TOUCH && job->kind >= HM_JOB_READ &&
         job->block * HM_BLOCK_BYTES + job->offset + job->length > hm_region_size(t.region)) {
         error = -ERANGE;
         goto out;

@@ -1,8 +1,10 @@
-"""The native core under each sanitizer: stress.c on a real mount, order.c by itself."""
+"""The native core under each sanitizer: stress.c on a real mount, device.c with a worker of a
+device and its page faults, order.c by itself."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import threading
 from pathlib import Path
@@ -33,6 +35,20 @@ def build(directory: Path, name: str, sanitizer: str) -> Path:
     flags = ["-std=gnu11", "-D_GNU_SOURCE", "-g", "-pthread", *SANITIZERS[sanitizer]]
     subprocess.run(["gcc", *flags, "-o", str(path), *sources, "-lz"], check=True)
     return path
+
+
+@pytest.mark.parametrize("prefetch", [0, 1])
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_device_faults(tmp_path: Path, sanitizer: str, prefetch: int) -> None:
+    path = build(tmp_path, "device", sanitizer)
+    command = ["setarch", "-R", str(path), "3", "5", str(prefetch)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING: ThreadSanitizer" not in done.stderr
+    found = re.search(r"faults (\d+) .* refused (\d+)", done.stdout)
+    assert found, done.stdout
+    assert int(found[1]) > 100
+    assert (int(found[2]) > 0) == bool(prefetch), "VRAM is full only with the large windows"
 
 
 @pytest.fixture(scope="module", params=SANITIZERS)

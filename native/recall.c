@@ -1,0 +1,123 @@
+/* Taking pages of a block from the CPU: the rounds, and when they prove it clean.
+ *
+ * Only a transaction that holds the block calls this; PROTOCOL.md in hmmfs/service has the reasons.
+ */
+#include "core.h"
+
+/* One round of a recall: unmap the pages of `round` from every program, have their stores written
+ * back, drop them from the page cache. The stripe is dropped meanwhile. */
+static void recall_round(struct hm_region *region, uint64_t block, struct hm_stripe *stripe,
+                         const struct hm_mask *round)
+{
+    struct hm_block *record = &region->blocks[block];
+    uint32_t first = 0, count;
+    hm_count(&region->core->count.recalled_pages, hm_bits(round->word));
+    /* A READ answered from now on sets `cached` again: that is the retry check, by page. */
+    HM_EACH_WORD(w)
+    {
+        record->cached[w] &= ~round->word[w];
+        record->recalling[w] |= round->word[w];
+    }
+    record->state = HM_RECALL;
+    pthread_mutex_unlock(&stripe->lock);
+    /* Exactly these runs: a page between them may have a parked READ, which would hold the
+     * kernel's notification until this transaction ends, that is for ever. */
+    for (; hm_next_run(round->word, &first, &count); first += count)
+        hm_invalidate(region->core, region->ino,
+                      block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE,
+                      (uint64_t)count * HM_PAGE_SIZE);
+    pthread_mutex_lock(&stripe->lock);
+}
+
+/* The pages of the mask that are cached, in state RECALL, with nothing parked on them: a folio that
+ * waits for a parked request is locked, and the kernel's invalidation would wait for it. What is
+ * replayed is answered: its pages are the host's, have their room, and RECALL holds nothing up. */
+static struct hm_mask next_round(struct hm_region *region, uint64_t block,
+                                 const struct hm_mask *mask)
+{
+    struct hm_block *record = &region->blocks[block];
+    struct hm_mask round;
+    do {
+        HM_EACH_WORD(w) round.word[w] = record->cached[w] & mask->word[w];
+        if (!hm_bits(round.word))
+            break;
+        record->state = HM_RECALL;
+    } while (hm_replay_pages(region, block, &round));
+    return round;
+}
+
+/* The first page of the mask that is cached; false when none is. */
+static bool next_cached(const struct hm_block *record, const struct hm_mask *mask,
+                        struct hm_mask *page)
+{
+    struct hm_mask left;
+    uint32_t first = 0, count;
+    HM_EACH_WORD(w) left.word[w] = record->cached[w] & mask->word[w];
+    if (!hm_next_run(left.word, &first, &count))
+        return false;
+    *page = hm_mask_range(first, 1);
+    return true;
+}
+
+/* A contended recall: one page at a time, and a page that is proven clean is frozen for READs at
+ * once, so that loads and stores can't take it back while the others are dealt with. What remains
+ * to lose against is one program in the 2 us that one notification takes, and WRITEs, which pass.
+ * False: that was lost, again and again. */
+static bool recall_by_page(struct hm_region *region, uint64_t block, struct hm_stripe *stripe,
+                           const struct hm_mask *mask)
+{
+    struct hm_block *record = &region->blocks[block];
+    uint32_t tries = HM_RECALL_TRIES + HM_RECALL_TRIES_A_PAGE * hm_bits(mask->word);
+    struct hm_mask page;
+    stripe->frozen_ino = region->ino;
+    stripe->frozen_block = block;
+    HM_EACH_WORD(w) stripe->frozen.word[w] = mask->word[w] & ~record->cached[w];
+    while (next_cached(record, mask, &page) && tries--) {
+        HM_EACH_WORD(w) stripe->frozen.word[w] &= ~page.word[w];
+        page = next_round(region, block, &page);
+        hm_count(&region->core->count.recall_retries, 1);
+        recall_round(region, block, stripe, &page);
+        HM_EACH_WORD(w) stripe->frozen.word[w] |= page.word[w] & ~record->cached[w];
+    }
+    stripe->frozen_ino = 0;
+    return !next_cached(record, mask, &page);
+}
+
+void hm_thaw(struct hm_block *record, struct hm_stripe *stripe)
+{
+    record->state = HM_STABLE;
+    pthread_cond_broadcast(&stripe->changed);
+}
+
+int hm_recall(struct hm_region *region, uint64_t block, const struct hm_mask *mask)
+{
+    struct hm_core *core = region->core;
+    struct hm_block *record = &region->blocks[block];
+    struct hm_stripe *stripe = hm_stripe_of(core, region->ino, block);
+    uint32_t before;
+    for (int tries = 0;; tries++) {
+        struct hm_mask round = next_round(region, block, mask);
+        if (!hm_bits(round.word))
+            break;
+        if (tries >= HM_RECALL_ROUNDS && !stripe->frozen_ino) {
+            if (recall_by_page(region, block, stripe, mask))
+                break;
+            goto thrashing;
+        }
+        if (tries >= HM_RECALL_TRIES)
+            goto thrashing;
+        hm_count(tries ? &core->count.recall_retries : &core->count.recalls, 1);
+        recall_round(region, block, stripe, &round);
+    }
+    record->state = HM_FROZEN;
+    before = hm_block_charge(record);
+    memset(record->recalling, 0, sizeof(record->recalling));
+    hm_release(core, HM_HOST, before - hm_block_charge(record));
+    return 0;
+thrashing:
+    HM_EACH_WORD(w) record->cached[w] |= record->recalling[w];
+    memset(record->recalling, 0, sizeof(record->recalling));
+    hm_thaw(record, stripe);
+    hm_count(&core->count.recalls_failed, 1);
+    return -EBUSY;
+}

@@ -1,0 +1,366 @@
+/* Devices' workers: the windows through which they see regions, and the faults they take there.
+ *
+ * A worker maps a region's pool of its node, the memfd itself, and registers the mapping with
+ * userfaultfd for missing pages and for write-protection. What the directory says and what the
+ * worker can do hang together like this:
+ *   a page that the device does not own is a hole in its pool: any access is a fault;
+ *   a page that it owns and has not written is write-protected: a store is a fault, and that is
+ *   the device's dirty bit;
+ *   a page that is dirty may be stored to.
+ * Write-protection outlives holes (the kernel keeps a marker in the page table: seen on 6.18), so a
+ * range is protected before it is filled, and is never reachable without. Before a page is copied
+ * away it is protected again, so that the copy is the last word; the punch unmaps it.
+ *
+ * Whoever waits for a fault has an event in the descriptor. It becomes a HM_JOB_TOUCH, which ends
+ * by waking it, whatever became of the page meanwhile: an access that still can't go on faults
+ * anew.
+ */
+#include "core.h"
+
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#define BATCH 64 /* faults taken at a time */
+
+#ifndef UFFDIO_POISON /* Linux 6.6; Debian 12's headers are older */
+struct uffdio_poison {
+    struct uffdio_range range;
+    __u64 mode;
+    __s64 updated;
+};
+#define UFFDIO_POISON _IOWR(UFFDIO, 0x08, struct uffdio_poison)
+#endif
+
+void hm_devices_init(struct hm_core *core)
+{
+    for (uint32_t node = 0; node < HM_MAX_NODES; node++) {
+        pthread_rwlock_init(&core->device[node].lock, NULL);
+        core->device[node].uffd = core->device[node].stop_fd = -1;
+    }
+}
+
+/* ---- what a worker may do ----------------------------------------------------------------- */
+
+/* 0 also when the worker is gone or has unmapped the range: nobody can store there any more. */
+static int uffd_ioctl(int uffd, unsigned long request, void *argument)
+{
+    while (ioctl(uffd, request, argument) < 0) {
+        if (errno == ESRCH || errno == ENOENT)
+            return 0;
+        if (errno != EAGAIN && errno != EINTR)
+            return -errno;
+    }
+    return 0;
+}
+
+static struct uffdio_range range_of(uint64_t window, uint64_t block, uint32_t first, uint32_t count)
+{
+    return (struct uffdio_range){window + block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE,
+                                 (uint64_t)count * HM_PAGE_SIZE};
+}
+
+static int write_protect(int uffd, struct uffdio_range range, bool on)
+{
+    struct uffdio_writeprotect request = {range, on ? UFFDIO_WRITEPROTECT_MODE_WP : 0};
+    return uffd_ioctl(uffd, UFFDIO_WRITEPROTECT, &request);
+}
+
+static int wake(int uffd, struct uffdio_range range)
+{
+    return uffd_ioctl(uffd, UFFDIO_WAKE, &range);
+}
+
+/* An access gets SIGBUS from now on. Older kernels can't: then it gets a page of zeros. */
+static int poison(int uffd, struct uffdio_range range)
+{
+    struct uffdio_poison request = {.range = range};
+    struct uffdio_zeropage zeros = {.range = range};
+    if (!uffd_ioctl(uffd, UFFDIO_POISON, &request))
+        return 0;
+    return uffd_ioctl(uffd, UFFDIO_ZEROPAGE, &zeros);
+}
+
+enum right { PROTECT, LET_STORE, WAKE, POISON };
+
+/* Whether the region has a window on the node is looked up without a lock: it gets one before its
+ * worker hears of it, and its pages are protected then. */
+static int give(struct hm_region *region, uint32_t node, uint64_t block, const struct hm_mask *mask,
+                enum right right)
+{
+    struct hm_device *device = &region->core->device[node];
+    uint64_t window = atomic_load(&region->window[node]);
+    int error = 0;
+    if (!window)
+        return 0;
+    pthread_rwlock_rdlock(&device->lock);
+    for (uint32_t first = 0, count;
+         device->uffd >= 0 && !error && hm_next_run(mask->word, &first, &count); first += count) {
+        struct uffdio_range range = range_of(window, block, first, count);
+        if (right == WAKE)
+            error = wake(device->uffd, range);
+        else if (right == POISON)
+            error = poison(device->uffd, range);
+        else
+            error = write_protect(device->uffd, range, right == PROTECT);
+    }
+    pthread_rwlock_unlock(&device->lock);
+    return error;
+}
+
+int hm_window_protect(struct hm_region *region, uint32_t node, uint64_t block,
+                      const struct hm_mask *mask)
+{
+    return give(region, node, block, mask, PROTECT);
+}
+
+int hm_window_let_store(struct hm_region *region, uint32_t node, uint64_t block,
+                        const struct hm_mask *mask)
+{
+    return give(region, node, block, mask, LET_STORE);
+}
+
+int hm_window_wake(struct hm_region *region, uint32_t node, uint64_t block,
+                   const struct hm_mask *mask)
+{
+    return give(region, node, block, mask, WAKE);
+}
+
+int hm_window_poison(struct hm_region *region, uint32_t node, uint64_t block,
+                     const struct hm_mask *mask)
+{
+    return give(region, node, block, mask, POISON);
+}
+
+/* ---- faults ------------------------------------------------------------------------------- */
+
+/* The window that an address lies in; the device's lock is held. NULL: none. */
+static const struct hm_window *window_at(const struct hm_device *device, uint64_t address)
+{
+    for (uint32_t i = 0; i < device->windows_used; i++) {
+        const struct hm_window *window = &device->windows[i];
+        if (address - window->address < window->bytes)
+            return window;
+    }
+    return NULL;
+}
+
+/* File a fault with the others of its block; returns how many blocks have some now. */
+static uint32_t file_fault(const struct hm_device *device, const struct uffd_msg *message,
+                           struct hm_job *jobs, uint32_t used)
+{
+    uint64_t address = message->arg.pagefault.address, offset;
+    const struct hm_window *window = window_at(device, address);
+    uint32_t page, at = 0;
+    if (message->event != UFFD_EVENT_PAGEFAULT || !window)
+        return used;
+    offset = address - window->address;
+    while (at < used && (jobs[at].ino != window->ino || jobs[at].block != offset / HM_BLOCK_BYTES))
+        at++;
+    if (at == used)
+        jobs[used++] = (struct hm_job){.kind = HM_JOB_TOUCH,
+                                       .flags = HM_JOB_QUIET,
+                                       .ino = window->ino,
+                                       .block = offset / HM_BLOCK_BYTES};
+    page = (uint32_t)(offset % HM_BLOCK_BYTES / HM_PAGE_SIZE);
+    jobs[at].pages[page / 64] |= 1ULL << (page % 64);
+    if (message->arg.pagefault.flags & (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP))
+        jobs[at].stores[page / 64] |= 1ULL << (page % 64);
+    return used;
+}
+
+static void take_faults(struct hm_core *core, uint32_t node)
+{
+    struct hm_device *device = &core->device[node];
+    struct uffd_msg messages[BATCH];
+    struct hm_job jobs[BATCH];
+    uint32_t used = 0;
+    ssize_t n = read(device->uffd, messages, sizeof(messages));
+    if (n <= 0)
+        return;
+    n /= (ssize_t)sizeof(*messages);
+    hm_count(&core->nodes[node].faults, (uint64_t)n);
+    hm_count(&core->nodes[node].fault_batches, 1);
+    pthread_rwlock_rdlock(&device->lock);
+    for (ssize_t i = 0; i < n; i++)
+        used = file_fault(device, &messages[i], jobs, used);
+    pthread_rwlock_unlock(&device->lock);
+    for (uint32_t i = 0; i < used; i++) {
+        jobs[i].node = node;
+        while (hm_submit(core, &jobs[i]) == -ENOMEM)
+            usleep(1000); /* the worker's thread waits for this job */
+    }
+}
+
+static void *fault_thread(void *arg)
+{
+    struct hm_device *device = arg;
+    struct hm_core *core = device->core;
+    struct pollfd ready[2] = {{.fd = device->uffd, .events = POLLIN},
+                              {.fd = device->stop_fd, .events = POLLIN}};
+    for (;;) {
+        if (poll(ready, 2, -1) < 0 && errno != EINTR)
+            break;
+        if (ready[1].revents || ready[0].revents & (POLLERR | POLLHUP | POLLNVAL))
+            break;
+        if (ready[0].revents & POLLIN)
+            take_faults(core, (uint32_t)(device - core->device));
+    }
+    return NULL;
+}
+
+/* ---- workers and windows ------------------------------------------------------------------ */
+
+int hm_device_attach(struct hm_core *core, uint32_t node, int uffd)
+{
+    struct hm_device *device = &core->device[node];
+    int error = 0;
+    if (node == HM_HOST || node >= core->config.nodes)
+        return -ENODEV;
+    if (fcntl(uffd, F_SETFL, O_NONBLOCK) < 0)
+        return -errno;
+    pthread_rwlock_wrlock(&device->lock);
+    if (device->uffd >= 0)
+        error = -EBUSY;
+    if (!error && (device->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
+        error = -errno;
+    if (!error) {
+        device->core = core;
+        device->uffd = uffd;
+        error = -pthread_create(&device->thread, NULL, fault_thread, device);
+        if (error) {
+            close(device->stop_fd);
+            device->uffd = device->stop_fd = -1;
+        }
+    }
+    pthread_rwlock_unlock(&device->lock);
+    return error;
+}
+
+int hm_device_detach(struct hm_core *core, uint32_t node)
+{
+    struct hm_device *device = &core->device[node];
+    uint64_t one = 1;
+    if (node == HM_HOST || node >= core->config.nodes)
+        return -ENODEV;
+    if (device->uffd < 0)
+        return -ENOENT;
+    if (write(device->stop_fd, &one, sizeof(one)) < 0)
+        return -errno;
+    pthread_join(device->thread, NULL);
+    pthread_rwlock_wrlock(&device->lock);
+    for (uint32_t i = 0; i < device->windows_used; i++) {
+        struct hm_region *region = hm_region_get(core, device->windows[i].ino);
+        if (region) {
+            atomic_store(&region->window[node], 0);
+            hm_region_put(region);
+        }
+    }
+    free(device->windows);
+    device->windows = NULL;
+    device->windows_used = 0;
+    close(device->uffd);
+    close(device->stop_fd);
+    device->uffd = device->stop_fd = -1;
+    pthread_rwlock_unlock(&device->lock);
+    return 0;
+}
+
+static int window_add(struct hm_device *device, struct hm_window window)
+{
+    struct hm_window *windows;
+    int error = device->uffd < 0 ? -ENOTCONN : 0;
+    for (uint32_t i = 0; i < device->windows_used && !error; i++)
+        if (device->windows[i].ino == window.ino)
+            error = -EEXIST;
+    if (error)
+        return error;
+    windows = realloc(device->windows, (device->windows_used + 1) * sizeof(*windows));
+    if (!windows)
+        return -ENOMEM;
+    device->windows = windows;
+    windows[device->windows_used++] = window;
+    return 0;
+}
+
+/* Protect what the device has of the region already: nothing of it was protected till now. */
+static int protect_all(struct hm_region *region, uint32_t node)
+{
+    uint64_t block, from = 0;
+    int error = 0;
+    while (!error && hm_region_touched(region->core, region->ino, from, &block, 1) == 1) {
+        struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
+        struct hm_mask mask = hm_mask_range(0, HM_BLOCK_PAGES);
+        pthread_mutex_lock(&stripe->lock);
+        error = hm_window_protect(region, node, block, &mask);
+        pthread_mutex_unlock(&stripe->lock);
+        from = block + 1;
+    }
+    return error;
+}
+
+int hm_device_map(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t address,
+                  uint64_t bytes)
+{
+    struct hm_device *device = &core->device[node];
+    struct hm_region *region;
+    int error;
+    if (node == HM_HOST || node >= core->config.nodes)
+        return -ENODEV;
+    if (!address || address % HM_PAGE_SIZE || bytes % HM_BLOCK_BYTES || bytes > HM_MAX_BYTES)
+        return -EINVAL;
+    region = hm_region_get(core, ino);
+    if (!region)
+        return -ENOENT;
+    pthread_rwlock_wrlock(&device->lock);
+    error = window_add(device, (struct hm_window){ino, address, bytes});
+    if (!error)
+        atomic_store(&region->window[node], address);
+    pthread_rwlock_unlock(&device->lock);
+    if (!error)
+        error = protect_all(region, node);
+    hm_region_put(region);
+    return error;
+}
+
+int hm_device_unmap(struct hm_core *core, uint32_t node, uint64_t ino)
+{
+    struct hm_device *device = &core->device[node];
+    struct hm_region *region = hm_region_get(core, ino);
+    int error = -ENOENT;
+    if (region) {
+        atomic_store(&region->window[node], 0);
+        hm_region_put(region);
+    }
+    pthread_rwlock_wrlock(&device->lock);
+    for (uint32_t i = 0; i < device->windows_used; i++)
+        if (device->windows[i].ino == ino) {
+            device->windows[i] = device->windows[--device->windows_used];
+            error = 0;
+            break;
+        }
+    pthread_rwlock_unlock(&device->lock);
+    return error;
+}
+
+int hm_pool_descriptor(struct hm_core *core, uint64_t ino, uint32_t node)
+{
+    struct hm_region *region;
+    struct hm_pool *pool;
+    int fd;
+    if (node >= core->config.nodes)
+        return -ENODEV;
+    region = hm_region_get(core, ino);
+    if (!region)
+        return -ENOENT;
+    pool = hm_region_pool(region, node);
+    fd = pool ? fcntl(pool->fd, F_DUPFD_CLOEXEC, 3) : -1;
+    if (fd < 0)
+        fd = -errno;
+    hm_region_put(region);
+    return fd;
+}

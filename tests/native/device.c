@@ -1,0 +1,283 @@
+/* A worker with true page faults, without a mount: threads of another process count up in a region
+ * through its window while this one migrates the pages back and forth and reads them on the host.
+ *
+ *   device SECONDS SEED PREFETCH     VRAM is half of the region
+ *
+ * No count may be lost, no page may be seen older than it was seen before, and the directory must
+ * be whole at the end.
+ */
+#include "../../native/hmmfs.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <signal.h>
+#include <unistd.h>
+
+#define INO (1ULL << 32)
+#define PAGES 1024 /* two blocks */
+#define BYTES ((size_t)PAGES * HM_PAGE_SIZE)
+#define WORDS (BYTES / 8)
+#define THREADS 3
+
+struct shared {
+    _Atomic bool stop;
+    _Atomic uint64_t adds, loads;
+};
+
+static struct shared *shared;
+static _Atomic uint64_t *window;
+static struct hm_core *core;
+
+#define CHECK(condition, ...)                                                                      \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            fprintf(stderr, "device: %s: ", #condition);                                           \
+            fprintf(stderr, __VA_ARGS__);                                                          \
+            fprintf(stderr, " (errno %d)\n", errno);                                               \
+            exit(1);                                                                               \
+        }                                                                                          \
+    } while (0)
+
+static uint64_t draw(uint64_t *state)
+{
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    return *state;
+}
+
+static void send_fd(int channel, uint64_t value, int fd)
+{
+    char control[CMSG_SPACE(sizeof(int))] = {0};
+    struct iovec iov = {&value, sizeof(value)};
+    struct msghdr message = {.msg_iov = &iov,
+                             .msg_iovlen = 1,
+                             .msg_control = control,
+                             .msg_controllen = sizeof(control)};
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(header), &fd, sizeof(fd));
+    CHECK(sendmsg(channel, &message, 0) == sizeof(value), "sendmsg");
+}
+
+static uint64_t receive_fd(int channel, int *fd)
+{
+    char control[CMSG_SPACE(sizeof(int))];
+    uint64_t value;
+    struct iovec iov = {&value, sizeof(value)};
+    struct msghdr message = {.msg_iov = &iov,
+                             .msg_iovlen = 1,
+                             .msg_control = control,
+                             .msg_controllen = sizeof(control)};
+    CHECK(recvmsg(channel, &message, MSG_CMSG_CLOEXEC) == sizeof(value), "recvmsg");
+    memcpy(fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(*fd));
+    return value;
+}
+
+/* ---- the worker --------------------------------------------------------------------------- */
+
+static void *count_up(void *arg)
+{
+    uint64_t seed = (uint64_t)(uintptr_t)arg * 2654435761u + 1, adds = 0, loads = 0;
+    uint64_t *seen = calloc(WORDS, sizeof(*seen));
+    while (!shared->stop) {
+        uint64_t random = draw(&seed), at = (random >> 20) % 16 * 64 * 512 + (random >> 40) % 512;
+        uint64_t now = random % 4 ? atomic_load(&window[at]) : atomic_fetch_add(&window[at], 1);
+        CHECK(now >= seen[at], "word %llu: %llu after %llu", (unsigned long long)at,
+              (unsigned long long)now, (unsigned long long)seen[at]);
+        seen[at] = now;
+        random % 4 ? loads++ : adds++;
+    }
+    atomic_fetch_add(&shared->adds, adds);
+    atomic_fetch_add(&shared->loads, loads);
+    free(seen);
+    return NULL;
+}
+
+static void worker(int channel, uint64_t seed)
+{
+    struct uffdio_api api = {UFFD_API, UFFD_FEATURE_PAGEFAULT_FLAG_WP, 0};
+    struct uffdio_register range = {.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP};
+    pthread_t threads[THREADS];
+    int pool, uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    CHECK(uffd >= 0 && !ioctl(uffd, UFFDIO_API, &api), "userfaultfd");
+    receive_fd(channel, &pool);
+    window = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, pool, 0);
+    CHECK(window != MAP_FAILED, "mmap");
+    range.range = (struct uffdio_range){(uintptr_t)window, BYTES};
+    CHECK(!ioctl(uffd, UFFDIO_REGISTER, &range), "register");
+    send_fd(channel, (uintptr_t)window, uffd);
+    receive_fd(channel, &pool);
+    for (uintptr_t i = 0; i < THREADS; i++)
+        CHECK(!pthread_create(&threads[i], NULL, count_up, (void *)(seed + i)), "thread");
+    for (int i = 0; i < THREADS; i++)
+        pthread_join(threads[i], NULL);
+    _exit(0);
+}
+
+/* ---- the service: the shortest that makes room ---------------------------------------------- */
+
+static _Atomic uint64_t refused, finished;
+static _Atomic bool closing;
+
+static void make_room(const struct hm_event *event)
+{
+    struct hm_job out = {.kind = HM_JOB_MIGRATE,
+                         .flags = HM_JOB_QUIET | HM_JOB_EVICT,
+                         .ino = INO,
+                         .block = !event->block,
+                         .count = HM_BLOCK_PAGES};
+    struct hm_job again = {.kind = HM_JOB_TOUCH,
+                           .flags = HM_JOB_QUIET,
+                           .ino = INO,
+                           .block = event->block,
+                           .node = event->node};
+    CHECK(event->result == -ENOSPC || event->result == -EBUSY, "touch: %d", event->result);
+    atomic_fetch_add(&refused, 1);
+    memcpy(again.pages, event->pages, sizeof(again.pages));
+    memcpy(again.stores, event->stores, sizeof(again.stores));
+    if (event->result == -ENOSPC)
+        CHECK(!hm_submit(core, &out), "submit");
+    usleep(200);
+    CHECK(!hm_submit(core, &again), "submit");
+}
+
+static void *events_main(void *arg)
+{
+    struct hm_event events[64];
+    struct pollfd ready = {.fd = hm_event_fd(core), .events = POLLIN};
+    (void)arg;
+    while (!closing) {
+        int n;
+        poll(&ready, 1, 100);
+        n = hm_events(core, events, 64);
+        for (int i = 0; i < n; i++)
+            if (events[i].kind == HM_EVENT_TOUCH)
+                make_room(&events[i]);
+            else
+                atomic_fetch_add(&finished, 1);
+    }
+    return NULL;
+}
+
+static void run_job(struct hm_job job)
+{
+    uint64_t before = finished;
+    CHECK(!hm_submit(core, &job), "submit");
+    while (finished == before)
+        usleep(20);
+}
+
+static uint64_t sum(void)
+{
+    static uint64_t words[512];
+    uint64_t total = 0;
+    int fd;
+    for (uint64_t block = 0; block < 2; block++)
+        run_job((struct hm_job){
+            .kind = HM_JOB_MIGRATE, .ino = INO, .block = block, .count = HM_BLOCK_PAGES});
+    fd = hm_pool_descriptor(core, INO, HM_HOST);
+    for (int page = 0; page < PAGES; page++) {
+        CHECK(pread(fd, words, sizeof(words), (off_t)page * HM_PAGE_SIZE) == sizeof(words),
+              "pread");
+        for (int i = 0; i < 512; i++)
+            total += words[i];
+    }
+    close(fd);
+    return total;
+}
+
+static void report(void)
+{
+    struct hm_node_stats node;
+    char text[256] = "";
+    uint64_t total;
+    hm_node_stats_get(core, 1, &node);
+    total = sum();
+    printf(
+        "adds %llu loads %llu faults %llu in %llu batches, refused %llu, pages in %llu out %llu\n",
+        (unsigned long long)shared->adds, (unsigned long long)shared->loads,
+        (unsigned long long)node.faults, (unsigned long long)node.fault_batches,
+        (unsigned long long)refused, (unsigned long long)node.pages_in,
+        (unsigned long long)node.pages_out);
+    CHECK(total == shared->adds, "%llu adds, sum %llu", (unsigned long long)shared->adds,
+          (unsigned long long)total);
+    CHECK(!hm_audit(core, text, sizeof(text)), "audit: %s", text);
+    CHECK(node.peak <= node.capacity, "VRAM");
+}
+
+int main(int argc, char **argv)
+{
+    struct hm_config config = {.nodes = 3,
+                               .threads = 1,
+                               .keep_clean = 1,
+                               .fault_pages = {1, 1, 1, 1},
+                               .capacity = {8192, HM_BLOCK_PAGES, HM_BLOCK_PAGES}};
+    struct hm_region_record *record;
+    int channel[2], uffd, pool, status;
+    pthread_t events_thread;
+    uint64_t seed, address;
+    pid_t pid;
+    CHECK(argc == 4, "usage: device SECONDS SEED PREFETCH");
+    seed = strtoull(argv[2], NULL, 0) + 1;
+    if (atoi(argv[3]))
+        memcpy(config.touch_pages, (uint32_t[]){16, 64, 512, 512}, sizeof(config.touch_pages));
+    shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(shared != MAP_FAILED && !socketpair(AF_UNIX, SOCK_SEQPACKET, 0, channel), "shared");
+    pid = fork();
+    if (!pid)
+        worker(channel[1], seed * 31);
+    CHECK(!hm_core_create(&config, &core), "core");
+    CHECK(!hm_region_create(core, INO, S_IFREG | 0600, 0, 0, &record), "create");
+    CHECK(!hm_region_truncate(core, INO, BYTES), "size");
+    CHECK(!pthread_create(&events_thread, NULL, events_main, NULL), "thread");
+    pool = hm_pool_descriptor(core, INO, 1);
+    CHECK(pool >= 0, "pool");
+    send_fd(channel[0], 0, pool);
+    address = receive_fd(channel[0], &uffd);
+    CHECK(!hm_device_attach(core, 1, uffd), "attach");
+    CHECK(!hm_device_map(core, 1, INO, address, BYTES), "map");
+    send_fd(channel[0], 0, pool);
+    close(pool);
+    for (double left = atof(argv[1]) * 1e6; left > 0; left -= 300) {
+        uint64_t random = draw(&seed);
+        struct hm_job job = {.kind = HM_JOB_MIGRATE,
+                             .ino = INO,
+                             .block = random & 1,
+                             .node = (random >> 8) % 3,
+                             .first = (random >> 16) % 500,
+                             .count = 1 + (random >> 32) % 12};
+        usleep(300);
+        if (random >> 56 < 8)
+            job.first = 0, job.count = HM_BLOCK_PAGES;
+        run_job(job);
+        if (waitpid(pid, &status, WNOHANG) == pid)
+            CHECK(false, "the worker ended: %d", status);
+    }
+    shared->stop = true;
+    CHECK(waitpid(pid, &status, 0) == pid && !status, "worker: %d", status);
+    report();
+    closing = true;
+    pthread_join(events_thread, NULL);
+    CHECK(!hm_device_detach(core, 1), "detach");
+    hm_core_destroy(core);
+    return 0;
+}

@@ -141,6 +141,31 @@ def submit_command(directory: str, device: str, operations: tuple[str, ...]) -> 
     return 0
 
 
+@cli.command("launch")
+@click.argument("directory", metavar="DIR")
+@click.argument("device", metavar="DEV")
+@click.argument("kernel", metavar="MODULE:FUNCTION|FILE.py:FUNCTION")
+@click.argument("arguments", metavar="ARGUMENT...", nargs=-1)
+@click.option("--limit", type=float, metavar="SECONDS", help="End it after that.")
+def launch_command(
+    directory: str, device: str, kernel: str, arguments: tuple[str, ...], limit: float | None
+) -> int:
+    """Run a kernel on a device of the mount on DIR, and print what it returns.
+
+    A region is reads:NAME, writes:NAME or updates:NAME, with :DTYPE and :SHAPE (as 64x1024) behind
+    it where it is not bytes; anything else is JSON, or a string. For example:
+
+    hmmfs launch /mnt dev0 hmmfs.kernels:axpy 2.0 reads:x:float32 updates:y:float32
+    """
+    from hmmfs.arguments import parse_arguments, parse_kernel
+
+    machine, words = parse_arguments(directory, arguments)
+    result = machine.device(device).launch(parse_kernel(kernel), *words, limit=limit).wait()
+    if result is not None:
+        print(result)
+    return 0
+
+
 def _transact(device: str, operation: str) -> bytes:
     """One operation and its answer: an open file of its own, so that answers cannot mix."""
     try:

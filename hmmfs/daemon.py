@@ -90,6 +90,7 @@ def _core(config: Config, placement: PlacementPolicy) -> Core:
         express=config.express and table is not None,
         keep_clean=config.keep_clean,
         fault_pages=table or (1, 1, 1, 1),
+        touch_pages=table or (1, 1, 1, 1),
     )
 
 
@@ -123,6 +124,7 @@ class _Daemon:
         executors = [
             Executor(core, jobs, rooms, self._table, node) for node in range(1, core.nodes)
         ]
+        self._workers = [executor.worker for executor in executors]
         self._tree = Tree(core, self._table, executors, os.getpid(), shared=config.allow_other)
         self._operations = Operations(core, self._table, self._tree, os.geteuid(), os.getegid())
         self._service = FaultService(
@@ -133,6 +135,7 @@ class _Daemon:
             placement,
             on_interrupt=self._operations.interrupted,
             on_closed=self._on_closed,
+            on_lost=lambda node, error: executors[node - 1].worker.fail(error),
         )
         self._closed = trio.Event()
         # Regions that nobody can reach any more: punching their pages takes a thread a while.
@@ -183,6 +186,8 @@ class _Daemon:
                 mount.start_soon(self._announce, ready)
                 await pyfuse3.main(min_tasks=1, max_tasks=MAX_TASKS)
                 mount.cancel_scope.cancel()
+            for worker in self._workers:
+                await worker.end()
             service.cancel_scope.cancel()
 
     def _on_closed(self) -> None:
@@ -192,6 +197,8 @@ class _Daemon:
 
     def _on_doom(self, ino: int) -> None:
         self._tree.drop_region(ino)
+        for worker in self._workers:
+            worker.forget(ino)
         self._doom.send_nowait(ino)
 
     async def _destroy_doomed(self) -> None:

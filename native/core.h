@@ -353,8 +353,6 @@ int hm_window_let_store(struct hm_region *region, uint32_t node, uint64_t block,
                         const struct hm_mask *mask); /* wakes, too */
 int hm_window_wake(struct hm_region *region, uint32_t node, uint64_t block,
                    const struct hm_mask *mask);
-int hm_window_poison(struct hm_region *region, uint32_t node, uint64_t block,
-                     const struct hm_mask *mask); /* an access gets SIGBUS */
 
 /* events.c */
 void hm_event_push(struct hm_core *core, const struct hm_event *event);

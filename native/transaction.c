@@ -518,9 +518,7 @@ static int touch(struct transaction *t)
     error = hm_window_let_store(t->region, t->job->node, t->block, &stores);
     if (!error)
         error = hm_window_wake(t->region, t->job->node, t->block, &touched);
-    if (!error)
-        error = hm_window_poison(t->region, t->job->node, t->block, &past);
-    return error;
+    return !error && hm_bits(past.word) ? -ERANGE : error;
 }
 
 /* ---- running a job ------------------------------------------------------------------------ */

@@ -27,15 +27,6 @@
 
 #define BATCH 64 /* faults taken at a time */
 
-#ifndef UFFDIO_POISON /* Linux 6.6; Debian 12's headers are older */
-struct uffdio_poison {
-    struct uffdio_range range;
-    __u64 mode;
-    __s64 updated;
-};
-#define UFFDIO_POISON _IOWR(UFFDIO, 0x08, struct uffdio_poison)
-#endif
-
 void hm_devices_init(struct hm_core *core)
 {
     for (uint32_t node = 0; node < HM_MAX_NODES; node++) {
@@ -75,17 +66,7 @@ static int wake(int uffd, struct uffdio_range range)
     return uffd_ioctl(uffd, UFFDIO_WAKE, &range);
 }
 
-/* An access gets SIGBUS from now on. Older kernels can't: then it gets a page of zeros. */
-static int poison(int uffd, struct uffdio_range range)
-{
-    struct uffdio_poison request = {.range = range};
-    struct uffdio_zeropage zeros = {.range = range};
-    if (!uffd_ioctl(uffd, UFFDIO_POISON, &request))
-        return 0;
-    return uffd_ioctl(uffd, UFFDIO_ZEROPAGE, &zeros);
-}
-
-enum right { PROTECT, LET_STORE, WAKE, POISON };
+enum right { PROTECT, LET_STORE, WAKE };
 
 /* Whether the region has a window on the node is looked up without a lock: it gets one before its
  * worker hears of it, and its pages are protected then. */
@@ -103,8 +84,6 @@ static int give(struct hm_region *region, uint32_t node, uint64_t block, const s
         struct uffdio_range range = range_of(window, block, first, count);
         if (right == WAKE)
             error = wake(device->uffd, range);
-        else if (right == POISON)
-            error = poison(device->uffd, range);
         else
             error = write_protect(device->uffd, range, right == PROTECT);
     }
@@ -128,12 +107,6 @@ int hm_window_wake(struct hm_region *region, uint32_t node, uint64_t block,
                    const struct hm_mask *mask)
 {
     return give(region, node, block, mask, WAKE);
-}
-
-int hm_window_poison(struct hm_region *region, uint32_t node, uint64_t block,
-                     const struct hm_mask *mask)
-{
-    return give(region, node, block, mask, POISON);
 }
 
 /* ---- faults ------------------------------------------------------------------------------- */

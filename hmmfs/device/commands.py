@@ -17,6 +17,7 @@ import re
 import shlex
 from dataclasses import dataclass
 
+from hmmfs.device.launches import Launch, decoded
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.units import K, parse_size
 
@@ -31,6 +32,8 @@ FORMS = {
     "checksum": "checksum REGION[:OFFSET+LENGTH]",
     "compare": "compare REGION[:OFFSET+LENGTH] with REGION[:OFFSET+LENGTH]",
     "migrate": "migrate REGION[:OFFSET+LENGTH] to devN|host",
+    "call": "call BASE64, as hmmfs launch writes it",
+    "cancel": "cancel NAME, of a call",
 }
 
 
@@ -90,7 +93,15 @@ class Migrate:
     verb = "migrate"
 
 
-Operation = Read | Write | Fill | Copy | Checksum | Compare | Migrate
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End a launch that waits or runs. It does not wait for its turn."""
+
+    name: str
+    verb = "cancel"
+
+
+Operation = Read | Write | Fill | Copy | Checksum | Compare | Migrate | Launch | Cancel
 
 
 def parse(line: str) -> Operation:
@@ -187,6 +198,18 @@ def _migrate(words: list[str]) -> Operation:
     return Migrate(_range(words[0], "migrate"), int(place[1]) + 1 if place else HOST)
 
 
+def _call(words: list[str]) -> Operation:
+    if len(words) != 1:
+        raise _form("call")
+    return decoded(words[0])
+
+
+def _cancel(words: list[str]) -> Operation:
+    if len(words) != 1:
+        raise _form("cancel")
+    return Cancel(words[0])
+
+
 _PARSERS = {
     "read": _read,
     "write": _write,
@@ -195,6 +218,8 @@ _PARSERS = {
     "checksum": _checksum,
     "compare": _compare,
     "migrate": _migrate,
+    "call": _call,
+    "cancel": _cancel,
 }
 
 

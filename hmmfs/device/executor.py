@@ -6,6 +6,7 @@ made and the job is sent again with the room reserved for it.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ import trio
 
 from hmmfs.device import commands
 from hmmfs.device.commands import Operation, Range
+from hmmfs.device.launcher import Worker
+from hmmfs.device.launches import Launch
 from hmmfs.device.zeros import crc32_zeros
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.memory import (
@@ -99,23 +102,47 @@ class Executor:
         self._rooms = rooms
         self._regions = regions
         self._node = node
+        self.worker = Worker(core, node)
         self._turn = trio.Lock()
+        self._launches: dict[str, trio.CancelScope] = {}  # waiting or running, by name
         self._in_flight = max(1, min(IN_FLIGHT, core.capacity[node] // BLOCK_PAGES))
 
     async def run(self, operations: list[Operation], answer: Callable[[str], None]) -> None:
         """Run operations in order, handing over the answer of each that has one. Raises HmmfsError
-        at the first that fails; what was done by then stays done."""
-        async with self._turn:
-            for number, operation in enumerate(operations, 1):
-                try:
-                    text = await self._run(operation)
-                except HmmfsError as error:
-                    line = f" in line {number}" if len(operations) > 1 else ""
-                    raise HmmfsError(
-                        error.errno or errno.EIO, f"{operation.verb}{line}: {error.sentence}"
-                    ) from error
-                if text is not None:
-                    answer(text)
+        at the first that fails; what was done by then stays done. A cancel does not wait."""
+        for operation in operations:
+            if isinstance(operation, commands.Cancel):
+                self._cancel(operation.name)
+        if all(isinstance(operation, commands.Cancel) for operation in operations):
+            return
+        names = [op.name for op in operations if isinstance(op, Launch)]
+        with trio.CancelScope() as scope:
+            self._launches |= dict.fromkeys(names, scope)
+            try:
+                async with self._turn:
+                    await self._run_all(operations, answer)
+            finally:
+                for name in names:
+                    self._launches.pop(name, None)
+        if scope.cancelled_caught:
+            raise HmmfsError(errno.ECANCELED, "The launch was cancelled.")
+
+    def _cancel(self, name: str) -> None:
+        if name not in self._launches:
+            raise HmmfsError(errno.ENOENT, "There is no launch of that name, or it has ended.")
+        self._launches[name].cancel()
+
+    async def _run_all(self, operations: list[Operation], answer: Callable[[str], None]) -> None:
+        for number, operation in enumerate(operations, 1):
+            try:
+                text = await self._run(operation)
+            except HmmfsError as error:
+                line = f" in line {number}" if len(operations) > 1 else ""
+                raise HmmfsError(
+                    error.errno or errno.EIO, f"{operation.verb}{line}: {error.sentence}"
+                ) from error
+            if text is not None:
+                answer(text)
 
     async def _run(self, operation: Operation) -> str | None:
         match operation:
@@ -133,6 +160,8 @@ class Executor:
                 await self._copy(source, target)
             case commands.Compare(left, right):
                 return await self._compare(left, right)
+            case Launch():
+                return await self._launch(operation)
         return None
 
     def _bounds(self, place: Range) -> tuple[Region, int, int]:
@@ -235,6 +264,20 @@ class Executor:
                 if not np.array_equal(a, b):
                     return f"differ at {low + int(np.flatnonzero(a != b)[0])}"
         return "equal" if end - start == stop - at else f"differ at {length}"
+
+    async def _launch(self, launch: Launch) -> str:
+        """The pickle of what the kernel returned, in base64."""
+        regions = []
+        for use in launch.uses:
+            region, _, end = self._bounds(Range(use.region))
+            if use.end > end:
+                raise HmmfsError(
+                    errno.ERANGE,
+                    f"Region {show(use.region)} has {end} bytes, {use.end} are used: grow it.",
+                )
+            regions.append(region)
+        with self._regions.using(*regions):
+            return base64.b64encode(await self.worker.launch(regions, launch)).decode()
 
     # ---- pieces of two regions
 

@@ -48,6 +48,7 @@ class TextHandle:
 
 class SubmitHandle:
     def __init__(self, node: Submit) -> None:
+        self.node = node
         self.device = node.device
         self.submission: Submission = node.open()
 
@@ -361,6 +362,7 @@ class Operations(pyfuse3.Operations):
             self._table.release(handle)
         elif isinstance(handle, SubmitHandle):
             handle.submission.interrupt()
+            self._tree.close_call(handle.node)
 
     async def flush(self, fh: int) -> None:
         raise FUSEError(errno.ENOSYS)  # the kernel asks once and then no more

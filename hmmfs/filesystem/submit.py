@@ -1,10 +1,12 @@
 """One open `submit` file: a write is a transaction, a read gives the answers of the last one.
 
-The answers of a write that failed end with the line ``error: SENTENCE``.
+The answers of a write that failed end with the line ``error: SENTENCE``; before it, where a kernel
+raised, comes ``traceback BASE64``.
 """
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
 
@@ -50,6 +52,8 @@ class Submission:
                     errno.EINTR, "The operation was interrupted by a signal: try again."
                 )
         except HmmfsError as error:
+            if trace := getattr(error.__cause__, "trace", ""):
+                answers.append(f"traceback {base64.b64encode(trace.encode()).decode()}")
             answers.append(f"error: {error.sentence}")
             raise
         finally:

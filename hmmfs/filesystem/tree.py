@@ -2,13 +2,14 @@
 
 regions/NAME                      the data; served by the gate
 state/NAME/residency              where a region's pages are
-devices/devN/{type,stats,last_error,submit,vram/{total,used}}
+devices/devN/{type,stats,last_error,submit,calls,vram/{total,used}}
 stats audit version last_error
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from hmmfs.memory import HOST, PAGE_SIZE, Core, Region, RegionTable
 
 ROOT_INO = 1
 
+CALL_NAME = re.compile(rb"[0-9a-f]{32}")
 N = TypeVar("N", bound="Node")
 
 
@@ -115,6 +117,25 @@ class State(Directory):
         return self.made[region.ino]
 
 
+@dataclass(eq=False)
+class Calls(Directory):
+    """calls/: a submit file for each name that somebody opens, gone when it is closed. The kernel
+    lets one write at a time into a file, and the next can't even be killed while it waits."""
+
+    make: Callable[[], Node] = field(kw_only=True)
+    made: dict[bytes, Node] = field(default_factory=dict)
+
+    def get(self, name: bytes) -> Node | None:
+        if not CALL_NAME.fullmatch(name):
+            return None
+        if name not in self.made:
+            self.made[name] = self.make()
+        return self.made[name]
+
+    def drop(self, node: Node) -> None:
+        self.made = {name: call for name, call in self.made.items() if call is not node}
+
+
 class Errors:
     """The last sentence said about a bad request: of each device, and of the whole mount."""
 
@@ -146,6 +167,7 @@ class Tree:
         self._inos = itertools.count(ROOT_INO)
         self._by_ino: dict[int, Node] = {}
         self.errors = Errors(len(executors))
+        self._calls: list[Calls] = []  # by device
         self.root = self._directory({}, mode=0o755)
         self.regions = self._add(
             # As in /tmp where others may come in: each removes only what is theirs.
@@ -191,9 +213,27 @@ class Tree:
     def _text(self, produce: Callable[[], str]) -> Text:
         return self._add(Text(next(self._inos), stat.S_IFREG | 0o444, produce=produce))
 
+    def close_call(self, node: Submit) -> None:
+        """The open file of a submit file was closed: one in calls/ goes with it."""
+        calls = self._calls[node.device]
+        if node in calls.made.values():
+            calls.drop(node)
+            del self._by_ino[node.ino]
+
     def _device(self, number: int, executor: Executor) -> Directory:
         core, node = self._core, number + 1
-        submit = Submit(next(self._inos), stat.S_IFREG | 0o600, executor=executor, device=number)
+
+        def submit() -> Submit:
+            mode = stat.S_IFREG | 0o600
+            return self._add(Submit(next(self._inos), mode, executor=executor, device=number))
+
+        def call() -> Submit:
+            made = submit()
+            made.entry_timeout = 0.0
+            return made
+
+        calls = self._add(Calls(next(self._inos), stat.S_IFDIR | 0o500, make=call))
+        self._calls.append(calls)
         vram = self._directory(
             {
                 b"total": self._text(lambda: line(core.capacity[node] * PAGE_SIZE)),
@@ -205,7 +245,8 @@ class Tree:
                 b"type": self._text(lambda: "private\n"),
                 b"vram": vram,
                 b"stats": self._text(lambda: table(core.node_stats(node))),
-                b"submit": self._add(submit),
+                b"submit": submit(),
+                b"calls": calls,
                 b"last_error": self._text(lambda: line(self.errors.by_device[number])),
             }
         )

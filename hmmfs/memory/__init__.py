@@ -19,6 +19,7 @@ from hmmfs.memory.core import (
     JobResult,
     Region,
     Residency,
+    Touch,
     page_set,
 )
 from hmmfs.memory.regions import RegionTable
@@ -43,5 +44,6 @@ __all__ = [
     "Region",
     "RegionTable",
     "Residency",
+    "Touch",
     "page_set",
 ]

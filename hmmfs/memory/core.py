@@ -73,6 +73,7 @@ class JobKind(enum.IntEnum):
     FILL = lib.HM_JOB_FILL
     CRC = lib.HM_JOB_CRC
     FAIL = lib.HM_JOB_FAIL
+    TOUCH = lib.HM_JOB_TOUCH
 
 
 class JobFlag(enum.IntFlag):
@@ -87,11 +88,19 @@ class EventKind(enum.IntEnum):
     JOB = lib.HM_EVENT_JOB
     INTERRUPT = lib.HM_EVENT_INTERRUPT
     CLOSED = lib.HM_EVENT_CLOSED
+    TOUCH = lib.HM_EVENT_TOUCH
 
 
 class FaultReason(enum.IntEnum):
     OWNER = lib.HM_FAULT_OWNER
     NO_ROOM = lib.HM_FAULT_NO_ROOM
+
+
+class Touch(NamedTuple):
+    """The pages of a block that a worker's faults are about: two bitmaps of 64 bytes."""
+
+    pages: bytes
+    stores: bytes
 
 
 class BlockKey(NamedTuple):
@@ -117,6 +126,7 @@ class Job:
     byte: int = 0
     error: int = 0
     buffer: bytes | bytearray | memoryview | None = None
+    touch: Touch | None = None
 
 
 class JobResult(NamedTuple):
@@ -136,6 +146,8 @@ class Event(NamedTuple):
     first: int
     pages: int  # touched, from first on
     result: JobResult
+    node: int = HOST  # TOUCH: whose worker
+    touch: Touch | None = None
 
 
 class Residency(NamedTuple):
@@ -281,6 +293,7 @@ class Core:
         express: bool = True,
         keep_clean: bool = True,
         fault_pages: Sequence[int] = (16, 64, BLOCK_PAGES, BLOCK_PAGES),
+        touch_pages: Sequence[int] = (16, 64, BLOCK_PAGES, BLOCK_PAGES),
     ) -> None:
         config = ffi.new("struct hm_config *")
         config.capacity[0 : len(capacity)] = list(capacity)
@@ -291,6 +304,7 @@ class Core:
         config.express = express
         config.keep_clean = keep_clean
         config.fault_pages = list(fault_pages)
+        config.touch_pages = list(touch_pages)
         out = ffi.new("struct hm_core **")
         check(lib.hm_core_create(config, out), "Creating the native core")
         self._handle = out[0]
@@ -339,6 +353,29 @@ class Core:
 
     def max_region_bytes(self) -> int:
         return int(lib.hm_region_max_bytes())
+
+    # ---- devices' workers
+
+    def device_attach(self, node: int, uffd: int) -> None:
+        """The core takes the descriptor over if this succeeds, and reads its faults."""
+        check(lib.hm_device_attach(self.handle, node, uffd), "Attaching a worker")
+
+    def device_detach(self, node: int) -> None:
+        """Waits for a native thread: call it from a thread. No worker: nothing to do."""
+        ret = lib.hm_device_detach(self.handle, node)
+        if ret != -errno.ENOENT:
+            check(ret, "Detaching a worker")
+
+    def device_map(self, node: int, ino: int, address: int, size: int) -> None:
+        """The worker maps [0, size) bytes of the region at address, and has not touched it yet."""
+        check(lib.hm_device_map(self.handle, node, ino, address, size), "Mapping a region")
+
+    def device_unmap(self, node: int, ino: int) -> None:
+        lib.hm_device_unmap(self.handle, node, ino)
+
+    def pool_descriptor(self, ino: int, node: int) -> int:
+        """A new descriptor of the memory that holds the region's pages on a node."""
+        return check(lib.hm_pool_descriptor(self.handle, ino, node), "Opening a pool")
 
     # ---- room
 
@@ -392,6 +429,9 @@ class Core:
             native.buffer = keep
         else:
             native.buffer = ffi.NULL
+        if job.touch is not None:
+            ffi.memmove(native.pages, job.touch.pages, 64)
+            ffi.memmove(native.stores, job.touch.stores, 64)
         check(lib.hm_submit(self.handle, native), "Submitting a job")
         return keep
 
@@ -415,6 +455,10 @@ class Core:
                 e.first,
                 e.count,
                 JobResult(e.result, e.need, e.moved, e.saved, e.crc),
+                e.node,
+                Touch(bytes(ffi.buffer(e.pages)), bytes(ffi.buffer(e.stores)))
+                if e.kind == lib.HM_EVENT_TOUCH
+                else None,
             )
             for e in self._events[0:n]
         ]

@@ -41,6 +41,7 @@ from hmmfs.service.room import Rooms
 
 log = logging.getLogger(__name__)
 
+TOUCH_ATTEMPTS = 200
 ATTEMPTS = 4  # at the policy's window, and again at just the pages touched
 
 
@@ -61,6 +62,18 @@ class _Fault:
         return first, max(first + count for first, count in self.owner) - first
 
 
+def _untouchable(number: int) -> HmmfsError:
+    """Why a worker can't have a page that it touched."""
+    if number == errno.ERANGE:
+        return HmmfsError(number, "The kernel touched a region past its end.")
+    if number == errno.ENOENT:
+        return HmmfsError(number, "The kernel touched a region that is gone.")
+    if number == errno.EBUSY:
+        return HmmfsError(number, "Programs keep touching the pages faster than they can be moved.")
+    name = errno.errorcode.get(number, str(number))
+    return HmmfsError(number, f"A page that the kernel touched can't be had: {name}.")
+
+
 class FaultService:
     """Serves faults until it is cancelled; then it still waits for the jobs under way."""
 
@@ -74,6 +87,7 @@ class FaultService:
         *,
         on_interrupt: Callable[[int], None],
         on_closed: Callable[[], None],
+        on_lost: Callable[[int, HmmfsError], None],
     ) -> None:
         self._core = core
         self._jobs = jobs
@@ -82,6 +96,7 @@ class FaultService:
         self._placement = placement
         self._on_interrupt = on_interrupt
         self._on_closed = on_closed
+        self._on_lost = on_lost
         self._faults: dict[BlockKey, _Fault] = {}
         self._serving: set[BlockKey] = set()
 
@@ -121,6 +136,8 @@ class FaultService:
             if key not in self._serving:
                 self._serving.add(key)
                 nursery.start_soon(self._serve, key)
+        elif event.kind == EventKind.TOUCH:
+            nursery.start_soon(self._serve_touch, event)
         elif event.kind == EventKind.INTERRUPT:
             self._on_interrupt(event.cookie)
         elif event.kind == EventKind.CLOSED:
@@ -207,6 +224,36 @@ class FaultService:
                 sentence = full.sentence
         log.info("A program's write fails: %s", sentence)
         await self._fail(key, errno.ENOSPC)
+
+    # ---- a worker's faults that the native side could not serve
+
+    async def _serve_touch(self, event: Event) -> None:
+        """The worker's threads wait until this succeeds; if it can't, its kernel is ended."""
+        key = BlockKey(event.ino, event.block)
+        job = Job(JobKind.TOUCH, *key, node=event.node, touch=event.touch)
+        result, pause = event.result, 0.001
+        try:
+            for _ in range(TOUCH_ATTEMPTS):
+                if result.result == -errno.ENOSPC:
+                    frees = self._on_host(key)
+                    async with self._rooms.make(event.node, result.need, key, frees) as room:
+                        flags = job.flags | room.flags
+                        ready = replace(job, reserved=room.take(), flags=flags)
+                        result = await self._jobs.run(ready)
+                elif result.result == -errno.EBUSY:
+                    await trio.sleep(pause)
+                    pause = min(2 * pause, 0.05)
+                    result = await self._jobs.run(job)
+                if result.result not in (-errno.ENOSPC, -errno.EBUSY):
+                    break
+            if result.result:
+                raise _untouchable(-result.result)
+        except HmmfsError as error:
+            self._on_lost(event.node, error)
+
+    def _on_host(self, key: BlockKey) -> int:
+        record = self._record(key)
+        return int(page_set(record["present"] & ~record["device"]).sum())
 
     # ---- answers
 

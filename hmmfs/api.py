@@ -1,0 +1,346 @@
+"""The Python API: mount or connect to a machine, map regions, launch kernels on its devices.
+
+Everything goes through files of the mount, so a machine can be used from any process that sees it.
+
+    with hmmfs.mount(vram="64M", devices=2) as machine:
+        a = machine.region("a", shape=(64, 1 << 20), dtype="float32")
+        a.cpu[:] = 1
+        machine.dev0.launch(scale, hmmfs.updates(a), 2.0).wait()
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import math
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from hmmfs import mountinfo
+from hmmfs.device.launches import Array, Launch, Use, encoded, payload_of
+from hmmfs.errors import HmmfsError, UsageError
+
+ANSWER_BYTES = 1 << 16  # one read of an answer
+
+
+class KernelError(HmmfsError):
+    """A kernel raised (EREMOTEIO). `trace` is its traceback in the worker."""
+
+    def __init__(self, sentence: str, trace: str) -> None:
+        super().__init__(errno.EREMOTEIO, sentence)
+        self.trace = trace
+
+    def __str__(self) -> str:
+        return f"{self.sentence}\n\nIn the device's worker:\n{self.trace}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """A region as an argument of a launch; made by `reads`, `writes` or `updates`."""
+
+    region: Region
+    use: str
+
+
+def reads(region: Region) -> Argument:
+    """The kernel only loads from it: its array is read-only."""
+    return Argument(region, "reads")
+
+
+def writes(region: Region) -> Argument:
+    """The kernel stores to it, and needs nothing of what is there."""
+    return Argument(region, "writes")
+
+
+def updates(region: Region) -> Argument:
+    """The kernel loads from it and stores to it."""
+    return Argument(region, "updates")
+
+
+class Region:
+    """A region as an array of `shape` and `dtype`, from its first byte on."""
+
+    def __init__(
+        self, machine: Machine, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> None:
+        self.machine, self.name, self.shape, self.dtype = machine, name, shape, dtype
+        self._cpu: np.memmap[Any, Any] | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.machine.path / "regions" / self.name
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def cpu(self) -> np.memmap[Any, Any]:
+        """The region as this program sees it: a numpy.memmap of the file, made once."""
+        if self._cpu is None:
+            self._cpu = np.memmap(self.path, dtype=self.dtype, mode="r+", shape=self.shape)
+        return self._cpu
+
+    def residency(self) -> dict[str, int]:
+        """Pages of 4 KiB by node (`pages_host`, `pages_dev0`, …) and by condition."""
+        return _table(self.machine.path / "state" / self.name / "residency")
+
+    def migrate(self, place: Device | str) -> None:
+        """Move all its pages to a device or to "host", and wait. ENOSPC: no room there."""
+        self.prefetch(place).wait()
+
+    def prefetch(self, place: Device | str) -> Handle:
+        """The same without waiting."""
+        name = place.name if isinstance(place, Device) else place
+        device = self.machine.devices[0] if name == "host" else self.machine.device(name)
+        return Handle(device, f"migrate {_quoted(self.name)} to {name}", uuid.uuid4().hex)
+
+    def unlink(self) -> None:
+        self.path.unlink()
+
+
+class Handle:
+    """A launch or another operation under way. Awaitable in trio."""
+
+    def __init__(self, device: Device, line: str, name: str, *, kernel: bool = False) -> None:
+        self._device, self._name, self._kernel = device, name, kernel
+        self._answer = ""
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(line,), daemon=True)
+        self._thread.start()
+
+    def _run(self, line: str) -> None:
+        try:
+            self._answer = self._device.submit(line)
+        except BaseException as error:
+            self._error = error
+
+    @property
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def exception(self) -> BaseException | None:
+        """Waits; what `wait` would raise, or None."""
+        self._thread.join()
+        return self._error
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """What the kernel returned. KernelError: it raised. TimeoutError: it still runs, after
+        `timeout` seconds. HmmfsError with ECANCELED: it was cancelled; ETIME: over its limit."""
+        self._thread.join(timeout)
+        if not self.done:
+            raise TimeoutError(f"Not done after {timeout:g} s: wait longer, or cancel it.")
+        if self._error is not None:
+            raise self._error
+        return pickle.loads(base64.b64decode(self._answer)) if self._kernel else self._answer
+
+    def cancel(self) -> None:
+        """End it, running or not; `wait` then raises. Done already: nothing happens."""
+        try:
+            self._device.submit(f"cancel {self._name}")
+        except HmmfsError as error:
+            if error.errno != errno.ENOENT:
+                raise
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        import trio
+
+        return trio.to_thread.run_sync(self.wait, abandon_on_cancel=True).__await__()
+
+
+class Device:
+    """A device of a machine."""
+
+    def __init__(self, machine: Machine, name: str) -> None:
+        self.machine, self.name = machine, name
+        self._files = machine.path / "devices" / name
+
+    def submit(self, line: str) -> str:
+        """Run operations, one a line, and return their answers. Raises HmmfsError with the errno
+        of the first that fails, KernelError where that is a kernel's exception."""
+        fd = os.open(self._files / "calls" / uuid.uuid4().hex, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            try:
+                os.write(fd, line.encode(errors="surrogateescape") + b"\n")
+            except OSError as error:
+                raise _failure(error, _answer(fd)) from None
+            return _answer(fd).rstrip("\n")
+        finally:
+            os.close(fd)
+
+    def launch(
+        self, kernel: Callable[..., Any] | str, *arguments: Any, limit: float | None = None
+    ) -> Handle:
+        """Run a kernel in the device's own process: a function, ``"module:function"`` or
+        ``"file.py:function"``. Regions among the arguments (`reads`, `writes`, `updates`) arrive as
+        numpy arrays, all else by pickle; so does what it returns. Launches on one device run in
+        order. limit: seconds after which it is ended."""
+        uses: list[Use] = []
+        words: list[Any] = []
+        for argument in arguments:
+            if isinstance(argument, Region):
+                raise UsageError("Say how the kernel uses a region: reads, writes or updates.")
+            if isinstance(argument, Argument):
+                region = argument.region
+                if region.machine.path != self.machine.path:
+                    raise UsageError(f"Region {region.name} is of another machine.")
+                words.append(
+                    Array(len(uses), argument.use, region.dtype.str, region.shape, offset=0)
+                )
+                uses.append(Use(os.fsencode(region.name), argument.use, region.nbytes))
+            else:
+                words.append(argument)
+        name = uuid.uuid4().hex
+        payload = payload_of(kernel, words, [os.getcwd(), *filter(None, sys.path)])
+        return Handle(self, encoded(Launch(tuple(uses), payload, limit, name)), name, kernel=True)
+
+    def stats(self) -> dict[str, int]:
+        return _table(self._files / "stats")
+
+
+class Machine:
+    """A mount: its devices (`dev0`, …), and its regions by name."""
+
+    def __init__(self, path: Path, *, ours: bool = False, temporary: bool = False) -> None:
+        self.path = path
+        self._ours, self._temporary = ours, temporary
+        names = sorted(os.listdir(path / "devices"), key=lambda name: int(name[3:]))
+        self.devices = [Device(self, name) for name in names]
+
+    def device(self, name: str) -> Device:
+        for device in self.devices:
+            if device.name == name:
+                return device
+        raise HmmfsError(errno.ENODEV, f"There is no {name}: it has {len(self.devices)} device(s).")
+
+    def __getattr__(self, name: str) -> Device:
+        if name.startswith("dev") and name[3:].isdigit():
+            return self.device(name)
+        raise AttributeError(name)
+
+    def region(
+        self, name: str, shape: tuple[int, ...] | int | None = None, dtype: Any = "uint8"
+    ) -> Region:
+        """The region of that name, made and grown as needed to hold `shape` elements of `dtype`.
+        Without a shape: all that is there. New elements are zeros."""
+        path, kind = self.path / "regions" / name, np.dtype(dtype)
+        if shape is None:
+            shape = (os.stat(path).st_size // kind.itemsize,)
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        region = Region(self, name, shape, kind)
+        with open(path, "ab") as file:
+            if file.seek(0, os.SEEK_END) < region.nbytes:
+                file.truncate(region.nbytes)
+        return region
+
+    def stats(self) -> dict[str, int]:
+        return _table(self.path / "stats")
+
+    def audit(self) -> str:
+        """The word ok, or what is wrong in the directory; exact while nothing runs."""
+        return (self.path / "audit").read_text().strip()
+
+    def close(self) -> None:
+        """End the mount, if it was made by `mount`. EBUSY while it is in use."""
+        if not self._ours:
+            return
+        _command("umount", str(self.path))
+        self._ours = False
+        if self._temporary:
+            self.path.rmdir()
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except HmmfsError:
+            # Most likely maps of regions that the caller still holds: detached, it ends with them.
+            _command("umount", "-z", str(self.path))
+            if self._temporary:
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
+
+
+def connect(path: str | os.PathLike[str]) -> Machine:
+    """The machine that is mounted at path. HmmfsError: there is none."""
+    return Machine(Path(mountinfo.require_hmmfs(os.fspath(path)).point))
+
+
+def mount(path: str | os.PathLike[str] | None = None, **options: object) -> Machine:
+    """Mount a machine with the options of `hmmfs mount`, on a temporary directory unless a path is
+    given. Leaving the context, or close(), ends it."""
+    where = Path(tempfile.mkdtemp(prefix="hmmfs-") if path is None else path)
+    words = []
+    for name, value in options.items():
+        text = {True: "on", False: "off"}.get(value) if isinstance(value, bool) else str(value)
+        words.append(f"{name}={text}")
+    try:
+        _command("mount", str(where), *(["-o", ",".join(words)] if words else []))
+    except BaseException:
+        if path is None:
+            where.rmdir()
+        raise
+    return Machine(where, ours=True, temporary=path is None)
+
+
+# ---- files of the mount
+
+
+def _command(*words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hmmfs", *words], stderr=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        lines = done.stderr.strip().removeprefix("hmmfs: ") or "It failed without a word."
+        raise HmmfsError(errno.EINVAL if done.returncode == 2 else errno.EIO, lines)
+
+
+def _answer(fd: int) -> str:
+    answer = b""
+    while piece := os.pread(fd, ANSWER_BYTES, len(answer)):
+        answer += piece
+    return os.fsdecode(answer)
+
+
+def _failure(error: OSError, answer: str) -> HmmfsError:
+    sentence, trace = os.strerror(error.errno or 0), ""
+    for line in answer.splitlines():
+        kind, _, rest = line.partition(" ")
+        if kind == "error:":
+            sentence = rest
+        elif kind == "traceback":
+            trace = base64.b64decode(rest).decode(errors="replace")
+    if trace:
+        return KernelError(sentence, trace)
+    return HmmfsError(error.errno or errno.EIO, sentence)
+
+
+def _table(path: Path) -> dict[str, int]:
+    lines = path.read_text().splitlines()
+    return {key: int(value) for key, value in (line.split(" ", 1) for line in lines)}
+
+
+def _quoted(name: str) -> str:
+    import shlex
+
+    return shlex.quote(name)

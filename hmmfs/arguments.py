@@ -1,0 +1,51 @@
+"""The words of `hmmfs launch`: which kernel, which regions, what else."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import numpy as np
+
+from hmmfs.api import Argument, Machine, connect
+from hmmfs.device.launches import USES
+from hmmfs.errors import UsageError
+
+FORM = re.compile(rf"({'|'.join(USES)}):(.+?)(?::([A-Za-z]\w*)(?::(\d+(?:x\d+)*))?)?")
+
+
+def parse_kernel(word: str) -> str:
+    """``module:function`` as it is; the file of ``file.py:function`` gets its whole path."""
+    where, colon, name = word.rpartition(":")
+    if not colon or not where or not name:
+        raise UsageError(f"{word!r} names no kernel: give MODULE:FUNCTION or FILE.py:FUNCTION.")
+    if where.endswith(".py"):
+        where = os.path.abspath(where)
+        if not os.path.exists(where):
+            raise UsageError(f"There is no file {where}.")
+    return f"{where}:{name}"
+
+
+def parse_arguments(directory: str, words: tuple[str, ...]) -> tuple[Machine, list[object]]:
+    """The machine on a directory, and the words as arguments of a launch on it."""
+    machine = connect(directory)
+    return machine, [_argument(machine, word) for word in words]
+
+
+def _argument(machine: Machine, word: str) -> object:
+    found = FORM.fullmatch(word)
+    if not found:
+        try:
+            return json.loads(word)
+        except json.JSONDecodeError:
+            return word
+    use, name, dtype, shape = found.groups()
+    if not (machine.path / "regions" / name).exists():
+        raise UsageError(f"There is no region named {name!r}: make it in regions/ first.")
+    try:
+        kind = np.dtype(dtype or "uint8")
+    except TypeError:
+        raise UsageError(f"{dtype!r} is not a dtype of numpy: give one as float32.") from None
+    dimensions = tuple(map(int, shape.split("x"))) if shape else None
+    return Argument(machine.region(name, dimensions, kind), use)

@@ -1,0 +1,191 @@
+"""A device's worker process, as the daemon sees it: started when first needed, ended when a kernel
+goes wrong, and started anew for the next.
+
+One launch at a time; the executor sees to the order. A launch that is cancelled, takes too long or
+touches what is not there ends the whole process: nothing less stops Python code. Pages stay where
+they are, with what was last written.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import trio
+
+from hmmfs.device.launches import Launch
+from hmmfs.device.worker import HEADER
+from hmmfs.errors import HmmfsError
+from hmmfs.memory import BLOCK_BYTES, Core, Region
+
+log = logging.getLogger(__name__)
+
+START_S = 30.0  # for python and numpy to come up on a loaded machine
+
+
+class Worker:
+    """The worker of the device on `node`."""
+
+    def __init__(self, core: Core, node: int) -> None:
+        self._core = core
+        self._node = node
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: trio.socket.SocketType | None = None
+        self._windows: dict[int, int] = {}  # bytes mapped, by inode number
+        self._failure: HmmfsError | None = None  # why we ended it
+
+    @property
+    def pid(self) -> int:
+        """0: there is none."""
+        return self._process.pid if self._process else 0
+
+    async def launch(self, regions: Sequence[Region], launch: Launch) -> bytes:
+        """Run a kernel to its end; the pickle of what it returned. The regions are in use."""
+        self._failure = None
+        try:
+            if self._process is None:
+                await self._start()
+            for region in regions:
+                await self._map(region)
+            inos = [region.ino for region in regions]
+            with trio.move_on_after(launch.limit or float("inf")):
+                return self._outcome(await self._ask(("launch", inos, launch.payload)))
+            raise HmmfsError(
+                errno.ETIME, f"The kernel ran for more than {launch.limit:g} s, its limit."
+            )
+        except _Raised:
+            raise  # the worker is as good as before
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self.end()
+            raise
+
+    def fail(self, error: HmmfsError) -> None:
+        """The kernel did what can't be served: end it, and say why."""
+        if self._process is not None and self._failure is None:
+            self._failure = error
+            self._process.kill()
+
+    def forget(self, ino: int) -> None:
+        """The region is gone for good; its window goes before the next launch."""
+        if ino in self._windows:
+            self._windows[ino] = 0
+
+    async def end(self) -> None:
+        """Kill the process, if there is one, and take its windows down."""
+        process, self._process = self._process, None
+        channel, self._channel = self._channel, None
+        self._windows.clear()
+        if process is None:
+            return
+        process.kill()
+        await trio.to_thread.run_sync(process.wait)
+        await trio.to_thread.run_sync(self._core.device_detach, self._node)
+        if channel is not None:
+            channel.close()
+
+    # ---- the process
+
+    async def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        with theirs:
+            command = [sys.executable, "-m", "hmmfs.device.worker", str(theirs.fileno())]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+            )
+        ours.setblocking(False)
+        self._channel = trio.socket.from_stdlib_socket(ours)
+        with trio.move_on_after(START_S):
+            _, ancillary, _, _ = await self._channel.recvmsg(HEADER.size, socket.CMSG_SPACE(4))
+            if not ancillary:
+                raise await self._death("could not be started (see the daemon's log)")
+            uffd = int.from_bytes(ancillary[0][2][:4], sys.byteorder)
+            try:
+                self._core.device_attach(self._node, uffd)
+            except BaseException:
+                os.close(uffd)
+                raise
+            return
+        raise HmmfsError(errno.ETIME, f"The worker did not answer within {START_S:g} s.")
+
+    async def _map(self, region: Region) -> None:
+        size = -(-region.size // BLOCK_BYTES) * BLOCK_BYTES
+        for ino in [ino for ino, mapped in self._windows.items() if not mapped]:
+            await self._unmap(ino)
+        if self._windows.get(region.ino, 0) >= size:
+            return
+        if region.ino in self._windows:
+            await self._unmap(region.ino)
+        pool = self._core.pool_descriptor(region.ino, self._node)
+        try:
+            address = await self._ask(("map", region.ino, size), pool)
+        finally:
+            os.close(pool)
+        self._core.device_map(self._node, region.ino, address, size)
+        self._windows[region.ino] = size
+
+    async def _unmap(self, ino: int) -> None:
+        del self._windows[ino]
+        self._core.device_unmap(self._node, ino)
+        await self._ask(("unmap", ino))
+
+    async def _ask(self, message: object, fd: int | None = None) -> Any:
+        assert self._channel is not None
+        data = pickle.dumps(message)
+        data = HEADER.pack(len(data)) + data
+        ancillary = []
+        if fd is not None:
+            rights = fd.to_bytes(4, sys.byteorder)
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+        try:
+            sent = await self._channel.sendmsg([data], ancillary)
+            while sent < len(data):
+                sent += await self._channel.send(data[sent:])
+            size = HEADER.unpack(await self._exactly(HEADER.size))[0]
+            return pickle.loads(await self._exactly(size))
+        except (BrokenPipeError, ConnectionResetError):
+            raise await self._death("ended") from None
+
+    async def _exactly(self, size: int) -> bytes:
+        assert self._channel is not None
+        data = bytearray()
+        while len(data) < size:
+            piece = await self._channel.recv(min(size - len(data), 1 << 20))
+            if not piece:
+                raise await self._death("ended in the kernel")
+            data += piece
+        return bytes(data)
+
+    async def _death(self, how: str) -> HmmfsError:
+        """What to say of a worker whose socket is closed."""
+        if self._failure is not None:
+            return self._failure
+        assert self._process is not None
+        code = await trio.to_thread.run_sync(self._process.wait)
+        if code < 0:
+            how = f"was ended by {signal.Signals(-code).name}"
+        elif code:
+            how = f"{how}, with exit status {code}"
+        return HmmfsError(errno.EREMOTEIO, f"The worker {how}; the next launch gets a new one.")
+
+    @staticmethod
+    def _outcome(answer: tuple[Any, ...]) -> bytes:
+        if answer[0] == "done":
+            return bytes(answer[1])
+        raise _Raised(answer[1], answer[2])
+
+
+class _Raised(HmmfsError):
+    """The kernel raised: its line, and the traceback for the log."""
+
+    def __init__(self, line: str, trace: str) -> None:
+        super().__init__(errno.EREMOTEIO, line)
+        self.trace = trace

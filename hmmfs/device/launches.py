@@ -1,0 +1,86 @@
+"""What a launch is: a function, its arguments, and which regions it uses how.
+
+A launch travels as a `call` operation: one JSON object, base64. Its payload is a pickle that only
+the worker opens, since what it holds is the user's code.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import os
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+from hmmfs.errors import UsageError
+
+USES = ("reads", "writes", "updates")
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """An argument that is an array over a region: the `index`-th of the launch's regions, `shape`
+    elements of `dtype` from byte `offset` on. use: reads, writes or updates."""
+
+    index: int
+    use: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A region as a launch uses it; `end` is the byte that its arrays reach to."""
+
+    region: bytes
+    use: str
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    uses: tuple[Use, ...]
+    payload: bytes
+    limit: float | None  # seconds
+    name: str = ""  # to cancel it by
+    verb = "launch"
+
+
+def payload_of(target: Any, arguments: list[Any], path: list[str]) -> bytes:
+    """What the worker opens: first `path`, where it is to look for modules, then the rest.
+    Functions go by value where they can't be imported."""
+    import cloudpickle  # the daemon never makes one
+
+    call = cloudpickle.dumps({"target": target, "arguments": arguments})
+    return pickle.dumps({"path": path, "call": call})
+
+
+def encoded(launch: Launch) -> str:
+    """The operation as a line."""
+    header = {
+        "uses": [[os.fsdecode(use.region), use.use, use.end] for use in launch.uses],
+        "limit": launch.limit,
+        "name": launch.name,
+        "payload": base64.b64encode(launch.payload).decode(),
+    }
+    return "call " + base64.b64encode(json.dumps(header).encode()).decode()
+
+
+def decoded(word: str) -> Launch:
+    try:
+        header = json.loads(base64.b64decode(word, validate=True))
+        uses = tuple(Use(os.fsencode(name), use, int(end)) for name, use, end in header["uses"])
+        limit = header["limit"]
+        limit = None if limit is None else float(limit)
+        launch = Launch(uses, base64.b64decode(header["payload"]), limit, str(header["name"]))
+    except (binascii.Error, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"That is not a call: {error}; use hmmfs launch, or the API.") from None
+    if any(use.use not in USES or use.end < 0 for use in uses):
+        raise UsageError(f"A region of a call is used in another way than {', '.join(USES)}.")
+    if launch.limit is not None and not (launch.limit > 0 and math.isfinite(launch.limit)):
+        raise UsageError("The limit of a call is a number of seconds above 0.")
+    return launch

@@ -1,0 +1,184 @@
+"""The process of one device: runs kernels on arrays over region memory, with page faults.
+
+Started by the daemon with one end of a stream socket (see launcher.py). Each message is a pickle
+with its length before it, and may carry a descriptor; every one gets an answer:
+
+    ("map", ino, bytes) + the pool  ->  the address of the new window
+    ("unmap", ino)                  ->  None
+    ("launch", windows, payload)    ->  ("done", pickle) or ("raised", one line, traceback)
+
+The window is the device's VRAM itself, mapped and registered with userfaultfd: whatever is not
+there is brought by the daemon while the access waits. A kernel can't tell.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import mmap
+import os
+import pickle
+import platform
+import signal
+import socket
+import struct
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hmmfs.device.launches import Array
+
+HEADER = struct.Struct("<Q")
+# userfaultfd(2), by machine; the ioctls are the same on all that have these headers.
+SYSCALL = {"x86_64": 323, "aarch64": 282, "riscv64": 282}
+O_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK
+USER_MODE_ONLY = 1
+UFFDIO_API, UFFDIO_REGISTER, UFFDIO_UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
+API, PAGEFAULT_FLAG_WP = 0xAA, 1
+MISSING, WRITE_PROTECT = 1, 2
+MADV_DONTFORK, MADV_NOHUGEPAGE = 10, 15
+PR_SET_PDEATHSIG = 1
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.syscall.restype = ctypes.c_long
+
+
+def _checked(result: int, what: str) -> int:
+    if result in (-1, ctypes.c_void_p(-1).value):
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def open_userfaultfd() -> int:
+    """With faults of the kernel's own accesses where that is allowed, else of user code only."""
+    number = ctypes.c_long(SYSCALL[platform.machine()])
+    for flags in (O_FLAGS, O_FLAGS | USER_MODE_ONLY):
+        fd = int(libc.syscall(number, ctypes.c_long(flags)))
+        if fd >= 0:
+            break
+    _checked(fd, "userfaultfd")
+    api = (ctypes.c_uint64 * 3)(API, PAGEFAULT_FLAG_WP, 0)
+    _checked(libc.ioctl(fd, ctypes.c_ulong(UFFDIO_API), api), "UFFDIO_API")
+    return fd
+
+
+class Windows:
+    """The regions mapped here, by inode number."""
+
+    def __init__(self, uffd: int) -> None:
+        self._uffd = uffd
+        self._at: dict[int, tuple[int, int]] = {}
+
+    def map(self, ino: int, size: int, pool: int) -> int:
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        address = _checked(
+            libc.mmap(
+                None, ctypes.c_size_t(size), protection, mmap.MAP_SHARED, pool, ctypes.c_long(0)
+            ),
+            "mmap",
+        )
+        # A child of a kernel would read zeros where we fault, and a huge page would hide faults.
+        for advice in (MADV_DONTFORK, MADV_NOHUGEPAGE):
+            libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), advice)
+        range_ = (ctypes.c_uint64 * 4)(address, size, MISSING | WRITE_PROTECT, 0)
+        request = ctypes.c_ulong(UFFDIO_REGISTER)
+        _checked(libc.ioctl(self._uffd, request, range_), "UFFDIO_REGISTER")
+        self._at[ino] = (address, size)
+        return address
+
+    def unmap(self, ino: int) -> None:
+        address, size = self._at.pop(ino)
+        libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size))
+
+    def array(self, ino: int, array: Array) -> np.ndarray[Any, Any]:
+        address, size = self._at[ino]
+        memory = (ctypes.c_ubyte * (size - array.offset)).from_address(address + array.offset)
+        view: np.ndarray[Any, Any]
+        view = np.ndarray(array.shape, dtype=np.dtype(array.dtype), buffer=memoryview(memory))
+        view.flags.writeable = array.use != "reads"
+        return view
+
+
+def function_of(target: Any) -> Callable[..., Any]:
+    """A callable as it is, ``module:name``, or ``file.py:name``."""
+    if callable(target):
+        return target  # type: ignore[no-any-return]
+    where, _, name = target.rpartition(":")
+    if where.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(os.path.basename(where)[:-3], where)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{where} cannot be loaded.")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(where)
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found  # type: ignore[no-any-return]
+
+
+def run(windows: Windows, inos: list[int], payload: bytes) -> tuple[str, ...]:
+    """A kernel, and what became of it. Its arrays are gone when this returns."""
+    try:
+        parcel = pickle.loads(payload)
+        sys.path += [entry for entry in parcel["path"] if entry not in sys.path]
+        call = pickle.loads(parcel["call"])
+        function = function_of(call["target"])
+        arguments = [
+            windows.array(inos[argument.index], argument)
+            if isinstance(argument, Array)
+            else argument
+            for argument in call["arguments"]
+        ]
+        return ("done", pickle.dumps(function(*arguments)))  # type: ignore[return-value]
+    except BaseException as error:
+        line = traceback.format_exception_only(error)[-1].strip()
+        return ("raised", line, traceback.format_exc())
+
+
+def _exactly(channel: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        piece = channel.recv(size - len(data))
+        if not piece:
+            sys.exit(0)
+        data += piece
+    return bytes(data)
+
+
+def main() -> None:
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's: the daemon decides
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    uffd = open_userfaultfd()
+    socket.send_fds(channel, [HEADER.pack(0)], [uffd])
+    windows = Windows(uffd)
+    while True:
+        header, fds, _, _ = socket.recv_fds(channel, HEADER.size, 1)
+        if not header:
+            return
+        header += _exactly(channel, HEADER.size - len(header))
+        kind, *rest = pickle.loads(_exactly(channel, HEADER.unpack(header)[0]))
+        answer: object = None
+        if kind == "map":
+            ino, size = rest
+            answer = windows.map(ino, size, fds[0])
+        elif kind == "unmap":
+            windows.unmap(*rest)
+        else:
+            answer = run(windows, *rest)
+        for fd in fds:
+            os.close(fd)
+        data = pickle.dumps(answer)
+        channel.sendall(HEADER.pack(len(data)) + data)
+
+
+if __name__ == "__main__":
+    main()

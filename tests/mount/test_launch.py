@@ -1,0 +1,365 @@
+"""Kernels in a device's own process, with true page faults, through the API and the shell."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import math
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import HMMFS, Mount, MountFactory, ended, run, wait_until
+
+import hmmfs
+from hmmfs import kernels
+
+M = 1 << 20
+VRAM = 4 * M
+
+
+@pytest.fixture
+def machine(mount_factory: MountFactory) -> Iterator[hmmfs.Machine]:
+    yield hmmfs.connect(mount_factory(vram="4M", devices=2, host="96M").path)
+    gc.collect()  # frames of exceptions that a test caught hold its maps
+
+
+def scale(a: np.ndarray[Any, Any], factor: float) -> float:
+    a *= factor
+    return float(a.flat[1])
+
+
+@pytest.mark.parametrize("share", [0.5, 1, 2, 4])
+def test_a_kernel_sees_the_region_and_changes_it(machine: hmmfs.Machine, share: float) -> None:
+    n = int(VRAM * share) // 4
+    region = machine.region("a", n, "float32")
+    region.cpu[:] = np.arange(n)
+    assert machine.dev0.launch(scale, hmmfs.updates(region), 2.0).wait() == 2.0
+    assert np.array_equal(region.cpu, np.arange(n, dtype="float32") * 2)
+    stats = machine.dev0.stats()
+    assert stats["faults"] > 0
+    assert stats["peak"] * 4096 <= VRAM
+    assert (stats["evicted_pages"] > 0) == (share > 1)
+
+
+def arrays(machine: hmmfs.Machine, share: float) -> tuple[hmmfs.Region, hmmfs.Region]:
+    n = int(VRAM * share) // 8 // 2
+    x, y = machine.region("x", n, "float64"), machine.region("y", n, "float64")
+    rng = np.random.default_rng(7)
+    x.cpu[:], y.cpu[:] = rng.random(n), rng.random(n)
+    return x, y
+
+
+@pytest.mark.parametrize("share", [0.5, 1, 2, 4])
+def test_built_in_kernels_equal_numpy(machine: hmmfs.Machine, share: float) -> None:
+    x, y = arrays(machine, share)
+    a, b = np.array(x.cpu), np.array(y.cpu)
+    reads, updates = hmmfs.reads(x), hmmfs.updates(y)
+    run_on = [machine.dev0, machine.dev1] * 4
+    run_on[0].launch(kernels.axpy, 1.5, reads, updates).wait()
+    kernels.axpy(1.5, a, b)
+    assert np.array_equal(y.cpu, b)
+    run_on[1].launch(kernels.stencil, reads, updates).wait()
+    kernels.stencil(a, b)
+    assert np.array_equal(y.cpu, b)
+    total = run_on[2].launch(kernels.reduce, hmmfs.reads(y)).wait()
+    assert math.isclose(total, kernels.reduce(b), rel_tol=1e-12)
+    run_on[3].launch(kernels.copy, reads, hmmfs.writes(y)).wait()
+    assert np.array_equal(y.cpu, a)
+    run_on[4].launch(kernels.fill, hmmfs.writes(y), 0.5).wait()
+    assert (np.asarray(y.cpu) == 0.5).all()
+    index = np.random.default_rng(8).integers(0, a.size, 1000)
+    out = machine.region("out", 1000, "float64")
+    run_on[5].launch(kernels.gather, reads, index, hmmfs.writes(out)).wait()
+    assert np.array_equal(out.cpu, a[index])
+
+
+def test_matrices(machine: hmmfs.Machine) -> None:
+    a, b, c = (machine.region(name, (300, 300), "float64") for name in "abc")
+    rng = np.random.default_rng(9)
+    a.cpu[:], b.cpu[:] = rng.random((300, 300)), rng.random((300, 300))
+    machine.dev0.launch(kernels.matmul, hmmfs.reads(a), hmmfs.reads(b), hmmfs.writes(c)).wait()
+    assert np.allclose(c.cpu, np.asarray(a.cpu) @ np.asarray(b.cpu))
+
+
+def test_touched_pages_are_what_moves(mount_factory: MountFactory) -> None:
+    """Exactly the pages touched, exactly those stored to dirty."""
+    machine = hmmfs.connect(mount_factory(vram="8M", prefetch="none").path)
+    region = machine.region("a", 4 * M)
+    region.cpu[:] = 1
+    accesses = [(page * 4096 + 7, page % 2 == 1) for page in (0, 1, 2, 3, 600, 601)]
+    assert machine.dev0.launch(kernels.touch, hmmfs.updates(region), accesses).wait() == 3
+    found = region.residency()
+    assert (found["pages_dev0"], found["dirty_device"], found["kept"]) == (6, 3, 3)
+    assert [int(region.cpu[offset]) for offset, _ in accesses] == [1, 2, 1, 2, 1, 2]
+    assert region.residency()["pages_dev0"] == 0
+    assert machine.dev0.stats()["copies_saved"] == 3
+
+
+def test_two_devices_and_the_cpu_take_turns(machine: hmmfs.Machine) -> None:
+    region = machine.region("a", 6 * M // 8, "int64")
+
+    def add(a: np.ndarray[Any, Any]) -> None:
+        a += 1
+
+    for round_ in range(6):
+        region.cpu[::512] += 1
+        machine.devices[round_ % 2].launch(add, hmmfs.updates(region)).wait()
+    wanted = np.full(region.shape, 6)
+    wanted[::512] += 6
+    assert np.array_equal(region.cpu, wanted)
+
+
+def test_faults_of_several_threads(machine: hmmfs.Machine) -> None:
+    region = machine.region("a", 8 * M // 8, "int64")
+
+    def fill_parts(a: np.ndarray[Any, Any]) -> None:
+        def part(k: int) -> None:
+            for at in range(k * 512, a.size, 4 * 512):
+                a[at : at + 512] = at
+
+        threads = [threading.Thread(target=part, args=(k,)) for k in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    machine.dev0.launch(fill_parts, hmmfs.writes(region)).wait()
+    wanted = np.repeat(np.arange(0, region.shape[0], 512), 512)
+    assert np.array_equal(region.cpu, wanted)
+
+
+# ---- what goes wrong costs its own launch only
+
+
+def raises(a: np.ndarray[Any, Any]) -> None:
+    a[0] = 9
+    raise ZeroDivisionError("of a kernel")
+
+
+def loops(a: np.ndarray[Any, Any]) -> None:
+    a[0] = 9
+    while True:
+        a[1] += 1
+
+
+def segfaults(a: np.ndarray[Any, Any]) -> None:
+    import ctypes
+
+    a[0] = 9
+    ctypes.string_at(0)
+
+
+def exits(a: np.ndarray[Any, Any]) -> None:
+    a[0] = 9
+    os._exit(3)
+
+
+def kills_itself(a: np.ndarray[Any, Any]) -> None:
+    a[0] = 9
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "number", "says"),
+    [
+        (raises, errno.EREMOTEIO, "ZeroDivisionError: of a kernel"),
+        (loops, errno.ETIME, "more than 0.5 s"),
+        (segfaults, errno.EREMOTEIO, "SIGSEGV"),
+        (exits, errno.EREMOTEIO, "exit status 3"),
+        (kills_itself, errno.EREMOTEIO, "SIGKILL"),
+    ],
+)
+def test_a_bad_kernel(machine: hmmfs.Machine, kernel: Any, number: int, says: str) -> None:
+    region = machine.region("a", 5 * M)
+    region.cpu[:] = 1
+    launch = machine.dev0.launch(kernel, hmmfs.updates(region), limit=0.5)
+    with pytest.raises(hmmfs.api.HmmfsError, match=says) as caught:  # type: ignore[attr-defined]
+        launch.wait(30)
+    assert caught.value.errno == number
+    assert isinstance(caught.value, hmmfs.KernelError) == (kernel is raises)
+    if kernel is raises:
+        assert "in raises" in str(caught.value)
+    assert region.cpu[0] == 9, "what it had written stays"
+    assert (np.asarray(region.cpu)[2:] == 1).all()
+    machine.dev0.launch(kernels.fill, hmmfs.writes(region), 4).wait()
+    assert (np.asarray(region.cpu) == 4).all()
+    assert machine.audit() == "ok"
+
+
+def test_cancelling(machine: hmmfs.Machine) -> None:
+    region = machine.region("a", M)
+    running = machine.dev0.launch(loops, hmmfs.updates(region))
+    waiting = machine.dev0.launch(loops, hmmfs.updates(region))
+    with pytest.raises(TimeoutError):
+        running.wait(0.7)
+    for handle in (waiting, running):
+        handle.cancel()
+        error = handle.exception()
+        assert isinstance(error, OSError)
+        assert error.errno == errno.ECANCELED
+        handle.cancel()
+    assert machine.dev0.launch(kernels.reduce, hmmfs.reads(region)).wait(30) > 9
+
+
+def test_read_only_arrays(machine: hmmfs.Machine) -> None:
+    region = machine.region("a", M)
+    with pytest.raises(hmmfs.KernelError, match="read-only"):
+        machine.dev0.launch(kernels.fill, hmmfs.reads(region), 1).wait()
+
+
+def test_wrong_calls(machine: hmmfs.Machine) -> None:
+    region = machine.region("a", M)
+    with pytest.raises(OSError, match="reads, writes or updates"):
+        machine.dev0.launch(kernels.fill, region, 1)
+    os.truncate(region.path, 100)
+    with pytest.raises(OSError, match="grow it") as caught:
+        machine.dev0.launch(kernels.fill, hmmfs.writes(region), 1).wait()
+    assert caught.value.errno == errno.ERANGE
+    for word in ("xx", "e30=", "bnVsbA=="):
+        with pytest.raises(OSError, match="not a call"):
+            machine.dev0.submit(f"call {word}")
+    with pytest.raises(OSError, match="no launch of that name") as caught:
+        machine.dev0.submit("cancel nobody")
+    assert caught.value.errno == errno.ENOENT
+
+
+def test_cut_short_below_a_kernel(machine: hmmfs.Machine) -> None:
+    region = machine.region("a", 4 * M)
+    region.cpu[:] = 1
+
+    def slow(a: np.ndarray[Any, Any]) -> int:
+        a[0] = 2
+        time.sleep(1)
+        return int(a[3 << 20])
+
+    handle = machine.dev0.launch(slow, hmmfs.updates(region))
+    assert wait_until(lambda: machine.dev0.stats()["faults"] > 0)
+    os.truncate(region.path, M)
+    with pytest.raises(OSError, match="past its end") as caught:
+        handle.wait(30)
+    assert caught.value.errno == errno.ERANGE
+    assert np.fromfile(region.path, np.uint8, 2).tolist() == [2, 1]
+
+
+def test_removed_below_a_kernel(machine: hmmfs.Machine) -> None:
+    region = machine.region("a", 4 * M)
+
+    def slow(a: np.ndarray[Any, Any]) -> int:
+        a[:] = 3
+        time.sleep(0.7)
+        return int(a.sum())
+
+    handle = machine.dev0.launch(slow, hmmfs.updates(region))
+    assert wait_until(lambda: machine.dev0.stats()["faults"] > 0)
+    region.unlink()
+    assert handle.wait(30) == 3 * 4 * M
+    assert wait_until(lambda: machine.stats()["regions"] == 0)
+    assert wait_until(lambda: machine.dev0.stats()["used"] == 0)
+
+
+def test_the_worker_ends_with_the_mount(mount: Mount) -> None:
+    machine = hmmfs.connect(mount.path)
+    region = machine.region("a", M)
+
+    def pid(a: np.ndarray[Any, Any]) -> int:
+        return os.getpid()
+
+    worker = machine.dev0.launch(pid, hmmfs.reads(region)).wait()
+    assert machine.dev0.launch(pid, hmmfs.reads(region)).wait() == worker
+    assert not ended(worker)
+    run("umount", str(mount.path))
+    assert wait_until(lambda: ended(worker))
+
+
+def test_storm_of_killed_workers(machine: hmmfs.Machine) -> None:
+    """Counts are made in whole launches, and some of their workers are killed: what a launch that
+    ended well had added is there, and nothing is torn."""
+    region = machine.region("a", 6 * M // 8, "int64")
+
+    def add(a: np.ndarray[Any, Any]) -> int:
+        a += 1
+        return os.getpid()
+
+    def add_and_die(a: np.ndarray[Any, Any]) -> None:
+        a[: a.size // 2] += 0
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    done = 0
+    for round_ in range(12):
+        device = machine.devices[round_ % 2]
+        if round_ % 3 == 2:
+            with pytest.raises(OSError, match="SIGKILL"):
+                device.launch(add_and_die, hmmfs.updates(region)).wait()
+            continue
+        device.launch(add, hmmfs.updates(region)).wait()
+        done += 1
+    assert (np.asarray(region.cpu) == done).all()
+
+
+# ---- the shell, and mounting from Python
+
+KERNEL = """
+def double(a, by=2):
+    a *= by
+    return int(a.sum())
+"""
+
+
+def test_from_the_shell(mount: Mount, tmp_path: Path) -> None:
+    np.arange(1000, dtype="int32").tofile(mount.regions / "a")
+    (tmp_path / "mine.py").write_text(KERNEL)
+    for kernel, wanted in ((f"{tmp_path}/mine.py:double", 999000), ("mine:double", 1998000)):
+        command = [*HMMFS, "launch", str(mount.path), "dev0", kernel, "updates:a:int32"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.stdout == f"{wanted}\n", done.stderr
+    done = run("launch", str(mount.path), "dev1", "hmmfs.kernels:axpy", "1", check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("hmmfs: launch: TypeError: axpy() missing 2")
+    for words, says in (
+        (("nonsense",), "names no kernel"),
+        (("none.py:f",), "There is no file"),
+        (("a:b", "reads:nobody"), "no region named"),
+        (("a:b", "reads:a:float99"), "not a dtype"),
+    ):
+        done = run("launch", str(mount.path), "dev0", *words, check=False)
+        assert done.returncode == 2
+        assert says in done.stderr
+    assert np.fromfile(mount.regions / "a", "int32").tolist() == list(range(0, 4000, 4))
+
+
+def test_mounting_from_python() -> None:
+    with hmmfs.mount(vram="4M", devices=2, host="32M") as machine:
+        a = machine.region("a", (64, 1 << 14), "float32")
+        a.cpu[:] = 1
+        machine.dev0.launch(scale, hmmfs.updates(a), 2.0).wait()
+        assert a.cpu[3, 5] == 2
+        a.prefetch(machine.dev1).wait()
+        assert a.residency()["pages_dev1"] == a.nbytes // 4096
+        a.migrate("host")
+        assert a.residency()["pages_dev1"] == 0
+        path = machine.path
+        del a
+    assert not path.exists()
+    with pytest.raises(OSError, match="vrm"):
+        hmmfs.mount(vrm="4M")
+
+
+def test_awaiting(machine: hmmfs.Machine) -> None:
+    import trio
+
+    region = machine.region("a", M)
+
+    async def main() -> float:
+        await machine.dev0.launch(kernels.fill, hmmfs.writes(region), 2)
+        result: float = await machine.dev0.launch(kernels.reduce, hmmfs.reads(region))
+        return result
+
+    assert trio.run(main) == 2 * M

@@ -78,6 +78,7 @@ class Machine:
             policy.placement("grow"),
             on_interrupt=lambda fh: None,
             on_closed=lambda: None,
+            on_lost=lambda node, error: None,
         )
 
     async def do(self, text: str, device: int = 0) -> list[str]:

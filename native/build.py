@@ -17,6 +17,7 @@ SOURCES = [
     "directory.c",
     "events.c",
     "gate.c",
+    "movers.c",
     "order.c",
     "pool.c",
     "region.c",

@@ -329,7 +329,7 @@ int hm_zero_part(struct hm_region *region, uint64_t from, uint64_t to);
 void hm_reserve_always(struct hm_core *core, uint32_t node, uint64_t pages);
 
 /* transaction.c */
-int hm_movers_start(struct hm_core *core);
+int hm_movers_start(struct hm_core *core); /* movers.c, with the next */
 void hm_movers_stop(struct hm_core *core);
 enum hm_room { HM_ROOM, HM_ROOM_STAGING, HM_ROOM_ALWAYS };
 
@@ -353,6 +353,13 @@ int hm_window_let_store(struct hm_region *region, uint32_t node, uint64_t block,
                         const struct hm_mask *mask); /* wakes, too */
 int hm_window_wake(struct hm_region *region, uint32_t node, uint64_t block,
                    const struct hm_mask *mask);
+
+/* transaction.c: run a job; whether it has ended. One that waits for its block runs when that is
+ * free. */
+bool hm_run(struct hm_core *core, struct hm_queued_job *queued);
+/* Carry out a TOUCH on the calling thread if that waits for nobody and copies
+ * little. False: it is for a mover. */
+bool hm_touch_now(struct hm_core *core, const struct hm_job *job);
 
 /* events.c */
 void hm_event_push(struct hm_core *core, const struct hm_event *event);

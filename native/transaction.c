@@ -1,5 +1,4 @@
-/* Transactions on one block: migration, device operations, workers' faults; and the movers that
- * run them.
+/* Transactions on one block: migration, device operations, workers' faults.
  *
  * The only place that changes a page's owner is flip() and hm_bring_home(), both here.
  * The order is always: recall until proven clean, freeze, drain, copy, check the generation, flip,
@@ -623,8 +622,7 @@ static bool defer(struct transaction *t, struct hm_queued_job *queued)
     return true;
 }
 
-/* Returns whether the job has ended; a job that waits for its block runs when that is free. */
-static bool run(struct hm_core *core, struct hm_queued_job *queued)
+bool hm_run(struct hm_core *core, struct hm_queued_job *queued)
 {
     const struct hm_job *job = &queued->job;
     struct transaction t = {
@@ -679,81 +677,44 @@ out:
     return true;
 }
 
-/* ---- movers ------------------------------------------------------------------------------- */
-
-static void *mover(void *arg)
+/* What a TOUCH would bring that is not on a device yet, if nothing has to be waited for: the block
+ * is free, and the CPU has none of it. The stripe is held from here to the freezing of the block.
+ */
+static bool is_easy(const struct transaction *t)
 {
-    struct hm_core *core = arg;
-    pthread_mutex_lock(&core->jobs_lock);
-    while (!core->stopping) {
-        struct hm_queued_job *queued = core->jobs;
-        if (!queued) {
-            core->movers_idle++;
-            pthread_cond_wait(&core->jobs_ready, &core->jobs_lock);
-            core->movers_idle--;
-            continue;
-        }
-        core->jobs = queued->next;
-        core->jobs_waiting--;
-        if (!core->jobs)
-            core->jobs_end = &core->jobs;
-        pthread_mutex_unlock(&core->jobs_lock);
-        hm_count(&core->count.jobs, 1);
-        if (run(core, queued))
-            free(queued);
-        pthread_mutex_lock(&core->jobs_lock);
+    const struct hm_block *record = t->record;
+    uint32_t faults = record->device_faults < 3 ? record->device_faults : 3;
+    struct hm_mask touched, window;
+    if (record->busy || record->inflight)
+        return false;
+    HM_EACH_WORD(w) touched.word[w] = t->job->pages[w] | t->job->stores[w];
+    window = touch_window(t, &touched, t->core->config.touch_pages[faults]);
+    if (hm_any(record->cached, window.word))
+        return false;
+    HM_EACH_WORD(w) window.word[w] &= ~record->device[w];
+    return hm_bits(window.word) <= HM_INLINE_PAGES;
+}
+
+bool hm_touch_now(struct hm_core *core, const struct hm_job *job)
+{
+    struct transaction t = {.core = core, .job = job, .block = job->block};
+    t.region = job_check(core, job) ? NULL : hm_region_get(core, job->ino);
+    if (!t.region)
+        return false;
+    t.event = (struct hm_event){.ino = job->ino, .block = job->block};
+    t.stripe = hm_stripe_of(core, job->ino, job->block);
+    t.record = &t.region->blocks[job->block];
+    pthread_mutex_lock(&t.stripe->lock);
+    hm_block_touch(t.region, job->block);
+    if (!is_easy(&t)) {
+        pthread_mutex_unlock(&t.stripe->lock);
+        hm_region_put(t.region);
+        return false;
     }
-    pthread_mutex_unlock(&core->jobs_lock);
-    return NULL;
-}
-
-/* jobs_lock is held. A mover may block in a recall, so there must always be another. */
-static int add_mover(struct hm_core *core)
-{
-    int error = pthread_create(&core->mover[core->movers], NULL, mover, core);
-    if (!error)
-        core->movers++;
-    return -error;
-}
-
-int hm_submit(struct hm_core *core, const struct hm_job *job)
-{
-    struct hm_queued_job *queued = malloc(sizeof(*queued));
-    if (!queued)
-        return -ENOMEM;
-    queued->job = *job;
-    queued->next = NULL;
-    pthread_mutex_lock(&core->jobs_lock);
-    *core->jobs_end = queued;
-    core->jobs_end = &queued->next;
-    pthread_cond_signal(&core->jobs_ready);
-    if (++core->jobs_waiting > core->movers_idle && core->movers < HM_MAX_MOVERS)
-        add_mover(core); /* when it fails the job waits for the others */
-    pthread_mutex_unlock(&core->jobs_lock);
-    return 0;
-}
-
-int hm_movers_start(struct hm_core *core)
-{
-    int error;
-    pthread_mutex_lock(&core->jobs_lock);
-    error = add_mover(core);
-    pthread_mutex_unlock(&core->jobs_lock);
-    return error;
-}
-
-void hm_movers_stop(struct hm_core *core)
-{
-    pthread_mutex_lock(&core->jobs_lock);
-    core->stopping = true;
-    pthread_cond_broadcast(&core->jobs_ready);
-    pthread_mutex_unlock(&core->jobs_lock);
-    for (uint32_t i = 0; i < core->movers; i++)
-        pthread_join(core->mover[i], NULL);
-    core->movers = 0;
-    while (core->jobs) {
-        struct hm_queued_job *queued = core->jobs;
-        core->jobs = queued->next;
-        free(queued);
-    }
+    t.record->busy = 1;
+    t.event.result = touch(&t);
+    pthread_mutex_unlock(&t.stripe->lock);
+    finish(&t, true);
+    hm_region_put(t.region);
+    return true;
 }

@@ -164,6 +164,8 @@ static void take_faults(struct hm_core *core, uint32_t node)
     pthread_rwlock_unlock(&device->lock);
     for (uint32_t i = 0; i < used; i++) {
         jobs[i].node = node;
+        if (hm_touch_now(core, &jobs[i]))
+            continue;
         while (hm_submit(core, &jobs[i]) == -ENOMEM)
             usleep(1000); /* the worker's thread waits for this job */
     }

@@ -1,0 +1,81 @@
+/* The movers: native threads that run jobs, and the queue that they take them from. */
+#include "core.h"
+
+#include <stdlib.h>
+
+static void *mover(void *arg)
+{
+    struct hm_core *core = arg;
+    pthread_mutex_lock(&core->jobs_lock);
+    while (!core->stopping) {
+        struct hm_queued_job *queued = core->jobs;
+        if (!queued) {
+            core->movers_idle++;
+            pthread_cond_wait(&core->jobs_ready, &core->jobs_lock);
+            core->movers_idle--;
+            continue;
+        }
+        core->jobs = queued->next;
+        core->jobs_waiting--;
+        if (!core->jobs)
+            core->jobs_end = &core->jobs;
+        pthread_mutex_unlock(&core->jobs_lock);
+        hm_count(&core->count.jobs, 1);
+        if (hm_run(core, queued))
+            free(queued);
+        pthread_mutex_lock(&core->jobs_lock);
+    }
+    pthread_mutex_unlock(&core->jobs_lock);
+    return NULL;
+}
+
+/* jobs_lock is held. A mover may block in a recall, so there must always be another. */
+static int add_mover(struct hm_core *core)
+{
+    int error = pthread_create(&core->mover[core->movers], NULL, mover, core);
+    if (!error)
+        core->movers++;
+    return -error;
+}
+
+int hm_submit(struct hm_core *core, const struct hm_job *job)
+{
+    struct hm_queued_job *queued = malloc(sizeof(*queued));
+    if (!queued)
+        return -ENOMEM;
+    queued->job = *job;
+    queued->next = NULL;
+    pthread_mutex_lock(&core->jobs_lock);
+    *core->jobs_end = queued;
+    core->jobs_end = &queued->next;
+    pthread_cond_signal(&core->jobs_ready);
+    if (++core->jobs_waiting > core->movers_idle && core->movers < HM_MAX_MOVERS)
+        add_mover(core); /* when it fails the job waits for the others */
+    pthread_mutex_unlock(&core->jobs_lock);
+    return 0;
+}
+
+int hm_movers_start(struct hm_core *core)
+{
+    int error;
+    pthread_mutex_lock(&core->jobs_lock);
+    error = add_mover(core);
+    pthread_mutex_unlock(&core->jobs_lock);
+    return error;
+}
+
+void hm_movers_stop(struct hm_core *core)
+{
+    pthread_mutex_lock(&core->jobs_lock);
+    core->stopping = true;
+    pthread_cond_broadcast(&core->jobs_ready);
+    pthread_mutex_unlock(&core->jobs_lock);
+    for (uint32_t i = 0; i < core->movers; i++)
+        pthread_join(core->mover[i], NULL);
+    core->movers = 0;
+    while (core->jobs) {
+        struct hm_queued_job *queued = core->jobs;
+        core->jobs = queued->next;
+        free(queued);
+    }
+}

@@ -19,9 +19,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+import hmmfs as hmmfs_api
+from hmmfs import kernels
 
 PEERS = Path(__file__).resolve().parent / "peers"
 MIB = 1 << 20
@@ -34,7 +39,7 @@ def build(directory: Path) -> None:
         ["pkg-config", "--cflags", "--libs", "fuse3"], check=True, capture_output=True, text=True
     ).stdout.split()
     flags = ["gcc", "-O2", "-D_GNU_SOURCE", "-pthread"]
-    for name, libraries in (("client", []), ("lowlevel", fuse)):
+    for name, libraries in (("client", []), ("uffd", []), ("lowlevel", fuse)):
         command = [*flags, "-o", str(directory / name), str(PEERS / f"{name}.c"), *libraries]
         subprocess.run(command, check=True)
 
@@ -223,6 +228,7 @@ def main() -> None:
             [ours, single],
             lambda s: bench.run("read", s.file, PAGES),
         )
+        on_devices(bench, work, ours)
         bare = System("bare loop", work)
         bench.measure(
             "migration, 2 MiB blocks",
@@ -232,6 +238,82 @@ def main() -> None:
         )
         bench.show()
         memory(ours)
+
+
+# ---- devices with a worker of their own
+
+VRAM = 64 * MIB
+
+
+def timed_touches(cpus: set[int], data: np.ndarray[Any, Any], order: np.ndarray[Any, Any]) -> float:
+    """ns a touch, of the pages in that order."""
+    os.sched_setaffinity(0, cpus)
+    places = [int(page) * 4096 for page in order]
+    begin = time.perf_counter()
+    for place in places:
+        data[place]
+    return (time.perf_counter() - begin) / len(places) * 1e9
+
+
+def timed_axpy(cpus: set[int], *arrays: np.ndarray[Any, Any]) -> float:
+    """ms of an axpy that has run before; on ordinary arrays if none are given."""
+    os.sched_setaffinity(0, cpus)
+    if len(arrays) == 1:
+        arrays = (np.ones(int(arrays[0][0]), "f4"), np.ones(int(arrays[0][0]), "f4"))
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        kernels.axpy(2.0, *arrays)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[1:]) * 1e3
+
+
+def on_devices(bench: Bench, work: Path, exact: System) -> None:
+    """exact: a mount with prefetch=none."""
+    with hmmfs_api.mount(vram=VRAM, host="1G", log="/dev/null") as machine:
+        ours, place = System("hmmfs", work), lambda: os.sched_getaffinity(0)
+        pinned = System("", work, machine.stats()["pid"])
+        one_page = hmmfs_api.connect(exact.top)
+        n = VRAM // 4 // 4
+        order = np.random.default_rng(1).permutation(PAGES)
+
+        def fault(system: System) -> float:
+            if system is not exact:
+                command = [str(work / "uffd"), str(PAGES)]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                return float(done.stdout)
+            exact.submit("migrate a to host")
+            region = one_page.region("a", PAGES * 4096)
+            return float(
+                one_page.dev0.launch(timed_touches, place(), hmmfs_api.reads(region), order).wait()
+            )
+
+        def resident(system: System) -> float:
+            if system is not ours:
+                return float(machine.dev0.launch(timed_axpy, place(), np.array([n])).wait())
+            x, y = (machine.region(name, n, "float32") for name in ("x", "y"))
+            arguments = (hmmfs_api.reads(x), hmmfs_api.updates(y))
+            return float(machine.dev0.launch(timed_axpy, place(), *arguments).wait())
+
+        def streaming(system: System) -> float:
+            if system is not ours:
+                return bench.run("stream", 4 * VRAM // 2 // (2 * MIB))
+            pinned.pin(place())
+            x, y = (machine.region(name, 2 * VRAM // 4, "float32") for name in ("bx", "by"))
+            for region in (x, y):
+                region.migrate("host")
+            begin = time.perf_counter()
+            machine.dev0.launch(kernels.axpy, 2.0, hmmfs_api.reads(x), hmmfs_api.updates(y)).wait()
+            return 4 * VRAM / 1e6 / (time.perf_counter() - begin)
+
+        for name in ("bx", "by"):
+            with open(machine.path / "regions" / name, "wb") as file:
+                for _ in range(2 * VRAM // MIB):
+                    file.write(bytes(MIB))
+        raw, plain, bare = (System(name, work) for name in ("raw uffd", "numpy", "bare loop"))
+        bench.measure("4 KiB fault of a device", "ns", [exact, raw], fault)
+        bench.measure("axpy inside VRAM", "us", [ours, plain], lambda s: 1e3 * resident(s))
+        bench.measure("axpy over 4 x VRAM", "MB/s", [ours, bare], streaming)
 
 
 def memory(system: System) -> None:

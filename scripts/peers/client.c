@@ -3,7 +3,9 @@
  *   resident FILE PAGES             ns a page: loads of pages that are mapped already
  *   seqmmap FILE PAGES              MB/s: a cold file read in order through mmap
  *   read | write FILE PAGES         MB/s: by 1 MiB read(2) of a cold file, write(2)
- *   bare BLOCKS                     MB/s: copy 2 MiB blocks between two memfds and punch, both ways
+ *   stream BLOCKS                   MB/s: y += 2 * x over blocks of two memfds, by copying each
+ * into a third, computing there, copying y back, and punching bare BLOCKS                     MB/s:
+ * copy 2 MiB blocks between two memfds and punch, both ways
  */
 #include <fcntl.h>
 #include <pthread.h>
@@ -136,10 +138,52 @@ static double bare(size_t blocks)
     return 2.0 * (double)(blocks * BLOCK) / 1e6 / (now() - begin);
 }
 
+static double stream_axpy(size_t blocks)
+{
+    int fd[3] = {memfd_create("x", 0), memfd_create("y", 0), memfd_create("device", 0)};
+    char *buffer = malloc(BLOCK);
+    float *device;
+    double begin;
+    memset(buffer, 0, BLOCK);
+    for (int i = 0; i < 3; i++)
+        need(!ftruncate(fd[i], (off_t)(blocks * BLOCK)), "memfd");
+    for (size_t b = 0; b < blocks; b++)
+        for (int i = 0; i < 2; i++)
+            need(pwrite(fd[i], buffer, BLOCK, (off_t)(b * BLOCK)) == (ssize_t)BLOCK, "write");
+    device = mmap(NULL, 2 * BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, fd[2], 0);
+    need(device != MAP_FAILED, "mmap");
+    begin = now();
+    for (size_t b = 0; b < blocks; b++) {
+        for (int i = 0; i < 2; i++) {
+            off_t in = (off_t)(b * BLOCK), out = (off_t)((size_t)i * BLOCK);
+            for (size_t left = BLOCK; left;) {
+                ssize_t n = copy_file_range(fd[i], &in, fd[2], &out, left, 0);
+                need(n > 0, "copy");
+                left -= (size_t)n;
+            }
+            need(!fallocate(fd[i], FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(b * BLOCK),
+                            BLOCK),
+                 "punch");
+        }
+        for (size_t i = 0; i < BLOCK / sizeof(float); i++)
+            device[BLOCK / sizeof(float) + i] += 2 * device[i];
+        for (int i = 0; i < 2; i++)
+            need(pwrite(fd[i], (char *)device + (size_t)i * BLOCK, BLOCK, (off_t)(b * BLOCK)) ==
+                     (ssize_t)BLOCK,
+                 "copy back");
+        need(!fallocate(fd[2], FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 2 * BLOCK), "punch");
+    }
+    return 2.0 * (double)(blocks * BLOCK) / 1e6 / (now() - begin);
+}
+
 int main(int argc, char **argv)
 {
     double result;
     int fd;
+    if (argc == 3 && !strcmp(argv[1], "stream")) {
+        printf("%f\n", stream_axpy(strtoul(argv[2], NULL, 0)));
+        return 0;
+    }
     if (argc == 3 && !strcmp(argv[1], "bare")) {
         printf("%f\n", bare(strtoul(argv[2], NULL, 0)));
         return 0;

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from conftest import Mount
 
+import hmmfs
+
 LIMIT = 12 << 20
 PAGE = 4096
 PUNCH, ZERO, KEEP = 2, 16, 1
@@ -126,11 +128,21 @@ def _serve(path: str) -> None:
         sys.stdout.buffer.flush()
 
 
+def work(a: np.ndarray[Any, Any], offset: int, length: int, value: int) -> int:
+    """A kernel: look at some bytes, then add to them, unless it only reads."""
+    part = a[offset : offset + length]
+    seen = zlib.crc32(part.tobytes())
+    if value % 4:
+        part += np.uint8(value)
+    return seen
+
+
 class Fsx:
     """A region, its shadow, and the steps."""
 
     def __init__(self, mount: Mount, name: str) -> None:
         self.mount, self.name = mount, name
+        self.machine = hmmfs.connect(mount.path)
         path = str(mount.region(name, 0))
         self.path = Path(path)
         self.programs: list[Any] = [Program(path), Peer(path)]
@@ -259,6 +271,14 @@ class Fsx:
     def _migrate(self, program: Any, dev: int, offset: int, length: int, value: int) -> None:
         where = f"dev{dev}" if value % 3 else "host"
         self.mount.submit(dev, f"migrate {self._at(offset, length)} to {where}")
+
+    def _launch(self, program: Any, dev: int, offset: int, length: int, value: int) -> None:
+        region = self.machine.region(self.name)
+        uses = hmmfs.updates(region) if value % 4 else hmmfs.reads(region)
+        seen = self.machine.devices[dev].launch(work, uses, offset, length, value).wait(60)
+        assert seen == zlib.crc32(self.shadow[offset : offset + length].tobytes())
+        if value % 4:
+            self.shadow[offset : offset + length] += np.uint8(value)
 
 
 STEPS = sorted(

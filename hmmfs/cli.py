@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import sys
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -169,7 +170,7 @@ def launch_command(
 def _transact(device: str, operation: str) -> bytes:
     """One operation and its answer: an open file of its own, so that answers cannot mix."""
     try:
-        fd = os.open(os.path.join(device, "submit"), os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(_submit_file(device), os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         known = ", ".join(sorted(os.listdir(os.path.dirname(device)))) or "none"
         raise HmmfsError(
@@ -182,6 +183,11 @@ def _transact(device: str, operation: str) -> bytes:
         raise HmmfsError(error.errno or FAILED, _sentence(fd, operation, error)) from None
     finally:
         os.close(fd)
+
+
+def _submit_file(device: str) -> str:
+    """One for ourselves: in a shared one the kernel would have us wait for others, unkillable."""
+    return os.path.join(device, "calls", uuid.uuid4().hex)
 
 
 def _sentence(fd: int, operation: str, error: OSError) -> str:

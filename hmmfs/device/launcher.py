@@ -40,6 +40,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: trio.socket.SocketType | None = None
         self._windows: dict[int, int] = {}  # bytes mapped, by inode number
+        self._running = False  # a launch
         self._failure: HmmfsError | None = None  # why we ended it
 
     @property
@@ -49,7 +50,7 @@ class Worker:
 
     async def launch(self, regions: Sequence[Region], launch: Launch) -> bytes:
         """Run a kernel to its end; the pickle of what it returned. The regions are in use."""
-        self._failure = None
+        self._failure, self._running = None, True
         try:
             if self._process is None:
                 await self._start()
@@ -67,12 +68,21 @@ class Worker:
             with trio.CancelScope(shield=True):
                 await self.end()
             raise
+        finally:
+            self._running = False
 
     def fail(self, error: HmmfsError) -> None:
         """The kernel did what can't be served: end it, and say why."""
         if self._process is not None and self._failure is None:
             self._failure = error
             self._process.kill()
+
+    async def reset(self) -> None:
+        """End what runs, so that the next launch gets a new process."""
+        if self._running:
+            self.fail(HmmfsError(errno.ECANCELED, "The device was reset."))
+        else:
+            await self.end()
 
     def forget(self, ino: int) -> None:
         """The region is gone for good; its window goes before the next launch."""

@@ -21,7 +21,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from hmmfs.errors import HmmfsError
 from hmmfs.filesystem.submit import MAX_READ, Submission
-from hmmfs.filesystem.tree import Directory, Node, Submit, Text, Tree
+from hmmfs.filesystem.tree import Action, Directory, Node, Submit, Text, Tree
 from hmmfs.memory import FIRST_REGION_INO, HOST, PAGE_SIZE, Core, Region, RegionTable
 from hmmfs.memory.core import NAME_MAX
 
@@ -53,7 +53,7 @@ class SubmitHandle:
         self.submission: Submission = node.open()
 
 
-Handle = Region | TextHandle | SubmitHandle | Directory
+Handle = Region | TextHandle | SubmitHandle | Action | Directory
 
 
 def _answered(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -205,7 +205,7 @@ class Operations(pyfuse3.Operations):
         means anything. The rest is fixed."""
         if fields.update_mode or fields.update_uid or fields.update_gid:
             raise FUSEError(errno.EPERM)
-        if not isinstance(node, Submit):
+        if not isinstance(node, Submit | Action):
             raise FUSEError(errno.EACCES if fields.update_size else errno.EPERM)
 
     # ---- names
@@ -331,6 +331,8 @@ class Operations(pyfuse3.Operations):
             return self._open_region(found)
         if isinstance(found, Submit):
             return FileInfo(fh=self._handle(SubmitHandle(found)), direct_io=True, keep_cache=False)
+        if isinstance(found, Action):
+            return FileInfo(fh=self._handle(found), direct_io=True, keep_cache=False)
         if not isinstance(found, Text):
             raise FUSEError(errno.EISDIR)
         if flags & os.O_ACCMODE != os.O_RDONLY:  # root passes the check of the mode bits
@@ -347,6 +349,9 @@ class Operations(pyfuse3.Operations):
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         handle = self._handles[fh]
+        if isinstance(handle, Action):
+            await handle.act()
+            return len(buf)
         if not isinstance(handle, SubmitHandle):
             raise FUSEError(errno.EACCES)
         try:

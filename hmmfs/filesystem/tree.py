@@ -2,7 +2,7 @@
 
 regions/NAME                      the data; served by the gate
 state/NAME/residency              where a region's pages are
-devices/devN/{type,stats,last_error,submit,calls,vram/{total,used}}
+devices/devN/{type,stats,last_error,submit,calls,reset,vram/{total,used}}
 stats audit version last_error
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -57,6 +57,13 @@ class Submit(Node):
 
     def open(self) -> Submission:
         return Submission(self.executor)
+
+
+@dataclass(eq=False)
+class Action(Node):
+    """A file to which anything is written to have something done."""
+
+    act: Callable[[], Awaitable[None]] = field(kw_only=True)
 
 
 @dataclass(eq=False)
@@ -247,6 +254,9 @@ class Tree:
                 b"stats": self._text(lambda: table(core.node_stats(node))),
                 b"submit": submit(),
                 b"calls": calls,
+                b"reset": self._add(
+                    Action(next(self._inos), stat.S_IFREG | 0o200, act=executor.worker.reset)
+                ),
                 b"last_error": self._text(lambda: line(self.errors.by_device[number])),
             }
         )

@@ -168,3 +168,21 @@ def test_no_files_left_for_a_region(tmp_path: Path) -> None:
         assert mount.audit() == "ok"
     finally:
         run("umount", str(mount.path))
+
+
+def test_one_that_waits_for_its_turn_can_be_interrupted(mount_factory: MountFactory) -> None:
+    mount = mount_factory(vram="4M", host="100M")
+    mount.region("a", 80 << 20)
+    command = [*HMMFS, "submit", str(mount.path), "dev0"]
+    first = subprocess.Popen([*command, "\n".join(["fill a 1", "fill a 2"] * 200)])
+    try:
+        assert wait_until(lambda: mount.values("devices/dev0/stats")["operations"] > 0)
+        with subprocess.Popen([*command, "checksum a"], stderr=subprocess.DEVNULL) as second:
+            time.sleep(0.5)
+            assert second.poll() is None
+            second.send_signal(signal.SIGINT)
+            assert second.wait(5) != 0
+        assert first.poll() is None, "too fast to have been waited for"
+    finally:
+        first.send_signal(signal.SIGINT)
+        first.wait(20)

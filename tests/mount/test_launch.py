@@ -209,6 +209,22 @@ def test_cancelling(machine: hmmfs.Machine) -> None:
     assert machine.dev0.launch(kernels.reduce, hmmfs.reads(region)).wait(30) > 9
 
 
+def test_reset(machine: hmmfs.Machine) -> None:
+    region = machine.region("a", M)
+    reset = machine.path / "devices/dev0/reset"
+    reset.write_text("1\n")
+    handle = machine.dev0.launch(loops, hmmfs.updates(region))
+    assert wait_until(lambda: machine.dev0.stats()["faults"] > 0)
+    reset.write_text("1\n")
+    with pytest.raises(OSError, match="reset") as caught:
+        handle.wait(30)
+    assert caught.value.errno == errno.ECANCELED
+    assert region.cpu[0] == 9
+    machine.dev0.launch(kernels.fill, hmmfs.writes(region), 1).wait()
+    reset.write_text("1\n")
+    assert (np.asarray(region.cpu) == 1).all()
+
+
 def test_read_only_arrays(machine: hmmfs.Machine) -> None:
     region = machine.region("a", M)
     with pytest.raises(hmmfs.KernelError, match="read-only"):

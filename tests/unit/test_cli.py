@@ -176,6 +176,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "state" / "gone").mkdir()
     entry = mountinfo.Entry(str(tmp_path), mountinfo.TYPE, "hmmfs", 0, 77)
     monkeypatch.setattr(mountinfo, "require_hmmfs", lambda _: entry)
+    monkeypatch.setattr(cli, "_submit_file", lambda device: f"{device}/submit")
     return tmp_path
 
 

@@ -247,6 +247,7 @@ struct hm_core {
     struct hm_region_record *table;
     uint32_t table_used; /* records ever used; guarded by regions_lock */
     hm_counter regions;
+    hm_counter dying; /* regions that nobody finds any more and whose pages still go */
 
     struct hm_stripe stripes[HM_STRIPES];
 

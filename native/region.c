@@ -304,6 +304,7 @@ int hm_region_destroy(struct hm_core *core, uint64_t ino)
     if (*at) {
         region = *at;
         *at = region->next;
+        hm_count(&core->dying, 1);
     }
     pthread_rwlock_unlock(&core->regions_lock);
     if (!region)
@@ -312,6 +313,7 @@ int hm_region_destroy(struct hm_core *core, uint64_t ino)
     cut(region, 0, HM_MAX_BYTES, true);
     atomic_fetch_sub_explicit(&core->regions, 1, memory_order_relaxed);
     hm_region_put(region);
+    atomic_fetch_sub(&core->dying, 1);
     return 0;
 }
 

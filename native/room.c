@@ -393,6 +393,9 @@ int hm_audit(struct hm_core *core, char *text, size_t size)
     struct audit a = {.core = core, .text = text, .size = size};
     uint64_t *inos;
     uint32_t n = 0;
+    /* A region on its way out still has pages accounted for; 64 GiB take some seconds. */
+    for (int ms = 0; core->dying && ms < 2000; ms++)
+        usleep(1000);
     pthread_rwlock_rdlock(&core->regions_lock);
     inos = malloc(sizeof(*inos) * (core->table_used + 1));
     for (uint32_t i = 0; inos && i < HM_REGION_BUCKETS; i++)

@@ -12,7 +12,11 @@ import json
 import math
 import os
 import pickle
+import sys
+import sysconfig
+import threading
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from hmmfs.errors import UsageError
@@ -51,12 +55,35 @@ class Launch:
 
 
 def payload_of(target: Any, arguments: list[Any], path: list[str]) -> bytes:
-    """What the worker opens: first `path`, where it is to look for modules, then the rest.
-    Functions go by value where they can't be imported."""
+    """What the worker opens: first `path`, where it is to look for modules, then the rest. A
+    function goes by value unless its module is installed: importing a program's own modules anew
+    would run them in another process, if they can be found there at all."""
     import cloudpickle  # the daemon never makes one
 
-    call = cloudpickle.dumps({"target": target, "arguments": arguments})
+    module = sys.modules.get(getattr(target, "__module__", None) or "")
+    with _by_value:  # cloudpickle's list of modules is one for all threads
+        own = module is not None and not _is_installed(module)
+        if own:
+            cloudpickle.register_pickle_by_value(module)
+        try:
+            call = cloudpickle.dumps({"target": target, "arguments": arguments})
+        finally:
+            if own:
+                cloudpickle.unregister_pickle_by_value(module)
     return pickle.dumps({"path": path, "call": call})
+
+
+_by_value = threading.Lock()
+
+
+def _is_installed(module: ModuleType) -> bool:
+    file = getattr(module, "__file__", None)
+    if file is None or module.__name__.partition(".")[0] == "hmmfs":
+        return True
+    return any(
+        os.path.realpath(file).startswith(os.path.realpath(sysconfig.get_path(place)) + os.sep)
+        for place in ("stdlib", "platstdlib", "purelib", "platlib")
+    )
 
 
 def encoded(launch: Launch) -> str:

@@ -52,6 +52,8 @@ class Worker:
         """Run a kernel to its end; the pickle of what it returned. The regions are in use."""
         self._failure, self._running = None, True
         try:
+            if self._process is not None and self._process.poll() is not None:
+                await self.end()  # killed since the last launch, which is no fault of this one
             if self._process is None:
                 await self._start()
             for region in regions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import math
@@ -318,6 +319,44 @@ def test_storm_of_killed_workers(machine: hmmfs.Machine) -> None:
         device.launch(add, hmmfs.updates(region)).wait()
         done += 1
     assert (np.asarray(region.cpu) == done).all()
+
+
+def paint(a: np.ndarray[Any, Any], value: int, pid_file: str) -> None:
+    Path(f"{pid_file}.new").write_text(str(os.getpid()))
+    os.rename(f"{pid_file}.new", pid_file)
+    for at in range(0, a.size, 1024):
+        a[at : at + 1024] = value
+
+
+@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.long)])
+def test_workers_killed_at_any_moment(machine: hmmfs.Machine, tmp_path: Path, seconds: int) -> None:
+    """Each round paints a region of twice VRAM in one value, on either device, with some workers
+    killed from outside: then each page has the old value or the new one."""
+    region = machine.region("a", 8 * M // 8, "int64")
+    rng = np.random.default_rng(3)
+    end, killed, value = time.monotonic() + seconds, 0, 0
+    while time.monotonic() < end:
+        value += 1
+        device, pid_file = machine.devices[value % 2], tmp_path / f"pid{value}"
+        arguments = (hmmfs.writes(region), value, str(pid_file))
+        handle = device.launch(paint, *arguments)
+        if rng.random() < 0.6:
+            assert wait_until(pid_file.exists)
+            time.sleep(rng.random() * 0.02)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid_file.read_text()), signal.SIGKILL)
+        error = handle.exception()
+        seen = set(np.unique(region.cpu).tolist())
+        if error is None:
+            assert seen == {value}
+            continue
+        assert "SIGKILL" in str(error)
+        assert seen <= {value - 1, value}
+        killed += 1
+        device.launch(paint, *arguments).wait()
+        assert (np.asarray(region.cpu) == value).all()
+    assert killed > 0
+    assert value > killed
 
 
 # ---- the shell, and mounting from Python

@@ -66,11 +66,78 @@ class Model(Access):
             self.gate_writeback(s, p, out)
         self.gate_ahead(s, out)
         self.gate_write(s, out)
+        for w in range(len(s.workers)):
+            self.worker(s, w, out)
         for j in range(len(s.jobs)):
             self.job(s, j, out)
         return out
 
-    # ---- what is true -----------------------------------------------------------------------
+    # ---- a device's worker ------------------------------------------------------------------
+
+    def worker(self, s: State, w: int, out: Steps) -> None:
+        """Run on, or take a fault. Bytes that are in the pool can be reached, whoever owns the
+        page: that is what protecting, and punching last, are for."""
+        at, waits = s.workers[w]
+        if waits or at == len(self.setting.workers[w].ops):
+            return
+        after = self.access(s, w)
+        if after is not None:
+            node, op = self.setting.workers[w].node, self.setting.workers[w].ops[at]
+            out.append((f"W{w} on node {node} {op.kind}s page {bits(op.pages)[0]}", after))
+            return
+        if s.jobs[self.touch_of[w, at]].phase != OFF:
+            return  # the job of its last fault ends first: a new one would wait for the block
+        s = s._replace(
+            workers=put(s.workers, w, (at, True)),
+            jobs=put(s.jobs, self.touch_of[w, at], Job(READY)),
+        )
+        out.append((f"W{w} faults", s))
+
+    def access(self, s: State, w: int) -> State | None:
+        """The worker's next load or store; None: it faults."""
+        at, node = s.workers[w][0], self.setting.workers[w].node
+        op = self.setting.workers[w].ops[at]
+        p = bits(op.pages)[0]
+        value = s.pool[node][p]
+        if value == NONE or (op.kind == "store" and not s.writable[node] >> p & 1):
+            return None
+        if op.kind == "load":
+            self.saw(s, p, value, f"W{w}")
+        else:
+            bit = self.bit_of_worker[w, at]
+            s = self.stored(self.set_pool(s, node, p, value | bit), p, bit)
+        return s._replace(workers=put(s.workers, w, (at + 1, False)))
+
+    def touched(self, s: State, j: int) -> State:
+        """The end of a TOUCH, under the lock: what is stored to becomes dirty and writable."""
+        (w, at), task = self.toucher[j], self.tasks[j]
+        node, p = task.node, bits(task.pages)[0]
+        if s.end & task.pages:
+            end = len(self.setting.workers[w].ops)  # the kernel is ended
+            s = s._replace(workers=put(s.workers, w, (end, False)))
+            return self.enter(s, j, Job(FINISH), FINISH)
+        there = bool(s.present & task.pages) and s.owner[p] == node
+        store = self.setting.workers[w].ops[at].kind == "store"
+        if store and there:
+            if not self.protocol.keep_written and s.kept & task.pages:
+                s = self.set_pool(s, HOST, p, NONE)._replace(kept=s.kept & ~task.pages)
+            s = s._replace(writable=put(s.writable, node, s.writable[node] | task.pages))
+        if there or not self.protocol.wake_arrived:
+            s = s._replace(workers=put(s.workers, w, (at, False)))
+            if self.setting.prompt:
+                s = self.access(s, w) or s
+        return self.enter(s, j, Job(FINISH), FINISH)
+
+    def protect(self, s: State, j: int) -> State:
+        """What is copied away, and what arrives, can't be stored to."""
+        job = s.jobs[j]
+        if not self.protocol.no_protect:
+            for p in bits(job.move):
+                s = self.protected(s, job.source[p], 1 << p)
+        node, arriving = self.tasks[j].node, job.copy | job.fill
+        if self.protocol.fill_writable and node != HOST:
+            return s._replace(writable=put(s.writable, node, s.writable[node] | arriving))
+        return self.protected(s, node, arriving)
 
     # ---- transactions -----------------------------------------------------------------------
 
@@ -101,6 +168,8 @@ class Model(Access):
             out.append((f"{name} lets the block go", s))
         elif job.phase == REPLAY:
             end = DONE if j < len(self.setting.tasks) else OFF
+            if j in self.toucher and s.workers[self.toucher[j][0]] == (self.toucher[j][1], True):
+                end = OFF if self.protocol.wake_arrived else READY  # the recall gave up: try again
             s = self.unpark(s)._replace(jobs=put(s.jobs, j, Job(end)))
             out.append((f"{name} has what is parked looked at again", s))
 
@@ -191,7 +260,7 @@ class Model(Access):
         for p in bits(task.pages & s.present):
             move |= (s.owner[p] != task.node) << p
         copy = move & ~s.kept if task.node == HOST else move
-        fill = task.pages & ~s.present if task.kind == "write" else 0
+        fill = task.pages & ~s.present if task.kind in ("write", "touch") else 0
         if not self.protocol.fill_past_end:
             fill &= ~s.end
         if task.kind == "read":
@@ -199,12 +268,17 @@ class Model(Access):
                 self.saw(s, p, 0, f"D{j}")
         if not move | fill:
             return self.brought(s._replace(mode=STABLE), j)
-        return self.enter(s, j, Job(COPY, 0, move=move, copy=copy, fill=fill, source=s.owner), COPY)
+        job = Job(COPY, 0, move=move, copy=copy, fill=fill, source=s.owner)
+        s = self.enter(s, j, job, COPY)
+        return s if self.protocol.protect_late else self.protect(s, j)
 
     def copy(self, s: State, j: int) -> State:
         job, node = s.jobs[j], self.tasks[j].node
+        if self.setting.slow_copy and not job.values:
+            values = tuple(s.pool[job.source[p]][p] for p in self.pages)
+            return self.enter(s, j, job._replace(values=values), COPY)
         for p in bits(job.copy):
-            value = s.pool[job.source[p]][p]
+            value = job.values[p] if job.values else s.pool[job.source[p]][p]
             if value == NONE and self.protocol.blind_load:
                 s = self.set_pool(s, job.source[p], p, 0)
             s = self.set_pool(s, node, p, max(0, value))
@@ -216,6 +290,8 @@ class Model(Access):
         return self.enter(s, j, job, FLIP)
 
     def flip(self, s: State, j: int) -> State:
+        if self.protocol.protect_late:
+            s = self.protect(s, j)
         job, node = s.jobs[j], self.tasks[j].node
         if job.cut and not self.protocol.no_generation:
             for p in bits(job.copy | job.fill):
@@ -249,6 +325,8 @@ class Model(Access):
     def brought(self, s: State, j: int) -> State:
         """The pages are on the node, unless a cut came between; still under the lock."""
         task, there = self.tasks[j], 0
+        if task.kind == "touch":
+            return self.touched(s, j)
         if task.kind not in ("read", "write"):
             return self.enter(s, j, Job(FINISH), FINISH)
         for p in bits(task.pages & s.present):
@@ -288,6 +366,10 @@ class Model(Access):
                 self.check_device_page(s, p, owner)
             elif s.kept & mask:
                 raise Violation(f"Host copy of page {p} is kept, but the host owns the page.")
+            for node in range(1, self.setting.nodes):
+                mine = owner == node and s.present & mask and not s.kept & mask
+                if s.writable[node] & mask and s.pool[node][p] != NONE and not mine:
+                    raise Violation(f"Device {node} may store to page {p}, which is not its own.")
             if s.busy == NONE and not self.writing(s):
                 if s.present & s.end & mask:
                     raise Violation(f"Page {p} has bytes, but is past the end of the file.")
@@ -315,6 +397,8 @@ class Model(Access):
         ends = [len(ops) for ops in self.setting.programs]
         running = [f"P{i}" for i, (at, _) in enumerate(s.programs) if at < ends[i]]
         running += [f"D{j}" for j, job in enumerate(s.jobs) if job.phase not in (DONE, OFF)]
+        workers = zip(s.workers, self.setting.workers, strict=True)
+        running += [f"W{w}" for w, ((at, _), of) in enumerate(workers) if at < len(of.ops)]
         if running:
             raise Violation(f"Deadlock: {', '.join(running)} can't go on.")
         for p in self.pages:

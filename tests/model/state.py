@@ -47,6 +47,12 @@ class Protocol:
     blind_load: bool = False  # a page that is cut while it is copied from stays allocated
     allocate_frozen: bool = False  # fallocate gives pages to a block between plan and punch
 
+    # A device's worker and its true faults (native/uffd.c).
+    no_protect: bool = False  # copy a page away while the worker may still store to it
+    protect_late: bool = False  # protect it only after the copy
+    fill_writable: bool = False  # a page arrives without protection: its first store is no fault
+    wake_arrived: bool = False  # wake only who waits for a page that is there now
+
 
 class Op(NamedTuple):
     kind: str  # load, load_ahead, store, write, truncate, punch, zero
@@ -54,9 +60,16 @@ class Op(NamedTuple):
 
 
 class Task(NamedTuple):
-    kind: str  # read, write: device operations; migrate; recall
+    kind: str  # read, write: device operations; migrate; recall; touch: a worker's fault
     node: int
     pages: int
+
+
+class Worker(NamedTuple):
+    """A thread of a kernel on a device: loads and stores in its window."""
+
+    node: int
+    ops: tuple[Op, ...]
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,7 @@ class Setting:
     programs: tuple[tuple[Op, ...], ...]
     tasks: tuple[Task, ...]
     owner: tuple[int, ...] = (HOST,)
+    workers: tuple[Worker, ...] = ()
     cached: int = 0  # these pages are in the page cache at first
     forgotten: int = 0  # these were, as far as the directory knows, but the kernel dropped them
     nodes: int = 2
@@ -75,7 +89,10 @@ class Setting:
     rounds: int = 1  # of a recall over all pages, before it goes page by page
     tries: int = 3  # after which the recall fails
     forgive_torn: bool = True  # "Not covered" in PROTOCOL.md: ignore such bytes
-    prompt: bool = False  # a program goes on before its page is dropped again; no recall may fail
+    # A program goes on before its page is dropped again, a worker before what it was woken for
+    # leaves; no recall may fail.
+    prompt: bool = False
+    slow_copy: bool = False  # a copy reads, then writes
 
 
 class Write(NamedTuple):
@@ -99,6 +116,7 @@ class Job(NamedTuple):
     copy: int = 0
     fill: int = 0
     source: tuple[int, ...] = ()
+    values: tuple[int, ...] = ()  # what a slow copy has read
     freed: tuple[int, ...] = ()
     there: int = 0
     cut: bool = False  # the generation moved since it was looked at
@@ -130,6 +148,8 @@ class State(NamedTuple):
     # who touches the block: (index of the operation, its stage)
     programs: tuple[tuple[int, int], ...]
     jobs: tuple[Job, ...]
+    workers: tuple[tuple[int, bool], ...]  # (index of the operation, whether it waits for a fault)
+    writable: tuple[int, ...]  # [node] pages that are not write-protected in its worker's window
     # what is true: stores that every load must see, or must not see any more
     required: tuple[int, ...]
     forbidden: tuple[int, ...]
@@ -161,8 +181,22 @@ class Block:
         names = [(i, at) for i, ops in enumerate(setting.programs) for at in range(len(ops))]
         self.bit_of_op = {name: 2 << at for at, name in enumerate(names)}
         self.bit_of_task = [2 << (len(names) + j) for j in range(len(setting.tasks))]
-        # After the tasks given, one for each page that brings it home for the service.
-        self.tasks = setting.tasks + tuple(Task("home", HOST, 1 << p) for p in self.pages)
+        of_workers = [
+            (w, at) for w, worker in enumerate(setting.workers) for at in range(len(worker.ops))
+        ]
+        first = len(names) + len(setting.tasks)
+        self.bit_of_worker = {name: 2 << (first + k) for k, name in enumerate(of_workers)}
+        # After the tasks given, one for each page that brings it home for the service, and one for
+        # each fault that a worker can take.
+        home = tuple(Task("home", HOST, 1 << p) for p in self.pages)
+        touch = tuple(
+            Task("touch", setting.workers[w].node, setting.workers[w].ops[at].pages)
+            for w, at in of_workers
+        )
+        self.tasks = setting.tasks + home + touch
+        base = len(setting.tasks) + len(home)
+        self.touch_of = {name: base + k for k, name in enumerate(of_workers)}
+        self.toucher = {j: name for name, j in self.touch_of.items()}
 
     def start(self) -> State:
         n, setting = len(self.pages), self.setting
@@ -192,7 +226,10 @@ class Block:
             overtaken=0,
             write=Write(),
             programs=((0, 0),) * len(setting.programs),
-            jobs=(Job(READY),) * len(setting.tasks) + (Job(OFF),) * n,
+            jobs=(Job(READY),) * len(setting.tasks)
+            + (Job(OFF),) * (len(self.tasks) - len(setting.tasks)),
+            workers=((0, False),) * len(setting.workers),
+            writable=(0,) * setting.nodes,
             required=(FIRST,) * n,
             forbidden=(0,) * n,
             void=(NONE,) * n,
@@ -217,6 +254,7 @@ class Block:
         ops = ["the first bytes"]
         ops += [f"P{i}'s {self.setting.programs[i][at].kind}" for (i, at) in self.bit_of_op]
         ops += [f"D{j}'s {task.kind}" for j, task in enumerate(self.setting.tasks)]
+        ops += [f"W{w}'s {self.setting.workers[w].ops[at].kind}" for (w, at) in self.bit_of_worker]
         return "{" + ", ".join(ops[b] for b in bits(value)) + "}"
 
     def stored(self, s: State, p: int, bit: int) -> State:
@@ -252,8 +290,12 @@ class Block:
         pending = (*s.read, s.ahead, *s.writeback, s.write.stage)
         return any(r in (ADMITTED, HOLE) for r in pending)
 
+    def protected(self, s: State, node: int, mask: int) -> State:
+        return s._replace(writable=put(s.writable, node, s.writable[node] & ~mask))
+
     def bring_home(self, s: State, mask: int, overwritten: int) -> State:
         for p in bits(self.device(s, mask)):
+            s = self.protected(s, s.owner[p], 1 << p)
             from_device = 0 if overwritten >> p & 1 else s.pool[s.owner[p]][p]
             value = s.pool[HOST][p] if s.kept >> p & 1 else from_device
             s = self.set_pool(self.set_pool(s, s.owner[p], p, NONE), HOST, p, value)

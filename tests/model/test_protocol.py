@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from .protocol import explore
-from .state import HOST, Op, Protocol, Setting, Task
+from .state import HOST, Op, Protocol, Setting, Task, Worker
 
 SOUND = Protocol()
 
@@ -43,6 +43,10 @@ def write_by(node: int, *pages: int) -> Task:
 
 def migrate_to(node: int, *pages: int) -> Task:
     return Task("migrate", node, sum(1 << page for page in pages or (0,)))
+
+
+def worker(node: int, *ops: Op) -> Worker:
+    return Worker(node, ops)
 
 
 RECALL = Task("recall", 1, 1)
@@ -118,6 +122,65 @@ FILES = {
     "zero": Setting(((op("zero", 0), load()),), (write_by(1), migrate_to(HOST))),
 }
 
+ADDER = (store(), load())
+
+# Kernels in a worker of their own, with true faults.
+WORKERS = {
+    "a worker": Setting(((store(), load()),), (), workers=(worker(1, *ADDER),)),
+    "a worker and its evictions": Setting(
+        (),
+        (migrate_to(HOST), migrate_to(1), migrate_to(HOST)),
+        workers=(worker(1, *ADDER, *ADDER),),
+    ),
+    "two threads": Setting(
+        ((store(),),), (migrate_to(HOST),), workers=(worker(1, *ADDER), worker(1, *ADDER))
+    ),
+    "workers of two devices": Setting(
+        ((load(),),), (), workers=(worker(1, *ADDER), worker(2, *ADDER)), nodes=3
+    ),
+    "no kept copies": Setting(
+        ((store(),),), (migrate_to(HOST),), workers=(worker(1, *ADDER),), keep_clean=False
+    ),
+    "a worker and operations": Setting(
+        (), (write_by(1), read_by(2)), workers=(worker(1, load(), store()),), nodes=3
+    ),
+    "two pages of a worker": Setting(
+        ((store(0), load(1)),),
+        (migrate_to(HOST, 0, 1),),
+        workers=(worker(1, store(1), store(0)),),
+        owner=(HOST, 1),
+    ),
+    "through the service": Setting(
+        ((load(), store()),), (), workers=(worker(1, *ADDER),), owner=(1,), express=False
+    ),
+}
+
+# Where files are cut below a kernel.
+WORKERS_AND_FILES = {
+    "write": Setting(((write(), load()),), (), workers=(worker(1, *ADDER),)),
+    "truncate": Setting(((op("truncate", 0), load()),), (), workers=(worker(1, *ADDER),)),
+    "punch": Setting(
+        ((op("punch", 0), load()),), (migrate_to(HOST),), workers=(worker(1, *ADDER),)
+    ),
+    "zero": Setting(((op("zero", 0),),), (), workers=(worker(1, *ADDER),), owner=(1,)),
+}
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_what_a_worker_sees_is_coherent(name: str) -> None:
+    found = explore(WORKERS[name], SOUND)
+    assert not found.violation, f"\n{found}"
+    # A page may go to and fro for ever, if nobody gets to touch it in between.
+    found = explore(replace(WORKERS[name], prompt=True, tries=8), SOUND)
+    assert not found.violation, f"\n{found}"
+    assert found.finite
+
+
+@pytest.mark.parametrize("name", WORKERS_AND_FILES)
+def test_a_worker_and_file_operations(name: str) -> None:
+    found = explore(WORKERS_AND_FILES[name], SOUND)
+    assert not found.violation, f"\n{found}"
+
 
 @pytest.mark.parametrize("name", MAPPED)
 def test_mapped_memory_is_coherent(name: str) -> None:
@@ -170,6 +233,12 @@ PLANTED = {
     ),
 }
 
+PLANTED |= {
+    "no_protect": (WORKERS["a worker and its evictions"], "may store to page 0"),
+    "protect_late": (WORKERS["a worker and its evictions"], "which had completed"),
+    "fill_writable": (WORKERS["a worker"], "may store to page 0"),
+    "wake_arrived": (WORKERS_AND_FILES["punch"], "Deadlock"),
+}
 
 ONCE_MADE = {
     "frozen_holds_write": (
@@ -230,10 +299,23 @@ def test_limit_a_recall_within_a_write() -> None:
     assert "without {P0's write}, which had completed" in found.violation
 
 
+def test_limit_a_truncate_within_a_copy() -> None:
+    """A copy that had read a page before a truncate puts it where the worker can see it, until it
+    looks at the generation."""
+    setting = Setting(
+        ((op("truncate", 0),),), (migrate_to(1),), workers=(worker(1, load()),), slow_copy=True
+    )
+    assert not explore(replace(setting, slow_copy=False), SOUND).violation
+    found = explore(setting, SOUND)
+    print(found)
+    assert found.violation.startswith("W0 read")
+    assert "was overwritten or cut off before" in found.violation
+
+
 # ---- larger -----------------------------------------------------------------------------------
 
 
-def random_setting(rng: random.Random, kinds: list[str]) -> Setting:
+def random_setting(rng: random.Random, kinds: list[str], with_workers: bool) -> Setting:
     pages, nodes = rng.choice([1, 2, 2, 3]), rng.choice([2, 3])
     everything = (1 << pages) - 1
 
@@ -251,11 +333,21 @@ def random_setting(rng: random.Random, kinds: list[str]) -> Setting:
     owner = tuple(rng.choice([HOST, HOST, rng.randrange(nodes)]) for _ in range(pages))
     host = sum(1 << page for page, node in enumerate(owner) if node == HOST)
     cached = rng.randrange(everything + 1) & host
+
+    def any_worker() -> Worker:
+        ops = [op(rng.choice(["load", "store"]), rng.randrange(pages)) for _ in range(2)]
+        return worker(rng.randrange(1, nodes), *ops)
+
+    workers = tuple(any_worker() for _ in range(rng.randint(1, 2))) if with_workers else ()
     return Setting(
         programs=tuple(
-            tuple(any_op() for _ in range(rng.randint(1, 2))) for _ in range(rng.randint(1, 2))
+            tuple(any_op() for _ in range(rng.randint(1, 2)))
+            for _ in range(rng.randint(1, 1 if with_workers else 2))
         ),
-        tasks=tuple(any_task() for _ in range(rng.randint(1, 2))),
+        tasks=tuple(
+            any_task() for _ in range(rng.randint(0 if with_workers else 1, 2 - len(workers) // 2))
+        ),
+        workers=workers,
         owner=owner,
         cached=cached,
         forgotten=rng.randrange(everything + 1) & host & ~cached,
@@ -267,13 +359,15 @@ def random_setting(rng: random.Random, kinds: list[str]) -> Setting:
     )
 
 
-def explore_random(seed: int, settings: int, kinds: list[str], protocol: Protocol) -> None:
+def explore_random(
+    seed: int, settings: int, kinds: list[str], protocol: Protocol, *, with_workers: bool = False
+) -> None:
     rng = random.Random(seed)
     for _ in range(settings):
-        setting = random_setting(rng, kinds)
+        setting = random_setting(rng, kinds, with_workers)
         found = explore(setting, protocol)
         assert not found.violation, f"\n{setting}\n{found}"
-        assert found.finite or setting.reclaim, setting
+        assert found.finite or setting.reclaim or with_workers, setting
 
 
 MAPPING_KINDS = ["load", "load_ahead", "store"]
@@ -285,12 +379,19 @@ def test_random_settings() -> None:
     explore_random(2, 15, ALL_KINDS, SOUND)
 
 
+def test_random_settings_with_workers() -> None:
+    explore_random(3, 3, MAPPING_KINDS, SOUND, with_workers=True)
+    explore_random(4, 3, ALL_KINDS, SOUND, with_workers=True)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(20))
 def test_many_random_settings(seed: int) -> None:
     explore_random(100 + seed, 60, MAPPING_KINDS, SOUND)
     explore_random(200 + seed, 60, ALL_KINDS, SOUND)
+    explore_random(300 + seed, 10, MAPPING_KINDS, SOUND, with_workers=True)
+    explore_random(400 + seed, 10, ALL_KINDS, SOUND, with_workers=True)
 
 
 LARGE = {

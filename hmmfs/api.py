@@ -16,6 +16,7 @@ import errno
 import math
 import os
 import pickle
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -61,7 +62,8 @@ def reads(region: Region) -> Argument:
 
 
 def writes(region: Region) -> Argument:
-    """The kernel stores to it, and needs nothing of what is there."""
+    """The kernel stores to all of it, and needs nothing of what is there: pages need not be copied
+    to the device. Where it does not store after all, or ends early, old bytes or zeros are left."""
     return Argument(region, "writes")
 
 
@@ -98,15 +100,22 @@ class Region:
         """Pages of 4 KiB by node (`pages_host`, `pages_dev0`, …) and by condition."""
         return _table(self.machine.path / "state" / self.name / "residency")
 
-    def migrate(self, place: Device | str) -> None:
-        """Move all its pages to a device or to "host", and wait. ENOSPC: no room there."""
-        self.prefetch(place).wait()
+    def migrate(self, place: Device | str, part: slice = slice(None)) -> None:
+        """Move its pages, or those of `part` of its first axis, to a device or to "host", and wait.
+        ENOSPC: no room there."""
+        self.prefetch(place, part).wait()
 
-    def prefetch(self, place: Device | str) -> Handle:
-        """The same without waiting."""
+    def prefetch(self, place: Device | str, part: slice = slice(None)) -> Handle:
+        """The same without waiting: the handle tells how far it is, and can cancel it. What has
+        moved by then stays there."""
         name = place.name if isinstance(place, Device) else place
         device = self.machine.devices[0] if name == "host" else self.machine.device(name)
-        return Handle(device, f"migrate {_quoted(self.name)} to {name}", uuid.uuid4().hex)
+        first, stop, step = part.indices(self.shape[0] if self.shape else 1)
+        if step != 1:
+            raise UsageError(f"A part with step {step} can't be moved: leave out the step.")
+        row = self.nbytes // max(1, self.shape[0] if self.shape else 1)
+        line = f"migrate {shlex.quote(self.name)}:{first * row}+{(stop - first) * row} to {name}"
+        return Handle(device, line if stop > first and row else "", uuid.uuid4().hex)
 
     def unlink(self) -> None:
         self.path.unlink()
@@ -115,6 +124,7 @@ class Region:
 class Handle:
     """A launch or another operation under way. Awaitable in trio."""
 
+    # line: the operation; empty: there is nothing to do
     def __init__(self, device: Device, line: str, name: str, *, kernel: bool = False) -> None:
         self._device, self._name, self._kernel = device, name, kernel
         self._answer = ""
@@ -124,7 +134,7 @@ class Handle:
 
     def _run(self, line: str) -> None:
         try:
-            self._answer = self._device.submit(line)
+            self._answer = self._device.submit(line, self._name) if line else ""
         except BaseException as error:
             self._error = error
 
@@ -147,13 +157,27 @@ class Handle:
             raise self._error
         return pickle.loads(base64.b64decode(self._answer)) if self._kernel else self._answer
 
+    def progress(self) -> float:
+        """The share of its pages that have moved. A kernel can't tell: 0 until it is done."""
+        if self.done:
+            return 0.0 if self._error is not None else 1.0
+        for line in (self._device.files / "queue").read_text().splitlines():
+            name, _, _, done, total = line.split()
+            if name == self._name and int(total):
+                return int(done) / int(total)
+        return 0.0
+
     def cancel(self) -> None:
         """End it, running or not; `wait` then raises. Done already: nothing happens."""
-        try:
-            self._device.submit(f"cancel {self._name}")
-        except HmmfsError as error:
-            if error.errno != errno.ENOENT:
-                raise
+        while not self.done:
+            try:
+                self._device.submit(f"cancel {self._name}")
+            except HmmfsError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                self._thread.join(0.001)  # on its way there, or from there
+            else:
+                return
 
     def __await__(self) -> Generator[Any, Any, Any]:
         import trio
@@ -166,12 +190,14 @@ class Device:
 
     def __init__(self, machine: Machine, name: str) -> None:
         self.machine, self.name = machine, name
-        self._files = machine.path / "devices" / name
+        self.files = machine.path / "devices" / name
 
-    def submit(self, line: str) -> str:
+    def submit(self, line: str, name: str | None = None) -> str:
         """Run operations, one a line, and return their answers. Raises HmmfsError with the errno
-        of the first that fails, KernelError where that is a kernel's exception."""
-        fd = os.open(self._files / "calls" / uuid.uuid4().hex, os.O_RDWR | os.O_CLOEXEC)
+        of the first that fails, KernelError where that is a kernel's exception. name: 32
+        hexadecimal digits of yours, by which it can be found in `queue`, and cancelled."""
+        path = self.files / "calls" / (name or uuid.uuid4().hex)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             try:
                 os.write(fd, line.encode(errors="surrogateescape") + b"\n")
@@ -203,12 +229,12 @@ class Device:
                 uses.append(Use(os.fsencode(region.name), argument.use, region.nbytes))
             else:
                 words.append(argument)
-        name = uuid.uuid4().hex
         payload = payload_of(kernel, words, [os.getcwd(), *filter(None, sys.path)])
-        return Handle(self, encoded(Launch(tuple(uses), payload, limit, name)), name, kernel=True)
+        line = encoded(Launch(tuple(uses), payload, limit))
+        return Handle(self, line, uuid.uuid4().hex, kernel=True)
 
     def stats(self) -> dict[str, int]:
-        return _table(self._files / "stats")
+        return _table(self.files / "stats")
 
 
 class Machine:
@@ -338,9 +364,3 @@ def _failure(error: OSError, answer: str) -> HmmfsError:
 def _table(path: Path) -> dict[str, int]:
     lines = path.read_text().splitlines()
     return {key: int(value) for key, value in (line.split(" ", 1) for line in lines)}
-
-
-def _quoted(name: str) -> str:
-    import shlex
-
-    return shlex.quote(name)

@@ -208,6 +208,11 @@ struct hm_counters {
 
 struct hm_window {
     uint64_t ino, address, bytes;
+    /* Pages below `discard` that the worker has not had since that was said need not be copied to
+     * it; `had` has a bit for each (a page written, evicted and touched again holds the kernel's
+     * own bytes). The words of a block change with the block busy; NULL: nothing is discarded. */
+    uint64_t discard;
+    uint64_t *had;
 };
 
 /* The worker of a device, while there is one. */
@@ -353,6 +358,10 @@ int hm_window_protect(struct hm_region *region, uint32_t node, uint64_t block,
 int hm_window_let_store(struct hm_region *region, uint32_t node, uint64_t block,
                         const struct hm_mask *mask); /* wakes, too */
 int hm_window_wake(struct hm_region *region, uint32_t node, uint64_t block,
+                   const struct hm_mask *mask);
+/* The pages of the block that may come as zeros; and that these are there now. */
+struct hm_mask hm_window_discards(struct hm_region *region, uint32_t node, uint64_t block);
+void hm_window_had(struct hm_region *region, uint32_t node, uint64_t block,
                    const struct hm_mask *mask);
 
 /* transaction.c: run a job; whether it has ended. One that waits for its block runs when that is

@@ -207,6 +207,10 @@ int hm_device_detach(struct hm_core *core, uint32_t node);
 int hm_device_map(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t address,
                   uint64_t bytes);
 int hm_device_unmap(struct hm_core *core, uint32_t node, uint64_t ino);
+/* The worker's next kernel writes the first `bytes` of the region and needs nothing of what is
+ * there: the whole pages below come as zeros when it first stores to them. 0 ends that. -ENOENT:
+ * it does not map the region. */
+int hm_device_discard(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t bytes);
 /* A new descriptor of the region's pool on the node, or -errno. */
 int hm_pool_descriptor(struct hm_core *core, uint64_t ino, uint32_t node);
 

@@ -18,7 +18,8 @@ struct transaction {
     struct hm_block *record;
     uint64_t block;
     const struct hm_job *job;
-    uint32_t reserved; /* pages reserved on job->node and not used yet */
+    uint32_t reserved;    /* pages reserved on job->node and not used yet */
+    struct hm_mask blank; /* TOUCH: pages whose old bytes the worker's kernel does without */
     struct hm_event event;
 };
 
@@ -38,9 +39,10 @@ static void punch_runs(struct hm_region *region, uint32_t node, uint64_t block,
 /* ---- migration ---------------------------------------------------------------------------- */
 
 struct plan {
-    struct hm_mask move; /* present pages whose owner changes */
-    struct hm_mask copy; /* of these, the ones whose bytes have to be carried */
-    struct hm_mask fill; /* holes that become pages of zeros */
+    struct hm_mask move;  /* present pages whose owner changes */
+    struct hm_mask copy;  /* of these, the ones whose bytes have to be carried */
+    struct hm_mask blank; /* of these, the ones that become pages of zeros instead */
+    struct hm_mask fill;  /* holes that become pages of zeros */
     uint32_t moves, copies, fills;
     uint8_t from[HM_BLOCK_PAGES]; /* owners when planned: a truncate changes the record's */
 };
@@ -69,7 +71,9 @@ static void make_plan(const struct transaction *t, const struct hm_mask *mask, b
             continue;
         plan->move.word[w] |= bit;
         plan->moves++;
-        if (t->job->node != HM_HOST || !(record->kept[w] & bit))
+        if (t->blank.word[w] & bit)
+            plan->blank.word[w] |= bit;
+        else if (t->job->node != HM_HOST || !(record->kept[w] & bit))
             plan->copy.word[w] |= bit;
     }
     if (populate) {
@@ -109,24 +113,28 @@ static int protect(struct transaction *t, const struct plan *plan)
     for (uint32_t page = 0; page < HM_BLOCK_PAGES; page++)
         if (hm_test(plan->move.word, page))
             from[plan->from[page]].word[page / 64] |= 1ULL << (page % 64);
-    HM_EACH_WORD(w) to->word[w] |= plan->copy.word[w] | plan->fill.word[w];
+    HM_EACH_WORD(w)
+    to->word[w] |= plan->copy.word[w] | plan->blank.word[w] | plan->fill.word[w];
     for (uint32_t node = 1; node < t->core->config.nodes && !error; node++)
         error = hm_window_protect(t->region, node, t->block, &from[node]);
     return error;
 }
 
-/* Pages of zeros for the holes that a worker touched; a store of ours makes its own. */
+/* Pages of zeros for what a worker touched: holes (a store of ours makes its own), and what it
+ * does without. */
 static int make_fill(struct transaction *t, const struct plan *plan)
 {
     struct hm_pool *pool;
+    struct hm_mask zeros;
     uint32_t first = 0, count;
     int error = 0;
-    if (t->job->kind != HM_JOB_TOUCH || !plan->fills)
+    HM_EACH_WORD(w) zeros.word[w] = plan->fill.word[w] | plan->blank.word[w];
+    if (t->job->kind != HM_JOB_TOUCH || !hm_bits(zeros.word))
         return 0;
     pool = hm_region_pool(t->region, t->job->node);
     if (!pool)
         return -errno;
-    for (; !error && hm_next_run(plan->fill.word, &first, &count); first += count)
+    for (; !error && hm_next_run(zeros.word, &first, &count); first += count)
         error = hm_pool_zero(pool, page_offset(t->block, first), (uint64_t)count * HM_PAGE_SIZE);
     return error;
 }
@@ -147,7 +155,8 @@ static void discard(struct transaction *t, const struct plan *plan)
     for (uint32_t page = 0; page < HM_BLOCK_PAGES; page++) {
         uint64_t bit = 1ULL << (page % 64);
         bool copied = hm_test(plan->copy.word, page);
-        if ((copied || hm_test(plan->fill.word, page)) && !lives(t->record, page, t->job->node))
+        bool zeroed = hm_test(plan->fill.word, page) || hm_test(plan->blank.word, page);
+        if ((copied || zeroed) && !lives(t->record, page, t->job->node))
             gone[t->job->node].word[page / 64] |= bit;
         if (copied && !lives(t->record, page, plan->from[page]))
             gone[plan->from[page]].word[page / 64] |= bit;
@@ -178,8 +187,12 @@ static void flip(struct transaction *t, const struct plan *plan, struct hm_mask 
             record->kept[w] &= ~bit;
         } else {
             record->device[w] |= bit;
-            if (move && from == HM_HOST && keep)
+            if (plan->blank.word[w] & bit) {
+                freed[HM_HOST].word[w] |= record->kept[w] & bit;
+                record->kept[w] &= ~bit;
+            } else if (move && from == HM_HOST && keep) {
                 record->kept[w] |= bit;
+            }
         }
         if (!move) {
             record->present[w] |= bit;
@@ -258,7 +271,7 @@ static int bring(struct transaction *t, const struct hm_mask *mask, bool populat
             pthread_cond_wait(&t->stripe->changed, &t->stripe->lock);
         generation = record->generation;
         make_plan(t, mask, populate, limit, &plan);
-        room = plan.copies + plan.fills;
+        room = plan.copies + plan.fills + hm_bits(plan.blank.word);
         error = take_room(t, room, t->job->flags & HM_JOB_STAGING ? HM_ROOM_STAGING : HM_ROOM);
         if (error || !(plan.moves + plan.fills)) {
             hm_thaw(record, t->stripe);
@@ -483,6 +496,18 @@ static struct hm_mask touch_window(const struct transaction *t, const struct hm_
     return wide;
 }
 
+/* What a store's fault may bring without its bytes. A page that is loaded from comes with them, for
+ * a kernel may use what it was not to need. */
+static struct hm_mask blank_pages(const struct transaction *t, const struct hm_mask *stores)
+{
+    struct hm_mask blank = {{0}};
+    if (!hm_bits(stores->word))
+        return blank;
+    blank = hm_window_discards(t->region, t->job->node, t->block);
+    HM_EACH_WORD(w) blank.word[w] &= ~(t->job->pages[w] & ~stores->word[w]);
+    return blank;
+}
+
 static int touch(struct transaction *t)
 {
     const struct hm_config *config = &t->core->config;
@@ -496,6 +521,7 @@ static int touch(struct transaction *t)
         stores.word[w] = t->job->stores[w];
     }
     window = touch_window(t, &touched, config->touch_pages[faults]);
+    t->blank = blank_pages(t, &stores);
     error = bring(t, &window, true, HM_BLOCK_PAGES);
     if (error)
         return error;
@@ -513,6 +539,8 @@ static int touch(struct transaction *t)
         touched.word[w] &= inside.word[w] & ~stores.word[w];
     }
     mark_written(t, &stores);
+    HM_EACH_WORD(w) window.word[w] |= stores.word[w];
+    hm_window_had(t->region, t->job->node, t->block, &window);
     hm_region_changed(t->region, hm_bits(stores.word) != 0);
     error = hm_window_let_store(t->region, t->job->node, t->block, &stores);
     if (!error)

@@ -109,6 +109,109 @@ int hm_window_wake(struct hm_region *region, uint32_t node, uint64_t block,
     return give(region, node, block, mask, WAKE);
 }
 
+/* ---- what need not be copied to a worker --------------------------------------------------- */
+
+/* The words of `had` of a block, or NULL; the device's lock is held. */
+static uint64_t *had_of(const struct hm_device *device, uint64_t ino, uint64_t block,
+                        uint64_t *discard)
+{
+    for (uint32_t i = 0; i < device->windows_used; i++) {
+        const struct hm_window *window = &device->windows[i];
+        if (window->ino != ino)
+            continue;
+        *discard = window->discard;
+        return window->had && block * HM_BLOCK_BYTES < window->discard
+                   ? window->had + block * HM_WORDS
+                   : NULL;
+    }
+    return NULL;
+}
+
+struct hm_mask hm_window_discards(struct hm_region *region, uint32_t node, uint64_t block)
+{
+    struct hm_device *device = &region->core->device[node];
+    struct hm_mask mask = {{0}};
+    uint64_t discard, *had;
+    if (!atomic_load(&region->window[node]))
+        return mask;
+    pthread_rwlock_rdlock(&device->lock);
+    had = had_of(device, region->ino, block, &discard);
+    if (had) {
+        uint64_t pages = (discard - block * HM_BLOCK_BYTES) / HM_PAGE_SIZE;
+        mask = hm_mask_range(0, pages < HM_BLOCK_PAGES ? (uint32_t)pages : HM_BLOCK_PAGES);
+        HM_EACH_WORD(w) mask.word[w] &= ~had[w];
+    }
+    pthread_rwlock_unlock(&device->lock);
+    return mask;
+}
+
+void hm_window_had(struct hm_region *region, uint32_t node, uint64_t block,
+                   const struct hm_mask *mask)
+{
+    struct hm_device *device = &region->core->device[node];
+    uint64_t discard, *had;
+    if (!atomic_load(&region->window[node]))
+        return;
+    pthread_rwlock_rdlock(&device->lock);
+    had = had_of(device, region->ino, block, &discard);
+    if (had)
+        HM_EACH_WORD(w) had[w] |= mask->word[w];
+    pthread_rwlock_unlock(&device->lock);
+}
+
+/* What the device owns of the region already. NULL with errno when there is no memory. */
+static uint64_t *owned_pages(struct hm_region *region, uint32_t node, uint64_t bytes)
+{
+    uint64_t blocks = (bytes + HM_BLOCK_BYTES - 1) / HM_BLOCK_BYTES, block, from = 0;
+    uint64_t *had = calloc(blocks, HM_WORDS * sizeof(*had));
+    while (had && hm_region_touched(region->core, region->ino, from, &block, 1) == 1 &&
+           block < blocks) {
+        const struct hm_block *record = &region->blocks[block];
+        struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
+        pthread_mutex_lock(&stripe->lock);
+        for (uint32_t page = 0; page < HM_BLOCK_PAGES; page++)
+            if (hm_test(record->present, page) && record->owner[page] == node)
+                had[block * HM_WORDS + page / 64] |= 1ULL << (page % 64);
+        pthread_mutex_unlock(&stripe->lock);
+        from = block + 1;
+    }
+    return had;
+}
+
+int hm_device_discard(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t bytes)
+{
+    struct hm_device *device = &core->device[node];
+    struct hm_region *region;
+    uint64_t *had = NULL, *old = NULL;
+    int error = -ENOENT;
+    if (node == HM_HOST || node >= core->config.nodes)
+        return -ENODEV;
+    if (bytes > HM_MAX_BYTES)
+        return -EINVAL;
+    region = bytes ? hm_region_get(core, ino) : NULL;
+    if (region) {
+        had = owned_pages(region, node, bytes);
+        hm_region_put(region);
+        if (!had)
+            return -ENOMEM;
+    }
+    pthread_rwlock_wrlock(&device->lock);
+    for (uint32_t i = 0; i < device->windows_used; i++) {
+        struct hm_window *window = &device->windows[i];
+        if (window->ino != ino || bytes > window->bytes)
+            continue;
+        old = window->had;
+        window->had = had;
+        window->discard = bytes;
+        had = NULL;
+        error = 0;
+    }
+    pthread_rwlock_unlock(&device->lock);
+    free(had);
+    free(old);
+    return error;
+}
+
 /* ---- faults ------------------------------------------------------------------------------- */
 
 /* The window that an address lies in; the device's lock is held. NULL: none. */
@@ -234,6 +337,7 @@ int hm_device_detach(struct hm_core *core, uint32_t node)
             atomic_store(&region->window[node], 0);
             hm_region_put(region);
         }
+        free(device->windows[i].had);
     }
     free(device->windows);
     device->windows = NULL;
@@ -292,7 +396,7 @@ int hm_device_map(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t ad
     if (!region)
         return -ENOENT;
     pthread_rwlock_wrlock(&device->lock);
-    error = window_add(device, (struct hm_window){ino, address, bytes});
+    error = window_add(device, (struct hm_window){ino, address, bytes, 0, NULL});
     if (!error)
         atomic_store(&region->window[node], address);
     pthread_rwlock_unlock(&device->lock);
@@ -314,6 +418,7 @@ int hm_device_unmap(struct hm_core *core, uint32_t node, uint64_t ino)
     pthread_rwlock_wrlock(&device->lock);
     for (uint32_t i = 0; i < device->windows_used; i++)
         if (device->windows[i].ino == ino) {
+            free(device->windows[i].had);
             device->windows[i] = device->windows[--device->windows_used];
             error = 0;
             break;

@@ -10,7 +10,7 @@ import base64
 import contextlib
 import errno
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -72,6 +72,14 @@ def touched_spans(region: Region, start: int, end: int) -> Iterator[Span]:
         yield Span(block, low - block * BLOCK_BYTES, high - low)
 
 
+def pages(places: Iterator[Span]) -> int:
+    """Pages that spans touch."""
+    return sum(
+        (span.offset + span.length - 1) // PAGE_SIZE - span.offset // PAGE_SIZE + 1
+        for span in places
+    )
+
+
 def _migration(region: Region, span: Span, node: int) -> Job:
     first = span.offset // PAGE_SIZE
     last = (span.offset + span.length - 1) // PAGE_SIZE
@@ -91,6 +99,19 @@ def merged(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return out
 
 
+@dataclass(slots=True)
+class Entry:
+    """A submission that waits for the device or runs on it; done and total are pages, both 0 where
+    an operation can't tell."""
+
+    name: str  # to cancel it by; empty: nobody can
+    verb: str  # of its first operation, then of the one that runs
+    scope: trio.CancelScope
+    running: bool = False
+    done: int = 0
+    total: int = 0
+
+
 class Executor:
     """One device. Submissions run one after the other, in the order in which they come."""
 
@@ -104,10 +125,13 @@ class Executor:
         self._node = node
         self.worker = Worker(core, node)
         self._turn = trio.Lock()
-        self._launches: dict[str, trio.CancelScope] = {}  # waiting or running, by name
+        self.queue: list[Entry] = []  # in the order in which they came
+        self._entry: Entry  # whose turn it is
         self._in_flight = max(1, min(IN_FLIGHT, core.capacity[node] // BLOCK_PAGES))
 
-    async def run(self, operations: list[Operation], answer: Callable[[str], None]) -> None:
+    async def run(
+        self, operations: list[Operation], answer: Callable[[str], None], name: str = ""
+    ) -> None:
         """Run operations in order, handing over the answer of each that has one. Raises HmmfsError
         at the first that fails; what was done by then stays done. A cancel does not wait."""
         for operation in operations:
@@ -115,25 +139,31 @@ class Executor:
                 self._cancel(operation.name)
         if all(isinstance(operation, commands.Cancel) for operation in operations):
             return
-        names = [op.name for op in operations if isinstance(op, Launch)]
         with trio.CancelScope() as scope:
-            self._launches |= dict.fromkeys(names, scope)
+            entry = Entry(name, operations[0].verb, scope)
+            self.queue.append(entry)
             try:
                 async with self._turn:
-                    await self._run_all(operations, answer)
+                    entry.running = True
+                    await self._run_all(operations, answer, entry)
             finally:
-                for name in names:
-                    self._launches.pop(name, None)
+                self.queue.remove(entry)
         if scope.cancelled_caught:
-            raise HmmfsError(errno.ECANCELED, "The launch was cancelled.")
+            raise HmmfsError(errno.ECANCELED, f"The {entry.verb} was cancelled.")
 
     def _cancel(self, name: str) -> None:
-        if name not in self._launches:
-            raise HmmfsError(errno.ENOENT, "There is no launch of that name, or it has ended.")
-        self._launches[name].cancel()
+        found = [entry for entry in self.queue if entry.name == name]
+        if not found:
+            raise HmmfsError(errno.ENOENT, f"There is no call {name}, or it has ended: see queue.")
+        for entry in found:
+            entry.scope.cancel()
 
-    async def _run_all(self, operations: list[Operation], answer: Callable[[str], None]) -> None:
+    async def _run_all(
+        self, operations: list[Operation], answer: Callable[[str], None], entry: Entry
+    ) -> None:
         for number, operation in enumerate(operations, 1):
+            entry.verb, entry.done, entry.total = operation.verb, 0, 0
+            self._entry = entry
             try:
                 text = await self._run(operation)
             except HmmfsError as error:
@@ -196,7 +226,7 @@ class Executor:
             return self._job(JobKind.FILL, region, span, byte=byte)
 
         with self._regions.using(region):
-            await self._each(spans(start, end), job)
+            await self._each(spans(start, end), job, pages(spans(start, end)))
 
     async def _migrate(self, region: Region, start: int, end: int, node: int) -> None:
         if node >= self._core.nodes:
@@ -210,7 +240,8 @@ class Executor:
             return _migration(region, span, node)
 
         with self._regions.using(region):
-            await self._each(touched_spans(region, start, end), job)
+            places = touched_spans(region, start, end)
+            await self._each(places, job, pages(touched_spans(region, start, end)))
 
     async def _checksum(self, region: Region, start: int, end: int) -> str:
         """In order, since each block's CRC continues the last; the next block is fetched
@@ -334,14 +365,16 @@ class Executor:
             buffer=buffer,
         )
 
-    async def _each(self, places: Iterator[Span], job: Callable[[Span], Job]) -> None:
+    async def _each(self, places: Iterator[Span], job: Callable[[Span], Job], total: int) -> None:
         """Run a job on each span, several at a time. The first failure ends the others."""
-        slots = trio.Semaphore(self._in_flight)
+        entry, slots = self._entry, trio.Semaphore(self._in_flight)
+        entry.total = total
         failures: list[HmmfsError] = []
 
         async def one(span: Span) -> None:
             try:
                 await self._block(job(span))
+                entry.done += pages(iter((span,)))
             except HmmfsError as error:
                 failures.append(error)
                 nursery.cancel_scope.cancel()
@@ -396,11 +429,11 @@ class Executor:
         if region is None:
             return 0
         record = region.blocks(job.block, 1)[0]
-        pages = page_set(record["present"] & ~record["device"])
+        there = page_set(record["present"] & ~record["device"])
         if job.kind == JobKind.MIGRATE:
-            return int(pages[job.first : job.first + job.count].sum())
+            return int(there[job.first : job.first + job.count].sum())
         last = (job.offset + job.length - 1) // PAGE_SIZE
-        return int(pages[job.offset // PAGE_SIZE : last + 1].sum())
+        return int(there[job.offset // PAGE_SIZE : last + 1].sum())
 
     @staticmethod
     def _failure(number: int) -> HmmfsError:

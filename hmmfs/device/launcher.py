@@ -8,6 +8,7 @@ they are, with what was last written.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -16,7 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import trio
@@ -59,8 +60,9 @@ class Worker:
             for region in regions:
                 await self._map(region)
             inos = [region.ino for region in regions]
-            with trio.move_on_after(launch.limit or float("inf")):
-                return self._outcome(await self._ask(("launch", inos, launch.payload)))
+            with self._discarding(regions, launch):
+                with trio.move_on_after(launch.limit or float("inf")):
+                    return self._outcome(await self._ask(("launch", inos, launch.payload)))
             raise HmmfsError(
                 errno.ETIME, f"The kernel ran for more than {launch.limit:g} s, its limit."
             )
@@ -143,6 +145,22 @@ class Worker:
             os.close(pool)
         self._core.device_map(self._node, region.ino, address, size)
         self._windows[region.ino] = size
+
+    @contextlib.contextmanager
+    def _discarding(self, regions: Sequence[Region], launch: Launch) -> Iterator[None]:
+        """Meanwhile what the kernel only writes is not copied to it."""
+        needed = {use.region for use in launch.uses if use.use != "writes"}
+        written: dict[int, int] = {}
+        for region, use in zip(regions, launch.uses, strict=True):
+            if use.region not in needed:
+                written[region.ino] = max(use.end, written.get(region.ino, 0))
+        for ino, end in written.items():
+            self._core.device_discard(self._node, ino, end)
+        try:
+            yield
+        finally:
+            for ino in written.keys() & self._windows.keys():
+                self._core.device_discard(self._node, ino, 0)
 
     async def _unmap(self, ino: int) -> None:
         del self._windows[ino]

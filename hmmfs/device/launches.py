@@ -50,7 +50,6 @@ class Launch:
     uses: tuple[Use, ...]
     payload: bytes
     limit: float | None  # seconds
-    name: str = ""  # to cancel it by
     verb = "launch"
 
 
@@ -91,7 +90,6 @@ def encoded(launch: Launch) -> str:
     header = {
         "uses": [[os.fsdecode(use.region), use.use, use.end] for use in launch.uses],
         "limit": launch.limit,
-        "name": launch.name,
         "payload": base64.b64encode(launch.payload).decode(),
     }
     return "call " + base64.b64encode(json.dumps(header).encode()).decode()
@@ -103,7 +101,7 @@ def decoded(word: str) -> Launch:
         uses = tuple(Use(os.fsencode(name), use, int(end)) for name, use, end in header["uses"])
         limit = header["limit"]
         limit = None if limit is None else float(limit)
-        launch = Launch(uses, base64.b64decode(header["payload"]), limit, str(header["name"]))
+        launch = Launch(uses, base64.b64decode(header["payload"]), limit)
     except (binascii.Error, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"That is not a call: {error}; use hmmfs launch, or the API.") from None
     if any(use.use not in USES or use.end < 0 for use in uses):

@@ -22,8 +22,9 @@ MAX_READ = 64 * 1024  # bytes of one reply; the relay's socket is small for ordi
 class Submission:
     """What one open file has under way and what it was answered."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, name: str = "") -> None:
         self._executor = executor
+        self._name = name  # in calls/
         self._running: trio.CancelScope | None = None
         self._interrupted = False  # before the write that waits has begun
         self._answers = b""
@@ -46,7 +47,7 @@ class Submission:
         try:
             with scope:
                 operations = parse_all(os.fsdecode(data))
-                await self._executor.run(operations, answers.append)
+                await self._executor.run(operations, answers.append, self._name)
             if scope.cancelled_caught:
                 raise HmmfsError(
                     errno.EINTR, "The operation was interrupted by a signal: try again."

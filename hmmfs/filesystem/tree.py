@@ -2,7 +2,7 @@
 
 regions/NAME                      the data; served by the gate
 state/NAME/residency              where a region's pages are
-devices/devN/{type,stats,last_error,submit,calls,reset,vram/{total,used}}
+devices/devN/{type,stats,queue,last_error,submit,calls,reset,vram/{total,used}}
 stats audit version last_error
 """
 
@@ -54,9 +54,10 @@ class Submit(Node):
 
     executor: Executor = field(kw_only=True)
     device: int = 0
+    name: str = ""  # in calls/
 
     def open(self) -> Submission:
-        return Submission(self.executor)
+        return Submission(self.executor, self.name)
 
 
 @dataclass(eq=False)
@@ -129,14 +130,14 @@ class Calls(Directory):
     """calls/: a submit file for each name that somebody opens, gone when it is closed. The kernel
     lets one write at a time into a file, and the next can't even be killed while it waits."""
 
-    make: Callable[[], Node] = field(kw_only=True)
+    make: Callable[[str], Node] = field(kw_only=True)
     made: dict[bytes, Node] = field(default_factory=dict)
 
     def get(self, name: bytes) -> Node | None:
         if not CALL_NAME.fullmatch(name):
             return None
         if name not in self.made:
-            self.made[name] = self.make()
+            self.made[name] = self.make(name.decode())
         return self.made[name]
 
     def drop(self, node: Node) -> None:
@@ -234,9 +235,9 @@ class Tree:
             mode = stat.S_IFREG | 0o600
             return self._add(Submit(next(self._inos), mode, executor=executor, device=number))
 
-        def call() -> Submit:
+        def call(name: str) -> Submit:
             made = submit()
-            made.entry_timeout = 0.0
+            made.name, made.entry_timeout = name, 0.0
             return made
 
         calls = self._add(Calls(next(self._inos), stat.S_IFDIR | 0o500, make=call))
@@ -252,6 +253,7 @@ class Tree:
                 b"type": self._text(lambda: "private\n"),
                 b"vram": vram,
                 b"stats": self._text(lambda: table(core.node_stats(node))),
+                b"queue": self._text(lambda: queue(executor)),
                 b"submit": submit(),
                 b"calls": calls,
                 b"reset": self._add(
@@ -294,6 +296,15 @@ class Tree:
 def line(value: object) -> str:
     """One value; nothing at all for nothing."""
     return f"{value}\n" if value != "" else ""
+
+
+def queue(executor: Executor) -> str:
+    """A line for each submission: NAME VERB waiting|running PAGES-DONE PAGES, - for no name."""
+    return "".join(
+        f"{entry.name or '-'} {entry.verb} {'running' if entry.running else 'waiting'}"
+        f" {entry.done} {entry.total}\n"
+        for entry in executor.queue
+    )
 
 
 def table(values: Mapping[str, int]) -> str:

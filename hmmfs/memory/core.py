@@ -373,6 +373,10 @@ class Core:
     def device_unmap(self, node: int, ino: int) -> None:
         lib.hm_device_unmap(self.handle, node, ino)
 
+    def device_discard(self, node: int, ino: int, size: int) -> None:
+        """The worker's next kernel needs nothing of the region's first `size` bytes; 0: it does."""
+        check(lib.hm_device_discard(self.handle, node, ino, size), "Discarding")
+
     def pool_descriptor(self, ino: int, node: int) -> int:
         """A new descriptor of the memory that holds the region's pages on a node."""
         return check(lib.hm_pool_descriptor(self.handle, ino, node), "Opening a pool")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hmmfs import mountinfo
@@ -121,6 +123,39 @@ def unwedged(path: Path, patience_s: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def belongings() -> dict[str, set[str]]:
+    """What this process and its children hold that outlives a forgetful test."""
+    me = psutil.Process()
+    fds = {}
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            fds[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    return {
+        "processes": {f"{child.pid} {child.name()}" for child in me.children(recursive=True)},
+        "descriptors": {f"{fd} {what}" for fd, what in fds.items() if "/proc/" not in what},
+        "memfds": {
+            entry.path for entry in me.memory_maps(grouped=False) if "memfd:" in entry.path
+        },
+        "mounts": {entry.point for entry in mountinfo.entries() if entry.fstype == "fuse.hmmfs"},
+        "connections": set(os.listdir("/sys/fs/fuse/connections")),
+    }
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """No test leaves a process, a descriptor, a memfd, a mount or a connection behind."""
+    before = belongings()
+    yield
+
+    def left() -> dict[str, set[str]]:
+        now = belongings()
+        return {kind: now[kind] - before[kind] for kind in now if now[kind] - before[kind]}
+
+    if not wait_until(lambda: not left(), 0.2):
+        gc.collect()  # frames of exceptions that a test caught hold maps and files
+        assert wait_until(lambda: not left(), 5), left()
 
 
 MountFactory = Callable[..., Mount]

@@ -104,6 +104,106 @@ def test_touched_pages_are_what_moves(mount_factory: MountFactory) -> None:
     assert machine.dev0.stats()["copies_saved"] == 3
 
 
+def test_what_is_only_written_is_not_copied(mount_factory: MountFactory) -> None:
+    machine = hmmfs.connect(mount_factory(vram="4M", host="96M").path)
+    region = machine.region("a", 3 * M + 100)
+    region.cpu[:] = 1
+    machine.dev0.launch(kernels.fill, hmmfs.writes(region), 2).wait()
+    assert (np.asarray(region.cpu) == 2).all()
+    assert machine.dev0.stats()["copies_made"] == region.nbytes // 4096 + 1, "only home again"
+    host = machine.stats()
+    assert host["host_copies_made"] == 1, "the last page, which has bytes that are not the array's"
+    assert host["host_copies_saved"] == region.nbytes // 4096
+
+
+def test_what_is_written_twice_keeps_the_first_write(machine: hmmfs.Machine) -> None:
+    """A page that the kernel wrote, and that was evicted, comes back with what it wrote."""
+    region = machine.region("a", 4 * VRAM)
+    region.cpu[:] = 7
+
+    def halves(a: np.ndarray[Any, Any]) -> None:
+        for half in (0, 1):
+            for at in range(half * 2048, a.size, 4096):
+                a[at : at + 2048] = half + 1
+
+    for device in machine.devices:
+        device.launch(halves, hmmfs.writes(region)).wait()
+        wanted = np.tile(np.repeat([1, 2], 2048), region.nbytes // 4096)
+        assert np.array_equal(region.cpu, wanted)
+        region.cpu[::4096] = 1
+    # And what is on the device already, dirty, before its kernel begins.
+    small = machine.region("b", VRAM // 2)
+    for round_ in (3, 4):
+        machine.dev0.launch(kernels.fill, hmmfs.updates(small), round_).wait()
+
+        def corner(a: np.ndarray[Any, Any], big: np.ndarray[Any, Any]) -> None:
+            a[100] = 5
+            big[:] = 6  # evicts it
+            a[200] = 5
+
+        machine.dev0.launch(corner, hmmfs.writes(small), hmmfs.writes(region)).wait()
+        assert small.cpu[[100, 200]].tolist() == [5, 5]
+        assert small.cpu[101] == round_, "it was there: nothing was to be copied"
+
+
+def test_the_same_region_read_and_written(machine: hmmfs.Machine) -> None:
+    region = machine.region("a", VRAM // 8, "float64")
+    region.cpu[:] = 3
+    machine.dev0.launch(kernels.axpy, 2.0, hmmfs.reads(region), hmmfs.writes(region)).wait()
+    assert (np.asarray(region.cpu) == 9).all()
+
+
+def test_prefetch_tells_how_far_it_is(machine: hmmfs.Machine) -> None:
+    region = machine.region("a", (32, M), "uint8")
+    region.cpu[:] = 1
+    handle = region.prefetch("host")
+    handle.wait()
+    assert handle.progress() == 1
+    region.prefetch(machine.dev0, slice(2, 4)).wait()
+    assert region.residency()["pages_dev0"] == 2 * M // 4096
+    region.migrate("host", slice(2, 3))
+    assert region.residency()["pages_dev0"] == M // 4096
+    region.migrate("host", slice(3, 3))
+    with pytest.raises(OSError, match="step"):
+        region.prefetch(machine.dev0, slice(0, 4, 2))
+    with pytest.raises(OSError, match="dev7"):
+        region.prefetch("dev7")
+    queue = machine.path / "devices/dev0/queue"
+    first = machine.dev0.launch(loops, hmmfs.updates(region))
+    assert wait_until(lambda: "launch running 0 0" in queue.read_text())
+    moving = region.prefetch(machine.dev0)
+    assert wait_until(lambda: "migrate waiting 0 0" in queue.read_text())
+    assert moving.progress() == 0
+    moving.cancel()
+    with pytest.raises(OSError, match="migrate was cancelled") as caught:
+        moving.wait(10)
+    assert caught.value.errno == errno.ECANCELED
+    assert moving.progress() == 0
+    first.cancel()
+    assert first.exception() is not None
+    assert queue.read_text() == ""
+
+
+def test_a_migration_is_cancelled_half_way(mount_factory: MountFactory) -> None:
+    machine = hmmfs.connect(mount_factory(vram="256M", host="400M").path)
+    region = machine.region("a", (256, M), "uint8")
+    region.cpu[:] = 1
+    seen, left = [], 0
+    for _ in range(20):
+        handle = region.prefetch(machine.dev0)
+        while not handle.done:
+            share = handle.progress()
+            seen.append(share)
+            if share > 0.2:
+                handle.cancel()
+        left = region.residency()["pages_host"]
+        region.migrate("host")
+        if left and any(0 < share < 1 for share in seen):
+            break
+    assert 0 < left < region.nbytes // 4096
+    assert (np.asarray(region.cpu)[::5] == 1).all()
+
+
 def test_two_devices_and_the_cpu_take_turns(machine: hmmfs.Machine) -> None:
     region = machine.region("a", 6 * M // 8, "int64")
 
@@ -243,7 +343,7 @@ def test_wrong_calls(machine: hmmfs.Machine) -> None:
     for word in ("xx", "e30=", "bnVsbA=="):
         with pytest.raises(OSError, match="not a call"):
             machine.dev0.submit(f"call {word}")
-    with pytest.raises(OSError, match="no launch of that name") as caught:
+    with pytest.raises(OSError, match="no call nobody") as caught:
         machine.dev0.submit("cancel nobody")
     assert caught.value.errno == errno.ENOENT
 
@@ -338,7 +438,7 @@ def test_workers_killed_at_any_moment(machine: hmmfs.Machine, tmp_path: Path, se
     while time.monotonic() < end:
         value += 1
         device, pid_file = machine.devices[value % 2], tmp_path / f"pid{value}"
-        arguments = (hmmfs.writes(region), value, str(pid_file))
+        arguments = (hmmfs.updates(region), value, str(pid_file))
         handle = device.launch(paint, *arguments)
         if rng.random() < 0.6:
             assert wait_until(pid_file.exists)

@@ -138,7 +138,7 @@ def belongings() -> dict[str, set[str]]:
         "memfds": {
             entry.path for entry in me.memory_maps(grouped=False) if "memfd:" in entry.path
         },
-        "mounts": {entry.point for entry in mountinfo.entries() if entry.fstype == "fuse.hmmfs"},
+        "mounts": {entry.point for entry in mountinfo.entries() if entry.type == mountinfo.TYPE},
         "connections": set(os.listdir("/sys/fs/fuse/connections")),
     }
 
@@ -176,14 +176,17 @@ def mount_factory(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Mo
             mount.path.mkdir()
             words = [f"{name}={value}" for name, value in options.items()]
             run("mount", str(mount.path), "-o", ",".join([*words, f"log={mount.log}"]))
-            stack.callback(_take_down, mount, mount.pid)
+            stack.callback(_take_down, mount, psutil.Process(mount.pid))
             stack.enter_context(unwedged(mount.path, patience_s))
             return mount
 
         yield make
 
 
-def _take_down(mount: Mount, pid: int) -> None:
+def _take_down(mount: Mount, daemon: psutil.Process) -> None:
+    pid, workers = daemon.pid, []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        workers = daemon.children(recursive=True)
     try:
         if connection(mount.path) is not None:
             assert mount.audit() == "ok"
@@ -194,6 +197,8 @@ def _take_down(mount: Mount, pid: int) -> None:
             abort(number)
             run("umount", "-z", str(mount.path), check=False)
     assert wait_until(lambda: ended(pid)), f"the daemon {pid} outlived its mount"
+    left = psutil.wait_procs(workers, timeout=5)[1]
+    assert not left, f"workers outlived the daemon: {left}"
     assert "Traceback" not in mount.log.read_text(), mount.log.read_text()
 
 

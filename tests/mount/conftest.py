@@ -135,9 +135,7 @@ def belongings() -> dict[str, set[str]]:
     return {
         "processes": {f"{child.pid} {child.name()}" for child in me.children(recursive=True)},
         "descriptors": {f"{fd} {what}" for fd, what in fds.items() if "/proc/" not in what},
-        "memfds": {
-            entry.path for entry in me.memory_maps(grouped=False) if "memfd:" in entry.path
-        },
+        "memfds": {entry.path for entry in me.memory_maps(grouped=False) if "memfd:" in entry.path},
         "mounts": {entry.point for entry in mountinfo.entries() if entry.type == mountinfo.TYPE},
         "connections": set(os.listdir("/sys/fs/fuse/connections")),
     }

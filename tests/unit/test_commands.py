@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 
 import pytest
 from hypothesis import given
@@ -17,9 +18,10 @@ from hmmfs.device.commands import (
     Read,
     Write,
     parse,
+    split,
 )
 from hmmfs.device.executor import parse_all
-from hmmfs.errors import HmmfsError
+from hmmfs.errors import HmmfsError, UsageError
 
 WHOLE = Range(b"a")
 
@@ -113,3 +115,19 @@ def test_any_line_is_an_operation_or_a_sentence(line: str) -> None:
 def test_every_name_can_be_written_with_quotes_and_a_range(name: bytes) -> None:
     quoted = "'" + os.fsdecode(name).replace("'", "'\\''") + ":0+1'"
     assert parse(f"checksum {quoted}") == Checksum(Range(name, 0, 1))
+
+
+@given(st.text(alphabet="ab \t\n'\"\\\\é\x0b", max_size=20))
+def test_words_are_those_of_a_shell(line: str) -> None:
+    try:
+        wanted = shlex.split(line)
+    except ValueError:
+        with pytest.raises(UsageError, match="not closed"):
+            split(line)
+    else:
+        assert split(line) == wanted
+
+
+def test_a_long_word_takes_no_time_to_speak_of() -> None:
+    """16 MiB: a split that takes the square of the length would never come back."""
+    assert split("call " + "x" * (1 << 24))[1] == "x" * (1 << 24)

@@ -208,7 +208,8 @@ static struct hm_mask fault_window(const struct part *part, uint32_t *pages)
     first = part->first / size * size;
     end = (end + size - 1) / size * size;
     window = hm_mask_range(first, (end < HM_BLOCK_PAGES ? end : HM_BLOCK_PAGES) - first);
-    HM_EACH_WORD(w) window.word[w] &= part->record->device[w];
+    HM_EACH_WORD (w)
+        window.word[w] &= part->record->device[w];
     *pages = hm_bits(window.word);
     return window;
 }
@@ -261,7 +262,8 @@ static enum admission express(struct part *part, const struct hm_mask *overwritt
         return PARK_BUSY;
     }
     if (urgent || pages > HM_INLINE_PAGES) { /* no more than what must be home */
-        HM_EACH_WORD(w) window.word[w] = part->mask.word[w] & record->device[w];
+        HM_EACH_WORD (w)
+            window.word[w] = part->mask.word[w] & record->device[w];
         pages = hm_bits(window.word);
     }
     if ((urgent || (core->config.express && pages <= HM_INLINE_PAGES)) &&
@@ -280,9 +282,9 @@ static enum admission express(struct part *part, const struct hm_mask *overwritt
 static uint32_t unreserved_holes(const struct part *part)
 {
     uint32_t n = 0;
-    HM_EACH_WORD(w)
-    n += (uint32_t)__builtin_popcountll(part->mask.word[w] & ~part->record->present[w] &
-                                        ~part->record->cached[w] & ~part->record->recalling[w]);
+    HM_EACH_WORD (w)
+        n += hm_popcount(part->mask.word[w] & ~part->record->present[w] & ~part->record->cached[w] &
+                         ~part->record->recalling[w]);
     return n;
 }
 
@@ -319,7 +321,8 @@ static enum admission admit_read(struct part *part, bool waits, bool direct, boo
         return PARK_SERVICE;
     }
     if (!direct)
-        HM_EACH_WORD(w) record->cached[w] |= part->mask.word[w];
+        HM_EACH_WORD (w)
+            record->cached[w] |= part->mask.word[w];
     record->inflight++;
     part->generation = record->generation;
     record->last_cpu = hm_now();
@@ -432,7 +435,8 @@ static void leave_out_overtaken(struct part *part, uint64_t unique)
     overtaken = hm_order_overtaken(part->stripe, part->region->ino, part->block, &all, unique);
     if (hm_bits(overtaken.word))
         hm_count(&part->region->core->count.stale_writes_skipped, 1);
-    HM_EACH_WORD(w) part->mask.word[w] = all.word[w] & ~overtaken.word[w];
+    HM_EACH_WORD (w)
+        part->mask.word[w] = all.word[w] & ~overtaken.word[w];
 }
 
 static enum admission admit_write(struct part *part, const struct hm_request *request,
@@ -483,7 +487,8 @@ static enum admission admit_write(struct part *part, const struct hm_request *re
     }
     /* The page cache's own WRITEs mark, too: theirs may be the only ones that tell of a folio
      * that a write(2) made, if they overtook its WRITE. It costs a recall one more, empty round. */
-    HM_EACH_WORD(w) record->cached[w] |= part->mask.word[w];
+    HM_EACH_WORD (w)
+        record->cached[w] |= part->mask.word[w];
     record->inflight++;
     record->writing = 1;
     record->last_cpu = hm_now();
@@ -519,8 +524,7 @@ static int apply_write(struct part *part, const struct hm_request *request)
     uint32_t generation = record->generation, before, new = 0;
     struct hm_mask there, new_pages;
     int error;
-    HM_EACH_WORD(w)
-    {
+    HM_EACH_WORD (w) {
         there.word[w] = part->mask.word[w] & record->present[w];
         new_pages.word[w] = part->mask.word[w] & ~record->present[w];
     }
@@ -537,9 +541,8 @@ static int apply_write(struct part *part, const struct hm_request *request)
     if (error)
         return error;
     before = hm_block_charge(record);
-    HM_EACH_WORD(w)
-    {
-        new += (uint32_t)__builtin_popcountll(part->mask.word[w] & ~record->present[w]);
+    HM_EACH_WORD (w) {
+        new += hm_popcount(part->mask.word[w] & ~record->present[w]);
         record->present[w] |= part->mask.word[w];
         record->dirty[w] |= part->mask.word[w];
     }

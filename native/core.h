@@ -79,11 +79,20 @@ static inline struct hm_mask hm_mask_range(uint32_t first, uint32_t count)
     return mask;
 }
 
+/* The set bits of a word. Not the builtin: without -mpopcnt that is a call for each word. */
+static inline uint32_t hm_popcount(uint64_t x)
+{
+    x -= x >> 1 & 0x5555555555555555u;
+    x = (x & 0x3333333333333333u) + (x >> 2 & 0x3333333333333333u);
+    x = (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+    return (uint32_t)(x * 0x0101010101010101u >> 56);
+}
+
 static inline uint32_t hm_bits(const uint64_t *words)
 {
     uint32_t n = 0;
     for (int w = 0; w < HM_WORDS; w++)
-        n += (uint32_t)__builtin_popcountll(words[w]);
+        n += words[w] ? hm_popcount(words[w]) : 0;
     return n;
 }
 
@@ -104,6 +113,21 @@ static inline bool hm_test(const uint64_t *words, uint32_t page)
 bool hm_next_run(const uint64_t *words, uint32_t *first, uint32_t *count);
 
 #define HM_EACH_WORD(w) for (int w = 0; w < HM_WORDS; w++)
+
+/* The pages of a mask, ascending. Most masks of a fault have one page of 512. */
+#define HM_EACH_PAGE(page, words)                                                                  \
+    for (uint32_t page = hm_next_page((words), 0); page < HM_BLOCK_PAGES;                          \
+         page = hm_next_page((words), page + 1))
+
+static inline uint32_t hm_next_page(const uint64_t *words, uint32_t page)
+{
+    for (uint32_t w = page / 64; w < HM_WORDS; w++, page = w * 64) {
+        uint64_t left = words[w] >> (page % 64);
+        if (left)
+            return page + (uint32_t)__builtin_ctzll(left);
+    }
+    return HM_BLOCK_PAGES;
+}
 
 /* ---- pools -------------------------------------------------------------------------------- */
 
@@ -359,6 +383,11 @@ int hm_window_let_store(struct hm_region *region, uint32_t node, uint64_t block,
                         const struct hm_mask *mask); /* wakes, too */
 int hm_window_wake(struct hm_region *region, uint32_t node, uint64_t block,
                    const struct hm_mask *mask);
+/* Give the worker pages that its pool has not, write-protected, and wake who waits for them if
+ * asked to: one call instead of a protection, a copy into the pool and a wake. -ESRCH: there is no
+ * window, or no worker any more; any other error leaves part of it done, as a copy does. */
+int hm_window_copy(struct hm_region *region, uint32_t node, uint64_t block, uint32_t first,
+                   uint32_t count, const void *from, bool wakes);
 /* The pages of the block that may come as zeros; and that these are there now. */
 struct hm_mask hm_window_discards(struct hm_region *region, uint32_t node, uint64_t block);
 void hm_window_had(struct hm_region *region, uint32_t node, uint64_t block,

@@ -34,11 +34,10 @@ bool hm_next_run(const uint64_t *words, uint32_t *first, uint32_t *count)
 uint32_t hm_block_charge(const struct hm_block *block)
 {
     uint32_t pages = 0;
-    HM_EACH_WORD(w)
-    {
+    HM_EACH_WORD (w) {
         uint64_t held = (block->present[w] & ~block->device[w]) | block->kept[w] |
                         ((block->cached[w] | block->recalling[w]) & ~block->present[w]);
-        pages += (uint32_t)__builtin_popcountll(held);
+        pages += hm_popcount(held);
     }
     return pages;
 }
@@ -46,7 +45,8 @@ uint32_t hm_block_charge(const struct hm_block *block)
 bool hm_block_empty(const struct hm_block *block)
 {
     uint64_t any = 0;
-    HM_EACH_WORD(w) any |= block->present[w] | block->cached[w] | block->recalling[w];
+    HM_EACH_WORD (w)
+        any |= block->present[w] | block->cached[w] | block->recalling[w];
     return !any;
 }
 
@@ -135,8 +135,7 @@ void hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask
             hm_pool_punch(&region->pools[node], offset, (uint64_t)count * HM_PAGE_SIZE);
         first += count;
     }
-    HM_EACH_WORD(w)
-    {
+    HM_EACH_WORD (w) {
         uint64_t keep = ~mask->word[w];
         record->present[w] &= keep;
         record->device[w] &= keep;

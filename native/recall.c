@@ -13,8 +13,7 @@ static void recall_round(struct hm_region *region, uint64_t block, struct hm_str
     uint32_t first = 0, count;
     hm_count(&region->core->count.recalled_pages, hm_bits(round->word));
     /* A READ answered from now on sets `cached` again: that is the retry check, by page. */
-    HM_EACH_WORD(w)
-    {
+    HM_EACH_WORD (w) {
         record->cached[w] &= ~round->word[w];
         record->recalling[w] |= round->word[w];
     }
@@ -38,7 +37,8 @@ static struct hm_mask next_round(struct hm_region *region, uint64_t block,
     struct hm_block *record = &region->blocks[block];
     struct hm_mask round;
     do {
-        HM_EACH_WORD(w) round.word[w] = record->cached[w] & mask->word[w];
+        HM_EACH_WORD (w)
+            round.word[w] = record->cached[w] & mask->word[w];
         if (!hm_bits(round.word))
             break;
         record->state = HM_RECALL;
@@ -52,7 +52,8 @@ static bool next_cached(const struct hm_block *record, const struct hm_mask *mas
 {
     struct hm_mask left;
     uint32_t first = 0, count;
-    HM_EACH_WORD(w) left.word[w] = record->cached[w] & mask->word[w];
+    HM_EACH_WORD (w)
+        left.word[w] = record->cached[w] & mask->word[w];
     if (!hm_next_run(left.word, &first, &count))
         return false;
     *page = hm_mask_range(first, 1);
@@ -71,13 +72,16 @@ static bool recall_by_page(struct hm_region *region, uint64_t block, struct hm_s
     struct hm_mask page;
     stripe->frozen_ino = region->ino;
     stripe->frozen_block = block;
-    HM_EACH_WORD(w) stripe->frozen.word[w] = mask->word[w] & ~record->cached[w];
+    HM_EACH_WORD (w)
+        stripe->frozen.word[w] = mask->word[w] & ~record->cached[w];
     while (next_cached(record, mask, &page) && tries--) {
-        HM_EACH_WORD(w) stripe->frozen.word[w] &= ~page.word[w];
+        HM_EACH_WORD (w)
+            stripe->frozen.word[w] &= ~page.word[w];
         page = next_round(region, block, &page);
         hm_count(&region->core->count.recall_retries, 1);
         recall_round(region, block, stripe, &page);
-        HM_EACH_WORD(w) stripe->frozen.word[w] |= page.word[w] & ~record->cached[w];
+        HM_EACH_WORD (w)
+            stripe->frozen.word[w] |= page.word[w] & ~record->cached[w];
     }
     stripe->frozen_ino = 0;
     return !next_cached(record, mask, &page);
@@ -115,7 +119,8 @@ int hm_recall(struct hm_region *region, uint64_t block, const struct hm_mask *ma
     hm_release(core, HM_HOST, before - hm_block_charge(record));
     return 0;
 thrashing:
-    HM_EACH_WORD(w) record->cached[w] |= record->recalling[w];
+    HM_EACH_WORD (w)
+        record->cached[w] |= record->recalling[w];
     memset(record->recalling, 0, sizeof(record->recalling));
     hm_thaw(record, stripe);
     hm_count(&core->count.recalls_failed, 1);

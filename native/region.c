@@ -223,14 +223,13 @@ int hm_region_residency(struct hm_core *core, uint64_t ino, uint64_t out[21])
         pthread_mutex_lock(&stripe->lock);
         for (uint32_t node = 0; node < HM_MAX_NODES; node++)
             out[node] += block->pages[node];
-        HM_EACH_WORD(w)
-        {
+        HM_EACH_WORD (w) {
             uint64_t seen = block->cached[w] | block->recalling[w];
-            out[16] += (uint64_t)__builtin_popcountll(block->dirty[w] & ~block->device[w]);
-            out[17] += (uint64_t)__builtin_popcountll(block->dirty[w] & block->device[w]);
-            out[18] += (uint64_t)__builtin_popcountll(seen);
-            out[19] += (uint64_t)__builtin_popcountll(block->kept[w]);
-            out[20] += (uint64_t)__builtin_popcountll(seen & ~block->present[w]);
+            out[16] += hm_popcount(block->dirty[w] & ~block->device[w]);
+            out[17] += hm_popcount(block->dirty[w] & block->device[w]);
+            out[18] += hm_popcount(seen);
+            out[19] += hm_popcount(block->kept[w]);
+            out[20] += hm_popcount(seen & ~block->present[w]);
         }
         pthread_mutex_unlock(&stripe->lock);
     }
@@ -357,10 +356,9 @@ int hm_region_punch(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_
 static uint32_t holes(const struct hm_block *block, const struct hm_mask *mask, bool charged)
 {
     uint32_t n = 0;
-    HM_EACH_WORD(w)
-    {
+    HM_EACH_WORD (w) {
         uint64_t held = charged ? block->cached[w] | block->recalling[w] : 0;
-        n += (uint32_t)__builtin_popcountll(mask->word[w] & ~block->present[w] & ~held);
+        n += hm_popcount(mask->word[w] & ~block->present[w] & ~held);
     }
     return n;
 }
@@ -399,7 +397,8 @@ static int allocate_block(struct hm_region *region, uint64_t block, const struct
     error = hm_reserve(core, HM_HOST, need, 0);
     if (error)
         goto out;
-    HM_EACH_WORD(w) hole.word[w] = mask->word[w] & ~record->present[w];
+    HM_EACH_WORD (w)
+        hole.word[w] = mask->word[w] & ~record->present[w];
     while (!error && hm_next_run(hole.word, &first, &count)) {
         uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE;
         error = hm_pool_zero(pool, offset, (uint64_t)count * HM_PAGE_SIZE);
@@ -412,7 +411,8 @@ static int allocate_block(struct hm_region *region, uint64_t block, const struct
         hm_release(core, HM_HOST, need);
         goto out;
     }
-    HM_EACH_WORD(w) record->present[w] |= hole.word[w];
+    HM_EACH_WORD (w)
+        record->present[w] |= hole.word[w];
     hm_block_pages(region, record, HM_HOST, new);
 out:
     pthread_mutex_unlock(&stripe->lock);
@@ -461,7 +461,8 @@ static void data_of(struct hm_region *region, uint64_t block, uint64_t words[HM_
     if (!hm_region_is_touched(region, block))
         return;
     pthread_mutex_lock(&stripe->lock);
-    HM_EACH_WORD(w) words[w] = record->present[w] | record->cached[w] | record->recalling[w];
+    HM_EACH_WORD (w)
+        words[w] = record->present[w] | record->cached[w] | record->recalling[w];
     pthread_mutex_unlock(&stripe->lock);
 }
 
@@ -483,7 +484,8 @@ int64_t hm_region_seek(struct hm_core *core, uint64_t ino, uint64_t offset, int 
         }
         data_of(region, block, words);
         if (hole)
-            HM_EACH_WORD(w) words[w] = ~words[w];
+            HM_EACH_WORD (w)
+                words[w] = ~words[w];
         if (hm_next_run(words, &first, &count)) {
             at = first == was ? at : block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE;
             found = at < size ? (int64_t)at : -ENXIO;

@@ -171,11 +171,10 @@ HM_UNLOCKED static struct hm_candidate candidate_of(const struct hm_listed *at, 
                                  .pages = block->pages[node],
                                  .held = block->busy || block->parked};
     if (node == HM_HOST)
-        HM_EACH_WORD(w)
-        {
+        HM_EACH_WORD (w) {
             uint64_t seen = block->cached[w] | block->recalling[w];
-            found.reserved += (uint32_t)__builtin_popcountll(seen & ~block->present[w]);
-            found.kept += (uint32_t)__builtin_popcountll(block->kept[w]);
+            found.reserved += hm_popcount(seen & ~block->present[w]);
+            found.kept += hm_popcount(block->kept[w]);
         }
     return found;
 }
@@ -262,7 +261,8 @@ HM_UNLOCKED static uint64_t cached_of(const struct hm_listed *at)
 {
     const struct hm_block *block = &at->region->blocks[at->block];
     uint64_t n = 0;
-    HM_EACH_WORD(w) n += (uint64_t)__builtin_popcountll(block->cached[w] | block->recalling[w]);
+    HM_EACH_WORD (w)
+        n += hm_popcount(block->cached[w] | block->recalling[w]);
     return n;
 }
 
@@ -334,8 +334,7 @@ static void audit_block(struct audit *a, struct hm_region *region, uint64_t b, u
     const struct hm_block *block = &region->blocks[b];
     uint32_t count[HM_MAX_NODES] = {0};
     unsigned long long ino = region->ino, nr = b;
-    HM_EACH_WORD(w)
-    {
+    HM_EACH_WORD (w) {
         uint64_t seen = block->cached[w] | block->recalling[w];
         AUDIT(a, !(block->device[w] & ~block->present[w]),
               "region %llu block %llu: a device owns a page that is not present", ino, nr);

@@ -109,6 +109,29 @@ int hm_window_wake(struct hm_region *region, uint32_t node, uint64_t block,
     return give(region, node, block, mask, WAKE);
 }
 
+int hm_window_copy(struct hm_region *region, uint32_t node, uint64_t block, uint32_t first,
+                   uint32_t count, const void *from, bool wakes)
+{
+    struct hm_device *device = &region->core->device[node];
+    uint64_t window = atomic_load(&region->window[node]);
+    struct uffdio_range range = range_of(window, block, first, count);
+    struct uffdio_copy copy = {.dst = range.start,
+                               .src = (uint64_t)(uintptr_t)from,
+                               .len = range.len,
+                               .mode =
+                                   UFFDIO_COPY_MODE_WP | (wakes ? 0 : UFFDIO_COPY_MODE_DONTWAKE)};
+    int error = 0;
+    if (!window)
+        return -ESRCH;
+    pthread_rwlock_rdlock(&device->lock);
+    if (device->uffd < 0)
+        error = -ESRCH;
+    else if (ioctl(device->uffd, UFFDIO_COPY, &copy) < 0)
+        error = -errno;
+    pthread_rwlock_unlock(&device->lock);
+    return error;
+}
+
 /* ---- what need not be copied to a worker --------------------------------------------------- */
 
 /* The words of `had` of a block, or NULL; the device's lock is held. */
@@ -139,7 +162,8 @@ struct hm_mask hm_window_discards(struct hm_region *region, uint32_t node, uint6
     if (had) {
         uint64_t pages = (discard - block * HM_BLOCK_BYTES) / HM_PAGE_SIZE;
         mask = hm_mask_range(0, pages < HM_BLOCK_PAGES ? (uint32_t)pages : HM_BLOCK_PAGES);
-        HM_EACH_WORD(w) mask.word[w] &= ~had[w];
+        HM_EACH_WORD (w)
+            mask.word[w] &= ~had[w];
     }
     pthread_rwlock_unlock(&device->lock);
     return mask;
@@ -155,7 +179,8 @@ void hm_window_had(struct hm_region *region, uint32_t node, uint64_t block,
     pthread_rwlock_rdlock(&device->lock);
     had = had_of(device, region->ino, block, &discard);
     if (had)
-        HM_EACH_WORD(w) had[w] |= mask->word[w];
+        HM_EACH_WORD (w)
+            had[w] |= mask->word[w];
     pthread_rwlock_unlock(&device->lock);
 }
 
@@ -249,7 +274,8 @@ static uint32_t file_fault(const struct hm_device *device, const struct uffd_msg
     return used;
 }
 
-static void take_faults(struct hm_core *core, uint32_t node)
+/* False: there were none. */
+static bool take_faults(struct hm_core *core, uint32_t node)
 {
     struct hm_device *device = &core->device[node];
     struct uffd_msg messages[BATCH];
@@ -257,7 +283,7 @@ static void take_faults(struct hm_core *core, uint32_t node)
     uint32_t used = 0;
     ssize_t n = read(device->uffd, messages, sizeof(messages));
     if (n <= 0)
-        return;
+        return false;
     n /= (ssize_t)sizeof(*messages);
     hm_count(&core->nodes[node].faults, (uint64_t)n);
     hm_count(&core->nodes[node].fault_batches, 1);
@@ -272,6 +298,7 @@ static void take_faults(struct hm_core *core, uint32_t node)
         while (hm_submit(core, &jobs[i]) == -ENOMEM)
             usleep(1000); /* the worker's thread waits for this job */
     }
+    return true;
 }
 
 static void *fault_thread(void *arg)
@@ -281,12 +308,12 @@ static void *fault_thread(void *arg)
     struct pollfd ready[2] = {{.fd = device->uffd, .events = POLLIN},
                               {.fd = device->stop_fd, .events = POLLIN}};
     for (;;) {
+        while (take_faults(core, (uint32_t)(device - core->device)))
+            ;
         if (poll(ready, 2, -1) < 0 && errno != EINTR)
             break;
         if (ready[1].revents || ready[0].revents & (POLLERR | POLLHUP | POLLNVAL))
             break;
-        if (ready[0].revents & POLLIN)
-            take_faults(core, (uint32_t)(device - core->device));
     }
     return NULL;
 }

@@ -95,8 +95,9 @@ def _integer(low: int, high: int) -> Option:
     return Option(read, f"a whole number from {low} to {high}")
 
 
-def _name(takes: str) -> Option:
-    return Option(lambda text: text if re.fullmatch(r"[a-z][a-z0-9_-]*", text) else None, takes)
+def _policy(takes: str) -> Option:
+    """Which there are is for hmmfs.policy to say: installed packages and files add some."""
+    return Option(lambda text: text if text.strip() else None, takes)
 
 
 _SWITCHES = {"on": True, "off": False}
@@ -110,9 +111,8 @@ OPTIONS: dict[str, Option] = {
     "poll_us": _integer(0, 10_000),
     "keep_clean": _SWITCH,
     "express": _SWITCH,
-    # Which names there are is for hmmfs.policy to say: installed packages add some.
-    "prefetch": _name("the name of a placement policy: none, grow, block, or an installed one"),
-    "eviction": _name("the name of an eviction policy: lru, lrm, or an installed one"),
+    "prefetch": _policy("a prefetch policy, such as grow or density"),
+    "eviction": _policy("an eviction policy, such as lru or lrm"),
     "threads": _integer(1, 64),
     "allow_other": _SWITCH,
     "ro": _SWITCH,

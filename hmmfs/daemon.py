@@ -21,7 +21,6 @@ from collections.abc import Callable
 import pyfuse3
 import trio
 
-from hmmfs import policy
 from hmmfs.config import Config
 from hmmfs.device import Executor
 from hmmfs.errors import HmmfsError
@@ -31,7 +30,7 @@ from hmmfs.filesystem.operations import Operations
 from hmmfs.filesystem.tree import Tree
 from hmmfs.filesystem.watchdog import Watchdog, abort
 from hmmfs.memory import PAGE_SIZE, Core, RegionTable
-from hmmfs.policy import EvictionPolicy, PlacementPolicy
+from hmmfs.policy import Policies, PrefetchPolicy, named_eviction, named_prefetch
 from hmmfs.service import FaultService, Jobs, Rooms
 from hmmfs.units import K, M
 
@@ -53,18 +52,18 @@ def serve(path: str, config: Config, ready: Callable[[], None]) -> int:
     # A region takes a descriptor for its directory and one for each node that has pages of it.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    placement = policy.placement(config.prefetch)
-    eviction = policy.eviction(config.eviction)
+    prefetch = named_prefetch(config.prefetch)
+    named_eviction(config.eviction)  # wrong names are refused before anything is there
     watchdog = Watchdog.start()  # before there are threads
     try:
-        core = _core(config, placement)
+        core = _core(config)
         try:
             mounted = mounting.mount(path, config)
         except BaseException:
             core.close()
             raise
         watchdog.guard(mounted.path, mounted.connection_id)
-        _Daemon(config, core, mounted, placement, eviction).run(ready)
+        _Daemon(config, core, mounted, prefetch).run(ready)
     finally:
         watchdog.dismiss()
     return 0
@@ -78,19 +77,15 @@ def _start_log(config: Config) -> None:
     logging.getLogger("hmmfs").setLevel(logging.DEBUG if config.debug else logging.INFO)
 
 
-def _core(config: Config, placement: PlacementPolicy) -> Core:
-    table = placement.table()
+def _core(config: Config) -> Core:
     capacity = [config.host, *[config.vram] * config.devices]
     return Core(
         [size // PAGE_SIZE for size in capacity],
         threads=config.threads,
         poll_us=config.poll_us,
         readahead=config.readahead,
-        # A policy that has to be asked each time can't be followed from a table.
-        express=config.express and table is not None,
+        express=config.express,
         keep_clean=config.keep_clean,
-        fault_pages=table or (1, 1, 1, 1),
-        touch_pages=table or (1, 1, 1, 1),
     )
 
 
@@ -112,27 +107,32 @@ class _Daemon:
         config: Config,
         core: Core,
         mounted: Mounted,
-        placement: PlacementPolicy,
-        eviction: EvictionPolicy,
+        prefetch: PrefetchPolicy,
     ) -> None:
         self._config = config
         self._core = core
         self._mounted = mounted
         self._table = RegionTable(core)
         self._jobs = jobs = Jobs(core)
-        rooms = Rooms(core, jobs, self._table, eviction)
+        policies = Policies(core, prefetch, lambda: named_eviction(config.eviction))
+        rooms = Rooms(core, jobs, self._table, policies)
         executors = [
             Executor(core, jobs, rooms, self._table, node) for node in range(1, core.nodes)
         ]
         self._workers = [executor.worker for executor in executors]
-        self._tree = Tree(core, self._table, executors, os.getpid(), shared=config.allow_other)
+        self._tree = Tree(
+            core, self._table, executors, policies, os.getpid(), shared=config.allow_other
+        )
+        policies.on_failure = lambda node, sentence: self._tree.errors.say(
+            sentence, node - 1 if node else None
+        )
         self._operations = Operations(core, self._table, self._tree, os.geteuid(), os.getegid())
         self._service = FaultService(
             core,
             jobs,
             rooms,
             self._table,
-            placement,
+            policies,
             on_interrupt=self._operations.interrupted,
             on_closed=self._on_closed,
             on_lost=lambda node, error: executors[node - 1].worker.fail(error),

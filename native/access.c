@@ -179,7 +179,9 @@ bool hm_replay_pages(struct hm_region *region, uint64_t block, const struct hm_m
     return true;
 }
 
-static void report_fault(struct part *part, uint32_t reason, bool write)
+/* window: what the host's policy brings home, or NULL. */
+static void report_fault(struct part *part, uint32_t reason, const struct hm_mask *window,
+                         bool write)
 {
     struct hm_core *core = part->region->core;
     struct hm_event event = {.kind = HM_EVENT_FAULT,
@@ -189,27 +191,27 @@ static void report_fault(struct part *part, uint32_t reason, bool write)
                              .first = part->first,
                              .count = part->count,
                              .write = write};
+    if (window)
+        memcpy(event.pages, window->word, sizeof(event.pages));
     hm_count(reason == HM_FAULT_OWNER ? &core->count.service_faults : &core->count.no_room, 1);
     hm_event_push(core, &event);
 }
 
 /* ---- the express path --------------------------------------------------------------------- */
 
-/* The device-owned pages that a CPU fault on the part brings home: what the policy's table says
- * for the block's next fault, aligned, around the pages touched. */
-static struct hm_mask fault_window(const struct part *part, uint32_t *pages)
+/* The device-owned pages that a CPU fault on the part brings home, by the host's policy. */
+static struct hm_mask fault_window(const struct part *part, const struct hm_prefetch *policy,
+                                   uint32_t *pages)
 {
-    const struct hm_config *config = &part->region->core->config;
-    uint32_t faults = part->record->cpu_faults;
-    uint32_t size = config->fault_pages[faults < 3 ? faults : 3];
-    uint32_t end = part->first + part->count, first;
-    struct hm_mask window;
-    size = size < 1 ? 1 : size > HM_BLOCK_PAGES ? HM_BLOCK_PAGES : size;
-    first = part->first / size * size;
-    end = (end + size - 1) / size * size;
-    window = hm_mask_range(first, (end < HM_BLOCK_PAGES ? end : HM_BLOCK_PAGES) - first);
+    struct hm_block *record = part->record;
+    struct hm_mask touched = hm_mask_range(part->first, part->count), home, window;
+    struct hm_mask inside = hm_inside_file(part->region, part->block);
     HM_EACH_WORD (w)
-        window.word[w] &= part->record->device[w];
+        home.word[w] = record->present[w] & ~record->device[w];
+    window = hm_prefetch_window(policy, &home, &touched, &inside, record->cpu_faults,
+                                &record->cpu_stride);
+    HM_EACH_WORD (w)
+        window.word[w] = (window.word[w] | touched.word[w]) & record->device[w];
     *pages = hm_bits(window.word);
     return window;
 }
@@ -226,13 +228,9 @@ static bool submit_window(struct part *part, const struct hm_mask *window, uint3
     struct hm_job job = {.kind = HM_JOB_MIGRATE,
                          .ino = part->region->ino,
                          .block = part->block,
-                         .flags = HM_JOB_QUIET,
+                         .flags = HM_JOB_QUIET | HM_JOB_CHOSEN,
                          .reserved = pages};
-    /* The job's range is contiguous: from the first page of the window to its last. */
-    for (uint32_t at = 0, count; hm_next_run(window->word, &at, &count); at += count) {
-        job.first = job.count ? job.first : at;
-        job.count = at + count - job.first;
-    }
+    memcpy(job.window, window->word, sizeof(job.window));
     if (hm_reserve(core, HM_HOST, pages, 0))
         return false;
     if (!hm_submit(core, &job))
@@ -249,15 +247,16 @@ static enum admission express(struct part *part, const struct hm_mask *overwritt
 {
     struct hm_core *core = part->region->core;
     struct hm_block *record = part->record;
-    struct hm_mask window;
+    const struct hm_prefetch *policy = atomic_load(&core->prefetch[HM_HOST]);
+    bool by_itself = core->config.express && policy->kind != HM_PREFETCH_ASK;
+    struct hm_mask window, wide;
     uint32_t pages;
     bool urgent = room != HM_ROOM;
     if (record->busy && !(urgent && record->state == HM_RECALL))
         return PARK_BUSY;
-    window = fault_window(part, &pages);
+    window = wide = fault_window(part, policy, &pages);
     record->cpu_faults += record->cpu_faults < UINT8_MAX;
-    if (core->config.express && !urgent && pages > HM_INLINE_PAGES &&
-        submit_window(part, &window, pages)) {
+    if (by_itself && !urgent && pages > HM_INLINE_PAGES && submit_window(part, &window, pages)) {
         count_express(part);
         return PARK_BUSY;
     }
@@ -266,14 +265,14 @@ static enum admission express(struct part *part, const struct hm_mask *overwritt
             window.word[w] = part->mask.word[w] & record->device[w];
         pages = hm_bits(window.word);
     }
-    if ((urgent || (core->config.express && pages <= HM_INLINE_PAGES)) &&
+    if ((urgent || (by_itself && pages <= HM_INLINE_PAGES)) &&
         !hm_bring_home(part->region, part->block, &window, overwritten, room)) {
         count_express(part);
         return ADMITTED;
     }
     if (urgent)
         return REFUSED;
-    report_fault(part, HM_FAULT_OWNER, write);
+    report_fault(part, HM_FAULT_OWNER, &wide, write);
     return PARK_SERVICE;
 }
 
@@ -317,7 +316,7 @@ static enum admission admit_read(struct part *part, bool waits, bool direct, boo
     if (!direct && hm_reserve(part->region->core, HM_HOST, unreserved_holes(part), 0)) {
         if (!waits)
             return REFUSED;
-        report_fault(part, HM_FAULT_NO_ROOM, false);
+        report_fault(part, HM_FAULT_NO_ROOM, NULL, false);
         return PARK_SERVICE;
     }
     if (!direct)
@@ -325,7 +324,7 @@ static enum admission admit_read(struct part *part, bool waits, bool direct, boo
             record->cached[w] |= part->mask.word[w];
     record->inflight++;
     part->generation = record->generation;
-    record->last_cpu = hm_now();
+    record->last_cpu = hm_tick(part->region->core);
     return ADMITTED;
 }
 
@@ -473,7 +472,7 @@ static enum admission admit_write(struct part *part, const struct hm_request *re
         if (room == HM_ROOM_STAGING)
             return REFUSED;
         if (room == HM_ROOM) {
-            report_fault(part, HM_FAULT_NO_ROOM, true);
+            report_fault(part, HM_FAULT_NO_ROOM, NULL, true);
             return PARK_SERVICE;
         }
         hm_reserve_always(core, HM_HOST, holes);
@@ -491,7 +490,7 @@ static enum admission admit_write(struct part *part, const struct hm_request *re
         record->cached[w] |= part->mask.word[w];
     record->inflight++;
     record->writing = 1;
-    record->last_cpu = hm_now();
+    record->last_cpu = hm_tick(part->region->core);
     return ADMITTED;
 }
 

@@ -54,13 +54,6 @@ static inline void hm_count(hm_counter *counter, uint64_t by)
     atomic_fetch_add_explicit(counter, by, memory_order_relaxed);
 }
 
-static inline uint64_t hm_now(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 /* ---- a set of the pages of one block ------------------------------------------------------ */
 
 struct hm_mask {
@@ -268,7 +261,10 @@ struct hm_core {
     struct hm_node nodes[HM_MAX_NODES];
     struct hm_device device[HM_MAX_NODES]; /* by node; the host's is not used */
     struct hm_counters count;
-    const uint8_t *zeros; /* HM_ZERO_BYTES that read as zeros */
+    hm_counter ticks; /* of hm_tick */
+    _Atomic(const struct hm_prefetch *) prefetch[HM_MAX_NODES];
+    struct hm_retired *_Atomic policies; /* every one that was ever set */
+    const uint8_t *zeros;                /* HM_ZERO_BYTES that read as zeros */
 
     pthread_rwlock_t regions_lock;
     struct hm_region *buckets[HM_REGION_BUCKETS];
@@ -307,6 +303,13 @@ struct hm_core {
     struct hm_relay *relay;
 };
 
+/* The next of the numbers that order accesses and migrations. Not a clock: two runs with one order
+ * of accesses evict the same blocks. */
+static inline uint64_t hm_tick(struct hm_core *core)
+{
+    return 1 + atomic_fetch_add_explicit(&core->ticks, 1, memory_order_relaxed);
+}
+
 static inline struct hm_stripe *hm_stripe_of(struct hm_core *core, uint64_t ino, uint64_t block)
 {
     uint64_t key = (ino * 0x9e3779b97f4a7c15ULL) ^ (block * 0xc2b2ae3d27d4eb4fULL);
@@ -342,6 +345,12 @@ bool hm_replay_pages(struct hm_region *region, uint64_t block, const struct hm_m
 /* Answer what is parked on a block with an error: for HM_JOB_FAIL, and at the end of the core. */
 void hm_fail_parked(struct hm_region *region, uint64_t block, int error);
 
+/* prefetch.c */
+struct hm_mask hm_prefetch_window(const struct hm_prefetch *policy, const struct hm_mask *resident,
+                                  const struct hm_mask *touched, const struct hm_mask *inside,
+                                  uint32_t faults, struct hm_stride *stride);
+void hm_prefetch_free(struct hm_core *core);
+
 /* order.c: called with the stripe held, but the first */
 void hm_order_read(struct hm_core *core, uint64_t unique); /* a WRITE was read from /dev/fuse */
 /* The pages of the mask that a newer WRITE than `unique` has written. */
@@ -358,7 +367,10 @@ int hm_zero_part(struct hm_region *region, uint64_t from, uint64_t to);
 /* room.c: add to a node's use without asking; for bytes that must not be refused */
 void hm_reserve_always(struct hm_core *core, uint32_t node, uint64_t pages);
 
-/* transaction.c */
+/* transaction.c: the pages of the block before the end of the file. An operation that began before
+ * a truncate makes none past it. */
+struct hm_mask hm_inside_file(struct hm_region *region, uint64_t block);
+
 int hm_movers_start(struct hm_core *core); /* movers.c, with the next */
 void hm_movers_stop(struct hm_core *core);
 enum hm_room { HM_ROOM, HM_ROOM_STAGING, HM_ROOM_ALWAYS };
@@ -393,12 +405,14 @@ struct hm_mask hm_window_discards(struct hm_region *region, uint32_t node, uint6
 void hm_window_had(struct hm_region *region, uint32_t node, uint64_t block,
                    const struct hm_mask *mask);
 
-/* transaction.c: run a job; whether it has ended. One that waits for its block runs when that is
+/* jobs.c: run a job; whether it has ended. One that waits for its block runs when that is
  * free. */
 bool hm_run(struct hm_core *core, struct hm_queued_job *queued);
 /* Carry out a TOUCH on the calling thread if that waits for nobody and copies
  * little. False: it is for a mover. */
 bool hm_touch_now(struct hm_core *core, const struct hm_job *job);
+/* Have the service deal with a worker's faults: see HM_EVENT_TOUCH. */
+void hm_touch_report(struct hm_core *core, const struct hm_job *job, int result, uint32_t need);
 
 /* events.c */
 void hm_event_push(struct hm_core *core, const struct hm_event *event);

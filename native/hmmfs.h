@@ -18,6 +18,12 @@
 
 /* ---- what is where: the layout shared with numpy (version 1, no pointers) ---------------- */
 
+/* What stride detection remembers of a block's faults. */
+struct hm_stride {
+    uint16_t last; /* 1 + the page last touched or fetched; 0: none */
+    int16_t step;  /* from the one before */
+};
+
 /* One block of a region; an all-zero record is a block that nobody has touched.
  * present: the page has bytes, in the pool of its owner.  device: the owner is not the host.
  * cached: the CPU's page cache may hold a copy, with stores nobody announced.
@@ -35,11 +41,14 @@ struct hm_block {
     uint16_t inflight;   /* READs and WRITEs carried out by gate threads outside the lock */
     uint16_t parked;     /* requests that wait for this block */
     uint32_t slot;       /* 1 + index in the core's list of touched blocks, 0: not listed */
-    uint64_t last_cpu;   /* CLOCK_MONOTONIC ns of the last READ or WRITE */
+    uint64_t last_cpu;   /* when the last READ or WRITE came, by the core's count of such events */
     uint64_t last_device;
     uint64_t last_migrated;
+    uint64_t arrived;       /* when a device that had none of it got its first page */
+    uint32_t uses;          /* faults and operations of devices since then */
     uint16_t device_faults; /* times a device's worker faulted since it has pages here */
-    uint16_t reserved[11];
+    struct hm_stride stride, cpu_stride; /* of a worker's faults, of the CPU's */
+    uint16_t reserved;
     uint16_t pages[16]; /* present pages by owner */
     uint64_t present[8];
     uint64_t device[8];
@@ -90,22 +99,35 @@ struct hm_stats {
 };
 
 struct hm_config {
-    uint64_t capacity[16];   /* pages, by node; node 0 is the host */
-    uint32_t nodes;          /* 1 + devices */
-    uint32_t threads;        /* gate threads */
-    uint32_t poll_us;        /* spin this long before blocking on /dev/fuse */
-    uint32_t readahead;      /* bytes, offered in INIT */
-    uint32_t express;        /* carry out faults that need no decision natively */
-    uint32_t keep_clean;     /* keep the host copy of a page that moves to a device */
-    uint32_t fault_pages[4]; /* pages brought home by a block's 1st, 2nd, 3rd, later CPU fault */
-    uint32_t touch_pages[4]; /* the same for a worker's faults: pages brought to its device; a store
-                                makes those of the fault before writable, its page at least */
+    uint64_t capacity[16]; /* pages, by node; node 0 is the host */
+    uint32_t nodes;        /* 1 + devices */
+    uint32_t threads;      /* gate threads */
+    uint32_t poll_us;      /* spin this long before blocking on /dev/fuse */
+    uint32_t readahead;    /* bytes, offered in INIT */
+    uint32_t express;      /* carry out faults that need no decision natively */
+    uint32_t keep_clean;   /* keep the host copy of a page that moves to a device */
+};
+
+/* What comes with a page that was touched: to the device whose worker faulted, to the host for the
+ * CPU's faults on node 0. */
+enum hm_prefetch_kind {
+    HM_PREFETCH_TABLE,      /* aligned groups: the pages at a block's 1st, 2nd, 3rd, later fault */
+    HM_PREFETCH_NEXT,       /* the next argument[0] pages */
+    HM_PREFETCH_SEQUENTIAL, /* argument[0] pages ahead, by the stride that was seen twice */
+    HM_PREFETCH_DENSITY,    /* UVM's rule; argument[0] is the threshold in percent */
+    HM_PREFETCH_ASK         /* the service asks a policy in Python each time */
+};
+
+struct hm_prefetch {
+    uint32_t kind;
+    uint32_t argument[4];
 };
 
 /* A candidate for eviction: one touched block with pages on the node asked for. */
 struct hm_candidate {
     uint64_t ino, block;
-    uint64_t last_cpu, last_device, last_migrated;
+    uint64_t last_cpu, last_device, last_migrated, arrived;
+    uint32_t uses;     /* faults and operations of devices since it arrived */
     uint32_t pages;    /* present on the node */
     uint32_t reserved; /* host only: holes that the CPU's page cache may fill */
     uint32_t kept;     /* host only: copies kept of device-owned pages */
@@ -128,7 +150,9 @@ enum hm_job_kind {
 enum hm_job_flags {
     HM_JOB_EVICT = 1,   /* counts as an eviction */
     HM_JOB_STAGING = 2, /* may use the staging reserve of the host */
-    HM_JOB_QUIET = 4    /* no completion event: nobody waits */
+    HM_JOB_QUIET = 4,   /* no completion event: nobody waits */
+    HM_JOB_CHOSEN = 8   /* MIGRATE, TOUCH: `window` says what to bring, not first and count or the
+                           node's policy */
 };
 
 struct hm_job {
@@ -142,6 +166,7 @@ struct hm_job {
     int32_t error;                /* FAIL: the errno, positive */
     void *buffer;                 /* READ, WRITE: length bytes that outlive the job */
     uint64_t pages[8], stores[8]; /* TOUCH: pages of the block; stores are among pages */
+    uint64_t window[8];
 };
 
 enum hm_event_kind {
@@ -149,7 +174,8 @@ enum hm_event_kind {
     HM_EVENT_JOB,       /* a job has ended */
     HM_EVENT_INTERRUPT, /* the program that waits in a relayed WRITE on cookie (fh) got a signal */
     HM_EVENT_CLOSED,    /* the kernel's side of the mount is gone */
-    HM_EVENT_TOUCH      /* a worker's faults that a quiet TOUCH could not serve: result, need */
+    HM_EVENT_TOUCH      /* a worker's faults that a quiet TOUCH could not serve: result, need;
+                           -EAGAIN: its policy is to be asked */
 };
 
 enum hm_fault_reason { HM_FAULT_OWNER = 1, HM_FAULT_NO_ROOM };
@@ -162,10 +188,19 @@ struct hm_event {
     int32_t result;               /* JOB: 0 or -errno; -ENOSPC: `need` pages of room are missing */
     uint32_t need, moved, saved, crc;
     uint32_t node;                /* TOUCH: whose worker */
-    uint64_t pages[8], stores[8]; /* TOUCH: as in the job */
+    uint64_t pages[8], stores[8]; /* TOUCH: as in the job. FAULT: pages that the host's policy
+                                     brings home */
 };
 
 struct hm_core;
+
+/* EINVAL: no such kind. From the next fault on; may be called at any time. */
+int hm_prefetch_set(struct hm_core *core, uint32_t node, const struct hm_prefetch *policy);
+/* What a built-in policy brings to a node that has `resident`, for pages touched in a block that is
+ * `inside` the file, at its fault number `faults`, from 0. stride is changed. */
+int hm_prefetch_hint(const struct hm_prefetch *policy, const uint64_t resident[8],
+                     const uint64_t touched[8], const uint64_t inside[8], uint32_t faults,
+                     struct hm_stride *stride, uint64_t out[8]);
 
 int hm_core_create(const struct hm_config *config, struct hm_core **ret);
 /* Ends all threads, closes all descriptors. No other call may be under way. */

@@ -28,6 +28,9 @@ static int table_open(struct hm_core *core)
 
 int hm_core_create(const struct hm_config *config, struct hm_core **ret)
 {
+    /* Few pages first, the whole block when they keep coming; 16 are what a gate thread copies. */
+    static const struct hm_prefetch first_policy = {
+        HM_PREFETCH_TABLE, {HM_INLINE_PAGES, 64, HM_BLOCK_PAGES, HM_BLOCK_PAGES}};
     struct hm_core *core;
     void *zeros;
     int error;
@@ -67,6 +70,8 @@ int hm_core_create(const struct hm_config *config, struct hm_core **ret)
         goto fail;
     }
     error = table_open(core);
+    for (uint32_t node = 0; node < config->nodes && !error; node++)
+        error = hm_prefetch_set(core, node, &first_policy);
     if (!error)
         error = hm_movers_start(core);
     if (error)
@@ -124,6 +129,7 @@ void hm_core_destroy(struct hm_core *core)
     free(core->list);
     free(core->events);
     free(core->gate);
+    hm_prefetch_free(core);
     free(core);
 }
 
@@ -168,6 +174,8 @@ HM_UNLOCKED static struct hm_candidate candidate_of(const struct hm_listed *at, 
                                  .last_cpu = block->last_cpu,
                                  .last_device = block->last_device,
                                  .last_migrated = block->last_migrated,
+                                 .arrived = block->arrived,
+                                 .uses = block->uses,
                                  .pages = block->pages[node],
                                  .held = block->busy || block->parked};
     if (node == HM_HOST)

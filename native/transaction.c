@@ -1,35 +1,19 @@
-/* Transactions on one block: migration, device operations, workers' faults.
+/* Transactions on one block: recall, copy, flip, punch.
  *
  * The only place that changes a page's owner is flip() and hm_bring_home(), both here.
  * The order is always: recall until proven clean, freeze, drain, copy, check the generation, flip,
  * punch, thaw. PROTOCOL.md in hmmfs/service says why each step is where it is.
  */
-#include "core.h"
+#include "transaction.h"
 
-#include <stdlib.h>
-#include <sys/mman.h>
 #include <unistd.h>
-#include <zlib.h>
-
-struct transaction {
-    struct hm_core *core;
-    struct hm_region *region;
-    struct hm_stripe *stripe;
-    struct hm_block *record;
-    uint64_t block;
-    const struct hm_job *job;
-    uint32_t reserved;    /* pages reserved on job->node and not used yet */
-    struct hm_mask blank; /* TOUCH: pages whose old bytes the worker's kernel does without */
-    struct hm_event event;
-};
 
 static uint64_t page_offset(uint64_t block, uint32_t page)
 {
     return block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE;
 }
 
-static void punch_runs(struct hm_region *region, uint32_t node, uint64_t block,
-                       const uint64_t *words)
+void hm_punch_runs(struct hm_region *region, uint32_t node, uint64_t block, const uint64_t *words)
 {
     for (uint32_t first = 0, count; hm_next_run(words, &first, &count); first += count)
         hm_pool_punch(&region->pools[node], page_offset(block, first),
@@ -47,9 +31,7 @@ struct plan {
     uint8_t from[HM_BLOCK_PAGES]; /* owners when planned: a truncate changes the record's */
 };
 
-/* The pages of the block before the end of the file: an operation that began before a truncate
- * makes none past it. */
-static struct hm_mask inside_file(struct hm_region *region, uint64_t block)
+struct hm_mask hm_inside_file(struct hm_region *region, uint64_t block)
 {
     uint64_t size = hm_region_size(region);
     uint64_t base = block * HM_BLOCK_BYTES;
@@ -81,7 +63,7 @@ static void make_plan(const struct transaction *t, const struct hm_mask *mask, b
             plan->copy.word[w] |= bit;
     }
     if (populate) {
-        struct hm_mask inside = inside_file(t->region, t->block);
+        struct hm_mask inside = hm_inside_file(t->region, t->block);
         HM_EACH_WORD (w)
             plan->fill.word[w] = mask->word[w] & ~record->present[w] & inside.word[w];
     }
@@ -195,7 +177,7 @@ static void discard(struct transaction *t, const struct plan *plan)
             gone[plan->from[page]].word[page / 64] |= bit;
     }
     for (uint32_t node = 0; node < t->core->config.nodes; node++)
-        punch_runs(t->region, node, t->block, gone[node].word);
+        hm_punch_runs(t->region, node, t->block, gone[node].word);
     hm_count(&t->core->count.migrations_discarded, 1);
 }
 
@@ -242,6 +224,10 @@ static void flip(struct transaction *t, const struct plan *plan, struct hm_mask 
         hm_block_pages(t->region, record, node, -(int64_t)moved[node]);
         hm_count(&t->core->nodes[node].pages_out, moved[node]);
     }
+    if (to != HM_HOST && !record->pages[to]) {
+        record->arrived = hm_tick(t->core);
+        record->uses = 0;
+    }
     hm_block_pages(t->region, record, to, (int64_t)plan->moves + plan->fills);
     hm_count(&t->core->nodes[to].pages_in, plan->moves);
 }
@@ -263,11 +249,14 @@ static void count_migration(struct transaction *t, const struct plan *plan,
     hm_count(&core->count.migrations, 1);
     t->event.moved += plan->moves;
     t->event.saved += plan->moves - plan->copies;
-    t->record->last_migrated = hm_now();
-    if (t->job->node != HM_HOST)
+    t->record->last_migrated = hm_tick(t->core);
+    if (t->job->node != HM_HOST) {
         t->record->cpu_faults = 0;
-    else
+        t->record->cpu_stride = (struct hm_stride){0};
+    } else {
         t->record->device_faults = 0;
+        t->record->stride = (struct hm_stride){0};
+    }
 }
 
 static int take_room(struct transaction *t, uint32_t pages, enum hm_room room)
@@ -286,9 +275,7 @@ static int take_room(struct transaction *t, uint32_t pages, enum hm_room room)
     return 0;
 }
 
-/* Bring the pages of mask to job->node. The stripe is held and the block busy, on return too;
- * the lock is dropped for the recall, the copy and the punch. */
-static int bring(struct transaction *t, const struct hm_mask *mask, bool populate, uint32_t limit)
+int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, uint32_t limit)
 {
     struct hm_block *record = t->record;
     static const struct hm_mask nothing;
@@ -327,7 +314,7 @@ static int bring(struct transaction *t, const struct hm_mask *mask, bool populat
     /* Still frozen: nobody gives one of these pages to its old owner again before the punch. */
     pthread_mutex_unlock(&t->stripe->lock);
     for (uint32_t node = 0; node < t->core->config.nodes; node++) {
-        punch_runs(t->region, node, t->block, freed[node].word);
+        hm_punch_runs(t->region, node, t->block, freed[node].word);
         hm_release(t->core, node, hm_bits(freed[node].word));
     }
     pthread_mutex_lock(&t->stripe->lock);
@@ -365,62 +352,13 @@ int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask
     flip(&t, &plan, freed);
     count_migration(&t, &plan, freed);
     for (uint32_t node = 1; node < region->core->config.nodes; node++) {
-        punch_runs(region, node, block, freed[node].word);
+        hm_punch_runs(region, node, block, freed[node].word);
         hm_release(region->core, node, hm_bits(freed[node].word));
     }
     return 0;
 }
 
-/* ---- device operations -------------------------------------------------------------------- */
-
-typedef void use_bytes(const struct hm_job *job, struct hm_event *event, uint32_t at,
-                       const uint8_t *bytes, uint32_t n);
-
-/* What a device reads of [offset, offset+length) of the block, run by run: the bytes of the pages
- * that are there, zeros for the others. */
-static int each_run(struct transaction *t, const struct hm_mask *there, use_bytes *use)
-{
-    const struct hm_job *job = t->job;
-    uint32_t at = 0;
-    while (at < job->length) {
-        uint32_t page = (job->offset + at) / HM_PAGE_SIZE, end = page + 1;
-        bool present = hm_test(there->word, page);
-        uint32_t last = (job->offset + job->length - 1) / HM_PAGE_SIZE, n;
-        const uint8_t *bytes = t->core->zeros;
-        while (end <= last && hm_test(there->word, end) == present)
-            end++;
-        n = end * HM_PAGE_SIZE - (job->offset + at);
-        n = n < job->length - at ? n : job->length - at;
-        if (present) {
-            struct hm_pool *pool = hm_region_pool(t->region, job->node);
-            bytes = pool ? hm_pool_map(pool, t->block * HM_BLOCK_BYTES) : NULL;
-            if (!bytes)
-                return -ENOMEM;
-            bytes += job->offset + at;
-        }
-        use(job, &t->event, at, bytes, n);
-        at += n;
-    }
-    return 0;
-}
-
-static void use_read(const struct hm_job *job, struct hm_event *event, uint32_t at,
-                     const uint8_t *bytes, uint32_t n)
-{
-    (void)event;
-    memcpy((uint8_t *)job->buffer + at, bytes, n);
-}
-
-static void use_crc(const struct hm_job *job, struct hm_event *event, uint32_t at,
-                    const uint8_t *bytes, uint32_t n)
-{
-    (void)job;
-    (void)at;
-    event->crc = (uint32_t)crc32(event->crc, bytes, n);
-}
-
-/* Mark before the first byte changes: from here on no kept copy may pass for the page. */
-static void mark_written(struct transaction *t, const struct hm_mask *mask)
+void hm_mark_written(struct transaction *t, const struct hm_mask *mask)
 {
     struct hm_mask stale;
     HM_EACH_WORD (w) {
@@ -428,354 +366,6 @@ static void mark_written(struct transaction *t, const struct hm_mask *mask)
         t->record->kept[w] &= ~mask->word[w];
         t->record->dirty[w] |= t->record->present[w] & mask->word[w];
     }
-    punch_runs(t->region, HM_HOST, t->block, stale.word);
+    hm_punch_runs(t->region, HM_HOST, t->block, stale.word);
     hm_release(t->core, HM_HOST, hm_bits(stale.word));
-}
-
-static int store(struct transaction *t)
-{
-    const struct hm_job *job = t->job;
-    struct hm_pool *pool = hm_region_pool(t->region, job->node);
-    uint8_t *to = pool ? hm_pool_map(pool, t->block * HM_BLOCK_BYTES) : NULL;
-    if (!to)
-        return -ENOMEM;
-    if (job->kind == HM_JOB_FILL)
-        memset(to + job->offset, (int)job->byte, job->length);
-    else
-        memcpy(to + job->offset, job->buffer, job->length);
-    hm_region_changed(t->region, true);
-    return 0;
-}
-
-/* A truncate or punch since the pages came took some away that the operation may have allocated
- * again: a load from a hole through the mapping allocates, too. And stores past a new end of the
- * file must not show when it grows. The stripe is held. */
-static void drop_strays(struct transaction *t, const struct hm_mask *mask)
-{
-    uint64_t gone[HM_WORDS] = {0};
-    uint64_t size = hm_region_size(t->region);
-    uint32_t last = (uint32_t)(size % HM_BLOCK_BYTES / HM_PAGE_SIZE);
-    HM_EACH_PAGE (page, mask->word)
-        if (t->record->owner[page] != t->job->node)
-            gone[page / 64] |= 1ULL << (page % 64);
-    punch_runs(t->region, t->job->node, t->block, gone);
-    if (size % HM_PAGE_SIZE && size / HM_BLOCK_BYTES == t->block && hm_test(mask->word, last) &&
-        t->record->owner[last] == t->job->node)
-        hm_zero_part(t->region, size, (size / HM_PAGE_SIZE + 1) * HM_PAGE_SIZE);
-}
-
-static int operate(struct transaction *t, const struct hm_mask *mask)
-{
-    const struct hm_job *job = t->job;
-    bool stores = job->kind == HM_JOB_WRITE || job->kind == HM_JOB_FILL;
-    struct hm_mask there = {{0}};
-    uint32_t generation;
-    int error = bring(t, mask, stores, HM_BLOCK_PAGES);
-    if (error)
-        return error;
-    HM_EACH_PAGE (page, t->record->present)
-        if (t->record->owner[page] == job->node)
-            there.word[page / 64] |= 1ULL << (page % 64);
-    hm_count(&t->core->nodes[job->node].operations, 1);
-    t->record->last_device = hm_now();
-    generation = t->record->generation;
-    if (stores)
-        mark_written(t, mask);
-    pthread_mutex_unlock(&t->stripe->lock);
-    if (stores)
-        error = store(t);
-    else
-        error = each_run(t, &there, job->kind == HM_JOB_READ ? use_read : use_crc);
-    pthread_mutex_lock(&t->stripe->lock);
-    if (stores || t->record->generation != generation)
-        drop_strays(t, mask);
-    return error;
-}
-
-/* ---- a worker's faults --------------------------------------------------------------------- */
-
-/* The mask, and around each of its pages the aligned group of `size` that it lies in. */
-static struct hm_mask around(const struct hm_mask *mask, uint32_t size)
-{
-    struct hm_mask wide = {{0}};
-    size = size ? size : 1;
-    for (uint32_t first = 0, count; hm_next_run(mask->word, &first, &count); first += count) {
-        uint32_t low = first / size * size, high = (first + count + size - 1) / size * size;
-        struct hm_mask group;
-        high = high < HM_BLOCK_PAGES ? high : HM_BLOCK_PAGES;
-        group = hm_mask_range(low, high - low);
-        HM_EACH_WORD (w)
-            wide.word[w] |= group.word[w];
-    }
-    return wide;
-}
-
-/* What the faults bring: more with each fault on the block, as the policy's table says. Holes
- * around them only if one of them is a hole: then somebody is filling the block. */
-static struct hm_mask touch_window(const struct transaction *t, const struct hm_mask *touched,
-                                   uint32_t size)
-{
-    const struct hm_block *record = t->record;
-    struct hm_mask wide = around(touched, size), inside = inside_file(t->region, t->block);
-    bool holes = false;
-    HM_EACH_WORD (w)
-        holes |= (touched->word[w] & inside.word[w] & ~record->present[w]) != 0;
-    HM_EACH_WORD (w) {
-        uint64_t wanted = holes ? wide.word[w] : wide.word[w] & record->present[w];
-        wide.word[w] = (touched->word[w] | wanted) & inside.word[w];
-    }
-    return wide;
-}
-
-/* What a store's fault may bring without its bytes. A page that is loaded from comes with them, for
- * a kernel may use what it was not to need. */
-static struct hm_mask blank_pages(const struct transaction *t, const struct hm_mask *stores)
-{
-    struct hm_mask blank = {{0}};
-    if (!hm_bits(stores->word))
-        return blank;
-    blank = hm_window_discards(t->region, t->job->node, t->block);
-    HM_EACH_WORD (w)
-        blank.word[w] &= ~(t->job->pages[w] & ~stores->word[w]);
-    return blank;
-}
-
-static int touch(struct transaction *t)
-{
-    const struct hm_config *config = &t->core->config;
-    struct hm_block *record = t->record;
-    struct hm_mask touched, stores, window, inside, past;
-    uint32_t faults = record->device_faults < 3 ? record->device_faults : 3;
-    int error;
-    HM_EACH_WORD (w) {
-        touched.word[w] = t->job->pages[w] | t->job->stores[w];
-        stores.word[w] = t->job->stores[w];
-    }
-    window = touch_window(t, &touched, config->touch_pages[faults]);
-    t->blank = blank_pages(t, &stores);
-    error = bring(t, &window, true, HM_BLOCK_PAGES);
-    if (error)
-        return error;
-    record->device_faults += record->device_faults < UINT16_MAX;
-    record->last_device = hm_now();
-    if (faults)
-        stores = around(&stores, config->touch_pages[faults - 1]);
-    inside = inside_file(t->region, t->block);
-    HM_EACH_PAGE (page, stores.word)
-        if (!hm_test(record->present, page) || record->owner[page] != t->job->node)
-            stores.word[page / 64] &= ~(1ULL << (page % 64));
-    HM_EACH_WORD (w) {
-        past.word[w] = touched.word[w] & ~inside.word[w];
-        touched.word[w] &= inside.word[w] & ~stores.word[w];
-    }
-    mark_written(t, &stores);
-    HM_EACH_WORD (w)
-        window.word[w] |= stores.word[w];
-    hm_window_had(t->region, t->job->node, t->block, &window);
-    hm_region_changed(t->region, hm_bits(stores.word) != 0);
-    error = hm_window_let_store(t->region, t->job->node, t->block, &stores);
-    if (!error)
-        error = hm_window_wake(t->region, t->job->node, t->block, &touched);
-    return !error && hm_bits(past.word) ? -ERANGE : error;
-}
-
-/* ---- running a job ------------------------------------------------------------------------ */
-
-static struct hm_mask job_mask(const struct hm_job *job)
-{
-    uint32_t first = job->offset / HM_PAGE_SIZE;
-    if (job->kind == HM_JOB_MIGRATE || job->kind == HM_JOB_RECALL)
-        return hm_mask_range(job->first, job->count);
-    return hm_mask_range(first, (job->offset + job->length - 1) / HM_PAGE_SIZE - first + 1);
-}
-
-static int job_check(struct hm_core *core, const struct hm_job *job)
-{
-    bool operation = job->kind >= HM_JOB_READ && job->kind <= HM_JOB_CRC;
-    if (job->kind > HM_JOB_TOUCH || job->block >= HM_MAX_BLOCKS)
-        return -EINVAL;
-    if (job->node >= core->config.nodes ||
-        ((operation || job->kind == HM_JOB_TOUCH) && job->node == HM_HOST))
-        return -ENODEV;
-    if (operation)
-        return !job->length || job->offset >= HM_BLOCK_BYTES ||
-                       job->length > HM_BLOCK_BYTES - job->offset
-                   ? -EINVAL
-                   : 0;
-    return job->first >= HM_BLOCK_PAGES || job->count > HM_BLOCK_PAGES - job->first ? -EINVAL : 0;
-}
-
-/* A block that nobody touched: nothing to move, and reading it gives zeros. */
-static int run_untouched(struct transaction *t)
-{
-    static const struct hm_mask nothing;
-    if (t->job->kind == HM_JOB_READ || t->job->kind == HM_JOB_CRC)
-        return each_run(t, &nothing, t->job->kind == HM_JOB_READ ? use_read : use_crc);
-    return 0;
-}
-
-static int run_touched(struct transaction *t)
-{
-    const struct hm_job *job = t->job;
-    struct hm_mask mask = job_mask(job);
-    int error;
-    switch (job->kind) {
-    case HM_JOB_MIGRATE:
-        return bring(t, &mask, false, job->limit ? job->limit : HM_BLOCK_PAGES);
-    case HM_JOB_RECALL:
-        error = hm_recall(t->region, t->block, &mask);
-        hm_thaw(t->record, t->stripe);
-        return error;
-    case HM_JOB_TOUCH:
-        return touch(t);
-    default:
-        return operate(t, &mask);
-    }
-}
-
-/* Free the block, let what waited for it go on, and tell whoever waits for the job. CPU requests
- * go first: a device that is always ready with its next job must not starve them. */
-static void finish(struct transaction *t, bool held)
-{
-    struct hm_queued_job **at, *next = NULL;
-    if (t->job->node < t->core->config.nodes)
-        hm_release(t->core, t->job->node, t->reserved);
-    if (held) {
-        pthread_mutex_lock(&t->stripe->lock);
-        t->record->busy = 0;
-        pthread_mutex_unlock(&t->stripe->lock);
-        hm_replay(t->region, t->block);
-        pthread_mutex_lock(&t->stripe->lock);
-        for (at = &t->stripe->deferred; !t->record->busy && *at; at = &(*at)->next)
-            if ((*at)->job.ino == t->job->ino && (*at)->job.block == t->block) {
-                next = *at;
-                *at = next->next;
-                if (!*at)
-                    t->stripe->deferred_end = at;
-                break;
-            }
-        pthread_mutex_unlock(&t->stripe->lock);
-    }
-    if (next) {
-        hm_submit(t->core, &next->job);
-        free(next);
-    }
-    if (t->job->kind == HM_JOB_TOUCH && t->event.result && t->job->flags & HM_JOB_QUIET) {
-        t->event.kind = HM_EVENT_TOUCH;
-        t->event.node = t->job->node;
-        memcpy(t->event.pages, t->job->pages, sizeof(t->event.pages));
-        memcpy(t->event.stores, t->job->stores, sizeof(t->event.stores));
-        hm_event_push(t->core, &t->event);
-    } else if (!(t->job->flags & HM_JOB_QUIET)) {
-        hm_event_push(t->core, &t->event);
-    }
-}
-
-static bool defer(struct transaction *t, struct hm_queued_job *queued)
-{
-    if (!t->record->busy)
-        return false;
-    queued->next = NULL;
-    *t->stripe->deferred_end = queued;
-    t->stripe->deferred_end = &queued->next;
-    return true;
-}
-
-bool hm_run(struct hm_core *core, struct hm_queued_job *queued)
-{
-    const struct hm_job *job = &queued->job;
-    struct transaction t = {
-        .core = core, .job = job, .block = job->block, .reserved = job->reserved};
-    bool held = false;
-    bool stores =
-        job->kind == HM_JOB_WRITE || job->kind == HM_JOB_FILL || job->kind == HM_JOB_TOUCH;
-    int error = job_check(core, job);
-    t.event = (struct hm_event){.kind = HM_EVENT_JOB,
-                                .cookie = job->cookie,
-                                .ino = job->ino,
-                                .block = job->block,
-                                .crc = job->byte};
-    t.region = error ? NULL : hm_region_get(core, job->ino);
-    if (!error && !t.region)
-        error = -ENOENT;
-    if (error)
-        goto out;
-    if (job->kind == HM_JOB_FAIL) {
-        hm_fail_parked(t.region, job->block, job->error);
-        goto out;
-    }
-    if (job->kind != HM_JOB_TOUCH && job->kind >= HM_JOB_READ &&
-        job->block * HM_BLOCK_BYTES + job->offset + job->length > hm_region_size(t.region)) {
-        error = -ERANGE;
-        goto out;
-    }
-    t.stripe = hm_stripe_of(core, job->ino, job->block);
-    pthread_mutex_lock(&t.stripe->lock);
-    if (stores)
-        hm_block_touch(t.region, job->block);
-    if (!hm_region_is_touched(t.region, job->block)) {
-        pthread_mutex_unlock(&t.stripe->lock);
-        error = run_untouched(&t);
-        goto out;
-    }
-    t.record = &t.region->blocks[job->block];
-    if (defer(&t, queued)) {
-        pthread_mutex_unlock(&t.stripe->lock);
-        hm_region_put(t.region);
-        return false;
-    }
-    held = true;
-    t.record->busy = 1;
-    error = run_touched(&t);
-    pthread_mutex_unlock(&t.stripe->lock);
-out:
-    t.event.result = error;
-    finish(&t, held);
-    if (t.region)
-        hm_region_put(t.region);
-    return true;
-}
-
-/* What a TOUCH would bring that is not on a device yet, if nothing has to be waited for: the block
- * is free, and the CPU has none of it. The stripe is held from here to the freezing of the block.
- */
-static bool is_easy(const struct transaction *t)
-{
-    const struct hm_block *record = t->record;
-    uint32_t faults = record->device_faults < 3 ? record->device_faults : 3;
-    struct hm_mask touched, window;
-    if (record->busy || record->inflight)
-        return false;
-    HM_EACH_WORD (w)
-        touched.word[w] = t->job->pages[w] | t->job->stores[w];
-    window = touch_window(t, &touched, t->core->config.touch_pages[faults]);
-    if (hm_any(record->cached, window.word))
-        return false;
-    HM_EACH_WORD (w)
-        window.word[w] &= ~record->device[w];
-    return hm_bits(window.word) <= HM_INLINE_PAGES;
-}
-
-bool hm_touch_now(struct hm_core *core, const struct hm_job *job)
-{
-    struct transaction t = {.core = core, .job = job, .block = job->block};
-    t.region = job_check(core, job) ? NULL : hm_region_get(core, job->ino);
-    if (!t.region)
-        return false;
-    t.event = (struct hm_event){.ino = job->ino, .block = job->block};
-    t.stripe = hm_stripe_of(core, job->ino, job->block);
-    t.record = &t.region->blocks[job->block];
-    pthread_mutex_lock(&t.stripe->lock);
-    hm_block_touch(t.region, job->block);
-    if (!is_easy(&t)) {
-        pthread_mutex_unlock(&t.stripe->lock);
-        hm_region_put(t.region);
-        return false;
-    }
-    t.record->busy = 1;
-    t.event.result = touch(&t);
-    pthread_mutex_unlock(&t.stripe->lock);
-    finish(&t, true);
-    hm_region_put(t.region);
-    return true;
 }

@@ -293,6 +293,10 @@ static bool take_faults(struct hm_core *core, uint32_t node)
     pthread_rwlock_unlock(&device->lock);
     for (uint32_t i = 0; i < used; i++) {
         jobs[i].node = node;
+        if (atomic_load(&core->prefetch[node])->kind == HM_PREFETCH_ASK) {
+            hm_touch_report(core, &jobs[i], -EAGAIN, 0);
+            continue;
+        }
         if (hm_touch_now(core, &jobs[i]))
             continue;
         while (hm_submit(core, &jobs[i]) == -ENOMEM)

@@ -19,9 +19,9 @@ from typing import Any
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
-from hmmfs.errors import HmmfsError
+from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.filesystem.submit import MAX_READ, Submission
-from hmmfs.filesystem.tree import Action, Directory, Node, Submit, Text, Tree
+from hmmfs.filesystem.tree import Action, Directory, Node, Setting, Submit, Text, Tree
 from hmmfs.memory import FIRST_REGION_INO, HOST, PAGE_SIZE, Core, Region, RegionTable
 from hmmfs.memory.core import NAME_MAX
 
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 # Every change of a name in regions/ comes through the kernel, so it may believe them for long.
 REGION_ENTRY_TIMEOUT = 3600.0
 MAX_REGIONS = 8192
+MAX_VALUE = 4096  # bytes written to a file that takes one value
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 
 
@@ -37,12 +38,12 @@ class TextHandle:
     """An open control file: the first read takes the snapshot that all its reads are of."""
 
     def __init__(self, node: Text) -> None:
-        self._node = node
+        self.node = node
         self._snapshot: bytes | None = None
 
     def read(self, offset: int, size: int) -> bytes:
         if self._snapshot is None:
-            self._snapshot = self._node.produce().encode(errors="surrogateescape")
+            self._snapshot = self.node.produce().encode(errors="surrogateescape")
         return self._snapshot[offset : offset + min(size, MAX_READ)]
 
 
@@ -205,7 +206,7 @@ class Operations(pyfuse3.Operations):
         means anything. The rest is fixed."""
         if fields.update_mode or fields.update_uid or fields.update_gid:
             raise FUSEError(errno.EPERM)
-        if not isinstance(node, Submit | Action):
+        if not isinstance(node, Submit | Action | Setting):
             raise FUSEError(errno.EACCES if fields.update_size else errno.EPERM)
 
     # ---- names
@@ -335,6 +336,8 @@ class Operations(pyfuse3.Operations):
             return FileInfo(fh=self._handle(found), direct_io=True, keep_cache=False)
         if not isinstance(found, Text):
             raise FUSEError(errno.EISDIR)
+        if isinstance(found, Setting):
+            return FileInfo(fh=self._handle(TextHandle(found)), direct_io=True, keep_cache=False)
         if flags & os.O_ACCMODE != os.O_RDONLY:  # root passes the check of the mode bits
             raise FUSEError(errno.EACCES)
         return FileInfo(fh=self._handle(TextHandle(found)), direct_io=True, keep_cache=False)
@@ -352,6 +355,8 @@ class Operations(pyfuse3.Operations):
         if isinstance(handle, Action):
             await handle.act()
             return len(buf)
+        if isinstance(handle, TextHandle) and isinstance(handle.node, Setting):
+            return self._set(handle.node, buf)
         if not isinstance(handle, SubmitHandle):
             raise FUSEError(errno.EACCES)
         try:
@@ -360,6 +365,17 @@ class Operations(pyfuse3.Operations):
             self._tree.errors.say(error.sentence, handle.device)
             log.info("dev%d: %s", handle.device, error.sentence)
             raise
+
+    def _set(self, node: Setting, text: bytes) -> int:
+        """One write is one value."""
+        try:
+            if len(text) > MAX_VALUE:
+                raise UsageError(f"A value has at most {MAX_VALUE} bytes.")
+            node.store(os.fsdecode(text).strip())
+        except HmmfsError as error:
+            self._tree.errors.say(error.sentence, node.device)
+            raise
+        return len(text)
 
     async def release(self, fh: int) -> None:
         handle = self._handles.pop(fh)

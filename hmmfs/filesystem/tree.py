@@ -3,6 +3,7 @@
 regions/NAME                      the data; served by the gate
 state/NAME/residency              where a region's pages are
 devices/devN/{type,stats,queue,last_error,submit,calls,reset,vram/{total,used}}
+devices/devN/policy/{prefetch,eviction}  policy/prefetch
 stats audit version last_error
 """
 
@@ -19,6 +20,7 @@ import hmmfs
 from hmmfs.device import Executor
 from hmmfs.filesystem.submit import Submission
 from hmmfs.memory import HOST, PAGE_SIZE, Core, Region, RegionTable
+from hmmfs.policy import Policies
 
 ROOT_INO = 1
 
@@ -46,6 +48,14 @@ class Text(Node):
     """A file that is read-only; each open takes one snapshot."""
 
     produce: Callable[[], str] = field(default=str)
+
+
+@dataclass(eq=False)
+class Setting(Text):
+    """A file that says a value and takes another. `device`: whose last_error hears of a bad one."""
+
+    store: Callable[[str], None] = field(kw_only=True)
+    device: int | None = None
 
 
 @dataclass(eq=False)
@@ -165,12 +175,14 @@ class Tree:
         core: Core,
         table: RegionTable,
         executors: list[Executor],
+        policies: Policies,
         pid: int,
         *,
         shared: bool,
     ) -> None:
         self._core = core
         self._table = table
+        self._policies = policies
         self._pid = pid
         self._inos = itertools.count(ROOT_INO)
         self._by_ino: dict[int, Node] = {}
@@ -193,6 +205,7 @@ class Tree:
                     for number, executor in enumerate(executors)
                 }
             ),
+            b"policy": self._policy(HOST),
             b"stats": self._text(self._stats),
             b"audit": self._text(lambda: line(core.audit() or "ok")),
             b"version": self._text(lambda: line(hmmfs.__version__)),
@@ -253,6 +266,7 @@ class Tree:
                 b"type": self._text(lambda: "private\n"),
                 b"vram": vram,
                 b"stats": self._text(lambda: table(core.node_stats(node))),
+                b"policy": self._policy(node),
                 b"queue": self._text(lambda: queue(executor)),
                 b"submit": submit(),
                 b"calls": calls,
@@ -262,6 +276,32 @@ class Tree:
                 b"last_error": self._text(lambda: line(self.errors.by_device[number])),
             }
         )
+
+    def _setting(
+        self, produce: Callable[[], str], store: Callable[[str], None], device: int | None
+    ) -> Setting:
+        mode = stat.S_IFREG | 0o644
+        return self._add(
+            Setting(next(self._inos), mode, produce=produce, store=store, device=device)
+        )
+
+    def _policy(self, node: int) -> Directory:
+        """policy/: of a device, or of the host, which evicts nothing."""
+        policies, device = self._policies, node - 1 if node else None
+        children: dict[bytes, Node] = {
+            b"prefetch": self._setting(
+                lambda: line(policies.names(node)[0]),
+                lambda text: policies.set_prefetch(node, text),
+                device,
+            )
+        }
+        if node != HOST:
+            children[b"eviction"] = self._setting(
+                lambda: line(policies.names(node)[1]),
+                lambda text: policies.set_eviction(node, text),
+                device,
+            )
+        return self._directory(children)
 
     def _region_state(self, region: Region) -> Node:
         directory = self._directory({b"residency": self._text(lambda: self._residency(region))})

@@ -81,6 +81,7 @@ class JobFlag(enum.IntFlag):
     EVICT = lib.HM_JOB_EVICT
     STAGING = lib.HM_JOB_STAGING
     QUIET = lib.HM_JOB_QUIET
+    CHOSEN = lib.HM_JOB_CHOSEN
 
 
 class EventKind(enum.IntEnum):
@@ -89,6 +90,14 @@ class EventKind(enum.IntEnum):
     INTERRUPT = lib.HM_EVENT_INTERRUPT
     CLOSED = lib.HM_EVENT_CLOSED
     TOUCH = lib.HM_EVENT_TOUCH
+
+
+class PrefetchKind(enum.IntEnum):
+    TABLE = lib.HM_PREFETCH_TABLE
+    NEXT = lib.HM_PREFETCH_NEXT
+    SEQUENTIAL = lib.HM_PREFETCH_SEQUENTIAL
+    DENSITY = lib.HM_PREFETCH_DENSITY
+    ASK = lib.HM_PREFETCH_ASK
 
 
 class FaultReason(enum.IntEnum):
@@ -127,6 +136,7 @@ class Job:
     error: int = 0
     buffer: bytes | bytearray | memoryview | None = None
     touch: Touch | None = None
+    window: NDArray[np.bool_] | None = None  # with CHOSEN: 512 booleans
 
 
 class JobResult(NamedTuple):
@@ -148,6 +158,7 @@ class Event(NamedTuple):
     result: JobResult
     node: int = HOST  # TOUCH: whose worker
     touch: Touch | None = None
+    window: bytes = b""  # FAULT: a bitmap of what the host's policy brings
 
 
 class Residency(NamedTuple):
@@ -162,6 +173,11 @@ class Residency(NamedTuple):
 def page_set(words: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """One of a block's bitmaps as 512 booleans."""
     return np.unpackbits(words.view(np.uint8), bitorder="little").view(np.bool_)
+
+
+def page_words(pages: NDArray[np.bool_]) -> bytes:
+    """And back: the 64 bytes of a bitmap."""
+    return np.packbits(pages, bitorder="little").tobytes()
 
 
 class Region:
@@ -292,8 +308,6 @@ class Core:
         readahead: int = 128 * 1024,
         express: bool = True,
         keep_clean: bool = True,
-        fault_pages: Sequence[int] = (16, 64, BLOCK_PAGES, BLOCK_PAGES),
-        touch_pages: Sequence[int] = (16, 64, BLOCK_PAGES, BLOCK_PAGES),
     ) -> None:
         config = ffi.new("struct hm_config *")
         config.capacity[0 : len(capacity)] = list(capacity)
@@ -303,8 +317,6 @@ class Core:
         config.readahead = readahead
         config.express = express
         config.keep_clean = keep_clean
-        config.fault_pages = list(fault_pages)
-        config.touch_pages = list(touch_pages)
         out = ffi.new("struct hm_core **")
         check(lib.hm_core_create(config, out), "Creating the native core")
         self._handle = out[0]
@@ -353,6 +365,13 @@ class Core:
 
     def max_region_bytes(self) -> int:
         return int(lib.hm_region_max_bytes())
+
+    # ---- policies
+
+    def set_prefetch(self, node: int, kind: PrefetchKind, arguments: Sequence[int]) -> None:
+        """What comes with a fault, on node 0 with the CPU's: from the next one on."""
+        policy = ffi.new("struct hm_prefetch *", {"kind": kind, "argument": list(arguments)})
+        check(lib.hm_prefetch_set(self.handle, node, policy), "Setting a prefetch policy")
 
     # ---- devices' workers
 
@@ -436,6 +455,8 @@ class Core:
         if job.touch is not None:
             ffi.memmove(native.pages, job.touch.pages, 64)
             ffi.memmove(native.stores, job.touch.stores, 64)
+        if job.window is not None:
+            ffi.memmove(native.window, page_words(job.window), 64)
         check(lib.hm_submit(self.handle, native), "Submitting a job")
         return keep
 
@@ -463,6 +484,7 @@ class Core:
                 Touch(bytes(ffi.buffer(e.pages)), bytes(ffi.buffer(e.stores)))
                 if e.kind == lib.HM_EVENT_TOUCH
                 else None,
+                bytes(ffi.buffer(e.pages)) if e.kind == lib.HM_EVENT_FAULT else b"",
             )
             for e in self._events[0:n]
         ]

@@ -1,7 +1,16 @@
-"""Policies decide: what to bring home for a CPU fault, which block to evict. They never copy."""
+"""Policies decide: what comes with a fault, which pages leave a full VRAM. They never copy."""
 
+from hmmfs.policy.chosen import Policies
 from hmmfs.policy.eviction import EvictionPolicy
-from hmmfs.policy.placement import PlacementPolicy
-from hmmfs.policy.registry import eviction, placement
+from hmmfs.policy.prefetch import Fault, Pages, PrefetchPolicy
+from hmmfs.policy.registry import named_eviction, named_prefetch
 
-__all__ = ["EvictionPolicy", "PlacementPolicy", "eviction", "placement"]
+__all__ = [
+    "EvictionPolicy",
+    "Fault",
+    "Pages",
+    "Policies",
+    "PrefetchPolicy",
+    "named_eviction",
+    "named_prefetch",
+]

@@ -1,23 +1,55 @@
-"""Which block leaves a full VRAM first."""
+"""Which pages leave a full VRAM first.
+
+What a policy can know is what a driver can: faults, arrivals and submitted operations. A load or
+store of a page that is there leaves no trace, as on hardware without access counters.
+"""
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
+from collections import OrderedDict, defaultdict
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hmmfs.errors import UsageError
+from hmmfs.memory import BLOCK_PAGES, BlockKey
+from hmmfs.policy.prefetch import BIG_PAGES, Pages, within
+
+FOREVER = 1 << 62  # the place in a trace of what is never used again
 
 
 class EvictionPolicy(ABC):
     """Orders the blocks that have pages on a node."""
 
     name: ClassVar[str]
+    # Whether `touched` is to be told of each fault before it is served. That makes faults longer by
+    # some 100 us, as each takes the way through the service.
+    observes: ClassVar[bool] = False
+    # Whether pages of the very block that room is made for may leave: not with policies that would
+    # take the whole block.
+    by_page: ClassVar[bool] = False
 
     @abstractmethod
     def order(self, candidates: NDArray[np.void]) -> NDArray[np.intp]:
-        """Indices into `candidates` (struct hm_candidate: ino, block, last_cpu, last_device,
-        last_migrated in ns of CLOCK_MONOTONIC, pages), the first to go first. Never empty."""
+        """Indices into `candidates`, the first to go first. Never empty. Its fields: ino, block;
+        last_device (fault or operation of a device), last_migrated, arrived (the first page came)
+        and last_cpu, numbers that grow with each such event; uses, the faults and operations since
+        it arrived; pages, how many are there."""
+
+    def pages(self, key: BlockKey, resident: Pages) -> Pages:
+        """Which of a chosen block's resident pages leave. At least one."""
+        return resident
+
+    def touched(self, key: BlockKey, pages: Pages, coming: Pages) -> None:  # noqa: B027
+        """A fault on `pages` is about to be served by bringing those of `coming`."""
+
+    def __str__(self) -> str:
+        """What `policy/eviction` says, and takes."""
+        values = "".join(f" {key}={value}" for key, value in self.__dict__.items() if key[0] != "_")
+        return self.name + values
 
 
 class LeastRecentlyUsed(EvictionPolicy):
@@ -32,7 +64,8 @@ class LeastRecentlyUsed(EvictionPolicy):
 
 
 class LeastRecentlyMigrated(EvictionPolicy):
-    """The block that came first, whatever was done with it since: first in, first out."""
+    """The block that pages have come to least recently, whatever was done with it since: what UVM
+    calls LRU."""
 
     name = "lrm"
 
@@ -40,4 +73,205 @@ class LeastRecentlyMigrated(EvictionPolicy):
         return np.argsort(candidates["last_migrated"], kind="stable")
 
 
-BUILT_IN: tuple[type[EvictionPolicy], ...] = (LeastRecentlyUsed, LeastRecentlyMigrated)
+class FirstInFirstOut(EvictionPolicy):
+    """The block whose first page came first."""
+
+    name = "fifo"
+
+    def order(self, candidates: NDArray[np.void]) -> NDArray[np.intp]:
+        return np.argsort(candidates["arrived"], kind="stable")
+
+
+class MostRecentlyUsed(EvictionPolicy):
+    """The block used last: what is best for a scan that begins again and again."""
+
+    name = "mru"
+
+    def order(self, candidates: NDArray[np.void]) -> NDArray[np.intp]:
+        used = np.maximum(candidates["last_device"], candidates["last_migrated"])
+        return np.argsort(used, kind="stable")[::-1]
+
+
+class LeastFrequentlyUsed(EvictionPolicy):
+    """The block with the fewest uses since it came; among equals, that least recently used."""
+
+    name = "lfu"
+
+    def order(self, candidates: NDArray[np.void]) -> NDArray[np.intp]:
+        return np.lexsort((candidates["last_device"], candidates["uses"]))
+
+
+class Clock(EvictionPolicy):
+    """Second chance: blocks in the order in which they came, but one that was used since the hand
+    last passed is passed over once."""
+
+    name = "clock"
+
+    def __init__(self) -> None:
+        self._passed: dict[BlockKey, tuple[int, int]] = {}  # arrival and uses when last passed
+
+    def order(self, candidates: NDArray[np.void]) -> NDArray[np.intp]:
+        ring = np.argsort(candidates["arrived"], kind="stable")
+        chances: list[np.intp] = []
+        gone: list[np.intp] = []
+        for index in ring:
+            row = candidates[index]
+            key = BlockKey(int(row["ino"]), int(row["block"]))
+            now = int(row["arrived"]), int(row["uses"])
+            arrived, uses = self._passed.get(key, (0, 0))
+            used = now[1] > (uses if arrived == now[0] else 1)
+            (chances if used else gone).append(index)
+            if used:
+                self._passed[key] = now
+            if not used:
+                break
+        rest = [index for index in ring if index not in gone and index not in chances]
+        return np.array([*gone, *rest, *chances], dtype=np.intp)
+
+
+class Random(EvictionPolicy):
+    """Any block; the same ones again with the same seed and the same accesses."""
+
+    name = "random"
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = within("seed", seed, 0, 1 << 62)
+        self._random = random.Random(seed)
+
+    def order(self, candidates: NDArray[np.void]) -> NDArray[np.intp]:
+        # By number, since candidates come in no particular order.
+        order = np.lexsort((candidates["block"], candidates["ino"]))
+        chosen = self._random.randrange(len(order))
+        return np.roll(order, -chosen)
+
+
+class Tree(EvictionPolicy):
+    """Of the block least recently used the lowest 64 KiB, and with them every aligned range around
+    them of which less than half would be left: the mirror of the density prefetcher.
+
+    Source: the tree-based neighborhood eviction of Ganguly et al., ISCA 2019."""
+
+    name = "tree"
+
+    def order(self, candidates: NDArray[np.void]) -> NDArray[np.intp]:
+        return LeastRecentlyUsed().order(candidates)
+
+    def pages(self, key: BlockKey, resident: Pages) -> Pages:
+        first = int(np.flatnonzero(resident)[0]) // BIG_PAGES * BIG_PAGES
+        leaves = np.zeros(BLOCK_PAGES, dtype=np.bool_)
+        leaves[first : first + BIG_PAGES] = True
+        size = BIG_PAGES
+        while size < BLOCK_PAGES:
+            size *= 2
+            low = first // size * size
+            left = resident[low : low + size] & ~leaves[low : low + size]
+            if left.sum() * 2 < size:
+                leaves[low : low + size] = True
+        return resident & leaves
+
+
+class LeastRecentlyUsedPage(EvictionPolicy):
+    """The single page that was touched or fetched longest ago."""
+
+    name = "lru-page"
+    observes = by_page = True
+
+    def __init__(self) -> None:
+        self._order: OrderedDict[tuple[BlockKey, int], None] = OrderedDict()
+
+    def touched(self, key: BlockKey, pages: Pages, coming: Pages) -> None:
+        for page in np.flatnonzero(coming).tolist():
+            self._order[key, page] = None
+            self._order.move_to_end((key, page))
+
+    def order(self, candidates: NDArray[np.void]) -> NDArray[np.intp]:
+        rank: dict[BlockKey, int] = {}
+        for place, (key, _) in enumerate(self._order):
+            rank.setdefault(key, place)
+            if len(rank) == len(candidates):
+                break
+        ranks = [rank.get(BlockKey(int(c["ino"]), int(c["block"])), FOREVER) for c in candidates]
+        return np.argsort(ranks, kind="stable")
+
+    def pages(self, key: BlockKey, resident: Pages) -> Pages:
+        chosen = np.zeros(BLOCK_PAGES, dtype=np.bool_)
+        for other, page in list(self._order):
+            if other == key:
+                del self._order[other, page]
+                if resident[page]:
+                    chosen[page] = True
+                    return chosen
+        return resident  # came without a fault, by a migration
+
+
+class Optimal(EvictionPolicy):
+    """Belady's: the page whose next use is farthest away, given what will be touched. The trace is
+    a file with a line `BLOCK PAGE` for each access, of one region, in order."""
+
+    name = "optimal"
+    observes = by_page = True
+
+    def __init__(self, trace: str = "") -> None:
+        self.trace = trace
+        self._uses: dict[tuple[int, int], list[int]] = defaultdict(list)  # reversed: the next last
+        self._there: dict[int, set[int]] = defaultdict(set)  # pages on the device, by block
+        self._now = -1
+        try:
+            with open(trace) as file:
+                for place, line in enumerate(file):
+                    block, page = line.split()
+                    self._uses[int(block), int(page)].append(place)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"The trace of optimal can't be read: {error}; give trace=FILE with a line "
+                "BLOCK PAGE for each access."
+            ) from None
+        for places in self._uses.values():
+            places.reverse()
+
+    def touched(self, key: BlockKey, pages: Pages, coming: Pages) -> None:
+        # The page was not there since its last use, so this is its next one in the trace.
+        for page in np.flatnonzero(pages).tolist():
+            following = self._next(key.block, page)
+            self._now = self._now if following == FOREVER else max(self._now, following)
+        self._there[key.block] |= set(np.flatnonzero(coming).tolist())
+
+    def _next(self, block: int, page: int) -> int:
+        places = self._uses.get((block, page), [])
+        while places and places[-1] <= self._now:
+            places.pop()
+        return places[-1] if places else FOREVER
+
+    def _farthest(self, block: int, resident: Pages | None = None) -> tuple[int, int]:
+        there = [
+            (self._next(block, page), page)
+            for page in self._there[block]
+            if resident is None or resident[page]
+        ]
+        return max(there, default=(-1, -1))
+
+    def order(self, candidates: NDArray[np.void]) -> NDArray[np.intp]:
+        return np.argsort([-self._farthest(int(c["block"]))[0] for c in candidates], kind="stable")
+
+    def pages(self, key: BlockKey, resident: Pages) -> Pages:
+        chosen = np.zeros(BLOCK_PAGES, dtype=np.bool_)
+        page = self._farthest(key.block, resident)[1]
+        if page < 0:
+            return resident  # came without a fault, by a migration
+        self._there[key.block].discard(page)
+        chosen[page] = True
+        return chosen
+
+
+BUILT_IN: tuple[type[EvictionPolicy], ...] = (
+    LeastRecentlyUsed,
+    LeastRecentlyMigrated,
+    FirstInFirstOut,
+    MostRecentlyUsed,
+    LeastFrequentlyUsed,
+    Clock,
+    Random,
+    Tree,
+    LeastRecentlyUsedPage,
+    Optimal,
+)

@@ -1,49 +1,97 @@
-"""Policies by name: the built-in ones, and those that installed packages register.
+"""Policies by what a person writes: ``NAME [PARAMETER=VALUE …]``.
 
-A package registers a class under the entry point group ``hmmfs.policies``; its kind is its base.
+A name is that of a built-in policy, of one that an installed package registers under the entry
+point group ``hmmfs.policies``, or ``FILE.py:CLASS``. The kind of a class is its base.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
+import os
 from importlib.metadata import entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.policy import eviction as _eviction
-from hmmfs.policy import placement as _placement
+from hmmfs.policy import prefetch as _prefetch
 from hmmfs.policy.eviction import EvictionPolicy
-from hmmfs.policy.placement import PlacementPolicy
+from hmmfs.policy.prefetch import PrefetchPolicy
 
 GROUP = "hmmfs.policies"
 
-P = TypeVar("P", EvictionPolicy, PlacementPolicy)
+P = TypeVar("P", EvictionPolicy, PrefetchPolicy)
 
 
-def placement(name: str) -> PlacementPolicy:
-    """What `prefetch=` names."""
-    return _find(name, PlacementPolicy, _placement.BUILT_IN, "prefetch")  # type: ignore[type-abstract]
+def named_prefetch(text: str) -> PrefetchPolicy:
+    """The prefetch policy that a text names. UsageError: none does, or a parameter is wrong."""
+    return _made(text, PrefetchPolicy, _prefetch.BUILT_IN, "prefetch")  # type: ignore[type-abstract]
 
 
-def eviction(name: str) -> EvictionPolicy:
-    """What `eviction=` names."""
-    return _find(name, EvictionPolicy, _eviction.BUILT_IN, "eviction")  # type: ignore[type-abstract]
+def named_eviction(text: str) -> EvictionPolicy:
+    """The eviction policy that a text names."""
+    return _made(text, EvictionPolicy, _eviction.BUILT_IN, "eviction")  # type: ignore[type-abstract]
 
 
-def _find(name: str, kind: type[P], built_in: tuple[type[P], ...], what: str) -> P:
+def _made(text: str, kind: type[P], built_in: tuple[type[P], ...], what: str) -> P:
+    name, *words = text.split() or [""]
+    chosen = _found(name, kind, built_in, what)
+    parameters: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UsageError(f"{word!r} is no parameter: write PARAMETER=VALUE.")
+        parameters[key] = int(value) if value.lstrip("-").isdecimal() else value
+    takes = [key for key in inspect.signature(chosen).parameters if key not in ("args", "kwargs")]
+    if unknown := parameters.keys() - set(takes):
+        known = f"it has {', '.join(takes)}" if takes else "it has none"
+        raise UsageError(f"{name} has no parameter {', '.join(sorted(unknown))}: {known}.")
+    try:
+        policy = chosen(**parameters)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{name} can't be made: {type(error).__name__}: {error}.") from error
+    if ":" in name:
+        policy.__dict__.setdefault("_text", text)
+    return policy
+
+
+def _found(name: str, kind: type[P], built_in: tuple[type[P], ...], what: str) -> type[P]:
     for policy in built_in:
         if policy.name == name:
-            return policy()
-    for point in entry_points(group=GROUP, name=name):
-        try:
-            loaded = point.load()
-        except Exception as error:
-            raise HmmfsError(
-                22, f'The {what} policy "{name}" from {point.value} cannot be loaded: {error}.'
-            ) from error
-        if isinstance(loaded, type) and issubclass(loaded, kind):
-            return loaded()
+            return policy
+    try:
+        if ".py:" in name:
+            return _checked(_from_file(name), kind, name)
+        for point in entry_points(group=GROUP, name=name):
+            return _checked(point.load(), kind, name)
+    except HmmfsError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"The {what} policy {name} can't be loaded: {type(error).__name__}: {error}."
+        ) from error
     known = ", ".join(policy.name for policy in built_in)
     raise UsageError(
-        f'There is no {what} policy "{name}": use {known}, or install a package that registers it '
-        f"under {GROUP}."
+        f'There is no {what} policy "{name}": use {known}, FILE.py:CLASS, or install a package '
+        f"that registers it under {GROUP}."
     )
+
+
+def _from_file(name: str) -> object:
+    path, _, attribute = name.rpartition(":")
+    if not os.path.isabs(path):
+        raise UsageError(f"{path} is not a whole path: the daemon has no directory of yours.")
+    spec = importlib.util.spec_from_file_location(os.path.basename(path)[:-3], path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, attribute)
+
+
+def _checked(loaded: object, kind: type[P], name: str) -> type[P]:
+    if not (isinstance(loaded, type) and issubclass(loaded, kind)):
+        raise UsageError(f"{name} is no subclass of hmmfs.policy.{kind.__name__}.")
+    return loaded

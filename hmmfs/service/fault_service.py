@@ -23,19 +23,23 @@ import trio
 
 from hmmfs.errors import HmmfsError
 from hmmfs.memory import (
+    BLOCK_BYTES,
+    BLOCK_PAGES,
     HOST,
+    PAGE_SIZE,
     BlockKey,
     Core,
     Event,
     EventKind,
     FaultReason,
     Job,
+    JobFlag,
     JobKind,
     JobResult,
     RegionTable,
     page_set,
 )
-from hmmfs.policy import PlacementPolicy
+from hmmfs.policy import Fault, Pages, Policies
 from hmmfs.service.jobs import Jobs
 from hmmfs.service.room import Rooms
 
@@ -45,21 +49,33 @@ TOUCH_ATTEMPTS = 200
 ATTEMPTS = 4  # at the policy's window, and again at just the pages touched
 
 
+def no_pages() -> Pages:
+    return np.zeros(BLOCK_PAGES, dtype=np.bool_)
+
+
+def bitmap(words: bytes) -> Pages:
+    return page_set(np.frombuffer(words or bytes(64), dtype=np.uint64))
+
+
 @dataclass
 class _Fault:
     """What waits at one block: pages touched that are a device's, and holes that need room."""
 
     owner: list[tuple[int, int]] = field(default_factory=list)  # (first, count)
     holes: list[tuple[int, int]] = field(default_factory=list)
+    window: Pages = field(default_factory=no_pages)  # what the native core would bring home
 
     def add(self, event: Event) -> None:
         asked = self.holes if event.reason == FaultReason.NO_ROOM else self.owner
         if (event.first, event.pages) not in asked:
             asked.append((event.first, event.pages))
+        self.window = self.window | bitmap(event.window)
 
-    def hull(self) -> tuple[int, int]:
-        first = min(first for first, _ in self.owner)
-        return first, max(first + count for first, count in self.owner) - first
+    def touched(self) -> Pages:
+        touched = no_pages()
+        for first, count in self.owner:
+            touched[first : first + count] = True
+        return touched
 
 
 def _untouchable(number: int) -> HmmfsError:
@@ -83,7 +99,7 @@ class FaultService:
         jobs: Jobs,
         rooms: Rooms,
         regions: RegionTable,
-        placement: PlacementPolicy,
+        policies: Policies,
         *,
         on_interrupt: Callable[[int], None],
         on_closed: Callable[[], None],
@@ -93,7 +109,7 @@ class FaultService:
         self._jobs = jobs
         self._rooms = rooms
         self._regions = regions
-        self._placement = placement
+        self._policies = policies
         self._on_interrupt = on_interrupt
         self._on_closed = on_closed
         self._on_lost = on_lost
@@ -172,15 +188,17 @@ class FaultService:
     # ---- a page that a device owns
 
     async def _bring_home(self, key: BlockKey, fault: _Fault) -> None:
-        touched = fault.hull()
-        faults = int(self._record(key)["cpu_faults"])
-        window = self._placement.window(*touched, max(1, faults))
+        touched = fault.touched()
+        window = fault.window | touched
+        if self._policies.asks(HOST):
+            record = self._record(key)
+            window = self._policies.bring(HOST, self._seen(key, HOST, touched, record))
         sentence = "the CPU and a device keep taking it from each other."
         error = errno.EBUSY
-        for first, count in (window, touched):
+        for pages in (window, touched):
             for _ in range(ATTEMPTS):
                 try:
-                    result = await self._migrate_home(key, first, count)
+                    result = await self._migrate_home(key, pages)
                 except HmmfsError as full:
                     # Once more with less: others may have moved pages meanwhile.
                     error, sentence = full.errno or errno.ENOSPC, full.sentence
@@ -191,14 +209,12 @@ class FaultService:
         log.warning("A program's touch of a device's page fails: %s", sentence)
         await self._fail(key, error)
 
-    async def _migrate_home(self, key: BlockKey, first: int, count: int) -> JobResult:
-        owned = page_set(self._record(key)["device"])[first : first + count]
-        pages = np.flatnonzero(owned)
-        if not len(pages):
+    async def _migrate_home(self, key: BlockKey, pages: Pages) -> JobResult:
+        owned = page_set(self._record(key)["device"]) & pages
+        if not owned.any():
             # All are home; what is parked is to be looked at again.
             return await self._replay(key, 0)
-        first, count = first + int(pages[0]), int(pages[-1] - pages[0]) + 1
-        job = Job(JobKind.MIGRATE, *key, node=HOST, first=first, count=count)
+        job = Job(JobKind.MIGRATE, *key, node=HOST, flags=JobFlag.CHOSEN, window=owned)
         result = await self._jobs.run(job)
         if result.result != -errno.ENOSPC:
             return result
@@ -233,6 +249,9 @@ class FaultService:
         job = Job(JobKind.TOUCH, *key, node=event.node, touch=event.touch)
         result, pause = event.result, 0.001
         try:
+            if result.result == -errno.EAGAIN:
+                job = self._chosen(job)
+                result = await self._jobs.run(job)
             for _ in range(TOUCH_ATTEMPTS):
                 if result.result == -errno.ENOSPC:
                     frees = self._on_host(key)
@@ -250,6 +269,31 @@ class FaultService:
                 raise _untouchable(-result.result)
         except HmmfsError as error:
             self._on_lost(event.node, error)
+
+    def _chosen(self, job: Job) -> Job:
+        """With the pages that the device's policy brings."""
+        key = BlockKey(job.ino, job.block)
+        assert job.touch is not None
+        touched = bitmap(job.touch.pages) | bitmap(job.touch.stores)
+        fault = self._seen(key, job.node, touched, self._record(key))
+        window = self._policies.bring(job.node, fault)
+        if not fault.touched[fault.inside & ~fault.present].any():
+            window &= fault.present  # as native/touch.c: no holes come with pages that have bytes
+        return replace(job, flags=job.flags | JobFlag.CHOSEN, window=window)
+
+    def _seen(self, key: BlockKey, node: int, touched: Pages, record: np.void) -> Fault:
+        present = page_set(record["present"])
+        region = self._regions.by_ino(key.ino)
+        pages = -(-max(0, (region.size if region else 0) - key.block * BLOCK_BYTES) // PAGE_SIZE)
+        return Fault(
+            key,
+            touched=touched,
+            resident=present & (record["owner"] == node),
+            present=present,
+            inside=np.arange(BLOCK_PAGES) < pages,
+            # The gate has counted the CPU's fault already.
+            faults=int(record["device_faults"] if node else max(1, record["cpu_faults"]) - 1),
+        )
 
     def _on_host(self, key: BlockKey) -> int:
         record = self._record(key)

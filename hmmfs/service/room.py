@@ -24,7 +24,7 @@ import enum
 import errno
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import trio
@@ -41,7 +41,7 @@ from hmmfs.memory import (
     RegionTable,
     page_set,
 )
-from hmmfs.policy import EvictionPolicy
+from hmmfs.policy import Policies
 from hmmfs.service.jobs import Jobs
 
 log = logging.getLogger(__name__)
@@ -112,13 +112,11 @@ class Room:
 class Rooms:
     """Makes room, for the fault service and for device operations alike."""
 
-    def __init__(
-        self, core: Core, jobs: Jobs, regions: RegionTable, eviction: EvictionPolicy
-    ) -> None:
+    def __init__(self, core: Core, jobs: Jobs, regions: RegionTable, policies: Policies) -> None:
         self._core = core
         self._jobs = jobs
         self._regions = regions
-        self._eviction = eviction
+        self._policies = policies
         # First come, first served on each node, so that a large need is not starved.
         self._turn = [trio.Lock() for _ in range(core.nodes)]
         # One swap at a time: the reserve is one block.
@@ -135,7 +133,7 @@ class Rooms:
         room = Room(self._core, node, pages)
         try:
             async with self._turn[node]:
-                await self._reserve(room, Spared({block}), frees)
+                await self._reserve(room, Spared(self._policies.spares(node, block)), frees)
             yield room
         finally:
             room.drop()
@@ -149,7 +147,8 @@ class Rooms:
     async def _reserve(self, room: Room, spared: Spared, frees: int) -> None:
         deadline = trio.current_time() + PATIENCE
         attempt = self._free_host if room.node == HOST else self._free_device
-        for _ in range(STEPS if room.pages <= self._core.capacity[room.node] else 0):
+        steps = STEPS + 4 * room.pages  # a policy may evict page by page
+        for _ in range(steps if room.pages <= self._core.capacity[room.node] else 0):
             if room.reserve():
                 return
             missing = max(1, room.pages - self._core.free(room.node))
@@ -184,7 +183,7 @@ class Rooms:
         able = spared.able(self._core.candidates(room.node), "pages")
         if not len(able):
             return False
-        victim = able[self._eviction.order(able)[0]]
+        victim = self._policies.victim(room.node, able)
         missing = min(missing, int(victim["pages"]))
         spared.note(_key(victim), await self._evict(victim, room, spared, missing, frees))
         return True
@@ -242,18 +241,13 @@ class Rooms:
         region = self._regions.by_ino(key.ino)
         if region is None:
             return None
-        pages = np.flatnonzero(region.blocks(key.block, 1)[0]["owner"] == node)
-        if not len(pages):
+        record = region.blocks(key.block, 1)[0]
+        resident = page_set(record["present"]) & (record["owner"] == node)
+        if not resident.any():
             return None
-        first, last = int(pages[0]), int(pages[-1])
-        return Job(
-            JobKind.MIGRATE,
-            *key,
-            node=HOST,
-            flags=JobFlag.EVICT,
-            first=first,
-            count=last - first + 1,
-        )
+        window = self._policies.leaving(node, key, resident)
+        flags = JobFlag.EVICT | JobFlag.CHOSEN
+        return Job(JobKind.MIGRATE, *key, node=HOST, flags=flags, window=window)
 
     # ---- the host
 
@@ -371,14 +365,10 @@ def _limited(
     reserved: int = 0,
     flags: JobFlag | None = None,
 ) -> Job:
-    return Job(
-        job.kind,
-        job.ino,
-        job.block,
+    return replace(
+        job,
         node=job.node if node is None else node,
         flags=job.flags if flags is None else flags,
-        first=job.first,
-        count=job.count,
         limit=limit,
         reserved=reserved,
     )

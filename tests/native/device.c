@@ -1,7 +1,7 @@
 /* A worker with true page faults, without a mount: threads of another process count up in a region
  * through its window while this one migrates the pages back and forth and reads them on the host.
  *
- *   device SECONDS SEED PREFETCH     VRAM is half of the region
+ *   device SECONDS SEED POLICY     0..3; VRAM is half of the region
  *
  * No count may be lost, no page may be seen older than it was seen before, and the directory must
  * be whole at the end.
@@ -229,23 +229,27 @@ int main(int argc, char **argv)
     struct hm_config config = {.nodes = 3,
                                .threads = 1,
                                .keep_clean = 1,
-                               .fault_pages = {1, 1, 1, 1},
                                .capacity = {8192, HM_BLOCK_PAGES, HM_BLOCK_PAGES}};
+    static const struct hm_prefetch policies[] = {{HM_PREFETCH_TABLE, {1, 1, 1, 1}},
+                                                  {HM_PREFETCH_TABLE, {16, 64, 512, 512}},
+                                                  {HM_PREFETCH_DENSITY, {51}},
+                                                  {HM_PREFETCH_SEQUENTIAL, {64}}};
     struct hm_region_record *record;
+    unsigned long policy;
     int channel[2], uffd, pool, status;
     pthread_t events_thread;
     uint64_t seed, address;
     pid_t pid;
-    CHECK(argc == 4, "usage: device SECONDS SEED PREFETCH");
+    CHECK(argc == 4 && (policy = strtoul(argv[3], NULL, 0)) < 4, "usage: device SECONDS SEED 0..3");
     seed = strtoull(argv[2], NULL, 0) + 1;
-    if (atoi(argv[3]))
-        memcpy(config.touch_pages, (uint32_t[]){16, 64, 512, 512}, sizeof(config.touch_pages));
     shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(shared != MAP_FAILED && !socketpair(AF_UNIX, SOCK_SEQPACKET, 0, channel), "shared");
     pid = fork();
     if (!pid)
         worker(channel[1], seed * 31);
     CHECK(!hm_core_create(&config, &core), "core");
+    for (uint32_t node = 0; node < config.nodes; node++)
+        CHECK(!hm_prefetch_set(core, node, &policies[node ? policy : 0]), "policy");
     CHECK(!hm_region_create(core, INO, S_IFREG | 0600, 0, 0, &record), "create");
     CHECK(!hm_region_truncate(core, INO, BYTES), "size");
     CHECK(!pthread_create(&events_thread, NULL, events_main, NULL), "thread");

@@ -434,7 +434,6 @@ static void mount_core(uint32_t express)
                                .readahead = 131072,
                                .express = express,
                                .keep_clean = 1,
-                               .fault_pages = {1, 16, 64, 512},
                                .capacity = {8192, 1024, 1024}};
     int pair[2], fuse_fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
     char options[128];
@@ -444,6 +443,9 @@ static void mount_core(uint32_t express)
     CHECK(!socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair), "socketpair");
     relay_fd = pair[1];
     CHECK(!hm_core_create(&config, &core), "core");
+    CHECK(
+        !hm_prefetch_set(core, HM_HOST, &(struct hm_prefetch){HM_PREFETCH_TABLE, {1, 16, 64, 512}}),
+        "policy");
     for (uint64_t i = 0; i < REGIONS; i++) {
         CHECK(!hm_region_create(core, FIRST_INO + i, S_IFREG | 0666, 0, 0, &records[i]), "create");
         CHECK(!hm_region_truncate(core, FIRST_INO + i, PAGES * HM_PAGE_SIZE), "size");

@@ -10,12 +10,12 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmmfs import policy
 from hmmfs.device.executor import Executor, Span, merged, parse_all, spans
 from hmmfs.device.zeros import crc32_zeros
 from hmmfs.errors import HmmfsError
 from hmmfs.filesystem.submit import Submission
 from hmmfs.memory import BLOCK_BYTES, BLOCK_DTYPE, CANDIDATE_DTYPE, Core, RegionTable, page_set
+from hmmfs.policy import Policies, named_eviction, named_prefetch
 from hmmfs.service import FaultService, Jobs, Rooms
 
 M = 1 << 20
@@ -66,7 +66,8 @@ class Machine:
         self.core = core
         self.table = RegionTable(core)
         jobs = Jobs(core)
-        rooms = Rooms(core, jobs, self.table, policy.eviction("lru"))
+        policies = Policies(core, named_prefetch("grow"), lambda: named_eviction("lru"))
+        rooms = Rooms(core, jobs, self.table, policies)
         self.executors = [
             Executor(core, jobs, rooms, self.table, node) for node in range(1, core.nodes)
         ]
@@ -75,7 +76,7 @@ class Machine:
             jobs,
             rooms,
             self.table,
-            policy.placement("grow"),
+            policies,
             on_interrupt=lambda fh: None,
             on_closed=lambda: None,
             on_lost=lambda node, error: None,

@@ -1,0 +1,138 @@
+"""The policies in force on one machine, by node; they may change while programs run.
+
+A policy is somebody's code. One that raises, or answers nonsense, is reported and replaced by the
+default; whatever it would have decided is decided by the default then, so no page depends on it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmmfs.memory import BLOCK_PAGES, HOST, BlockKey, Core, PrefetchKind
+from hmmfs.policy.eviction import EvictionPolicy, LeastRecentlyUsed
+from hmmfs.policy.prefetch import BUILT_IN, Fault, Grow, Pages, PrefetchPolicy
+from hmmfs.policy.registry import named_eviction, named_prefetch
+
+log = logging.getLogger(__name__)
+
+
+class Policies:
+    """`on_failure` is told the node and one sentence when a policy was replaced."""
+
+    def __init__(
+        self, core: Core, prefetching: PrefetchPolicy, evicting: Callable[[], EvictionPolicy]
+    ) -> None:
+        self._core = core
+        # Devices share nothing: an eviction policy may keep count of what it has seen.
+        self._eviction = [evicting() for _ in range(core.nodes)]
+        self._prefetch: list[PrefetchPolicy] = [prefetching] * core.nodes
+        self._asks = [False] * core.nodes
+        self.on_failure: Callable[[int, str], None] = lambda node, sentence: None
+        for node in range(core.nodes):
+            self._set(node)
+
+    def names(self, node: int) -> tuple[str, str]:
+        """Of its prefetch policy and its eviction policy, as they are to be written."""
+        return shown(self._prefetch[node]), shown(self._eviction[node])
+
+    def set_prefetch(self, node: int, text: str) -> None:
+        """UsageError: that is no policy, and the old one stays."""
+        self._prefetch[node] = named_prefetch(text)
+        self._set(node)
+
+    def set_eviction(self, node: int, text: str) -> None:
+        self._eviction[node] = named_eviction(text)
+        self._set(node)
+
+    def _set(self, node: int) -> None:
+        """Tell the native core what it can do by itself."""
+        policy = self._prefetch[node]
+        native = policy.native() if type(policy) in BUILT_IN else None
+        if native is None or (node != HOST and self._eviction[node].observes):
+            native = PrefetchKind.ASK, ()
+        self._asks[node] = native[0] == PrefetchKind.ASK
+        self._core.set_prefetch(node, *native)
+
+    def asks(self, node: int) -> bool:
+        """Whether each fault is to be asked about."""
+        return self._asks[node]
+
+    # ---- asking them
+
+    def bring(self, node: int, fault: Fault) -> Pages:
+        """The pages to bring to a node for a fault, those touched among them."""
+        policy = self._prefetch[node]
+        try:
+            pages = np.asarray(policy.pages(fault))
+            if pages.shape != (BLOCK_PAGES,) or pages.dtype != np.bool_:
+                raise ValueError(f"{pages.dtype} {pages.shape} instead of 512 booleans")
+        except Exception as error:
+            self._prefetch[node] = Grow()
+            self._set(node)
+            self._report(node, policy, error, "grow")
+            pages = self._prefetch[node].pages(fault)
+        pages = pages & fault.inside | fault.touched
+        if node != HOST and self._eviction[node].observes:
+            self._tell(node, fault, pages)
+        return pages
+
+    def _tell(self, node: int, fault: Fault, pages: Pages) -> None:
+        policy = self._eviction[node]
+        try:
+            policy.touched(fault.key, fault.touched, pages)
+        except Exception as error:
+            self._replace_eviction(node, policy, error)
+
+    def spares(self, node: int, block: BlockKey) -> set[BlockKey]:
+        """The blocks that are no victims when room is made for `block`."""
+        return set() if node != HOST and self._eviction[node].by_page else {block}
+
+    def victim(self, node: int, candidates: NDArray[np.void]) -> np.void:
+        """One of the candidates, of which there are some."""
+        policy = self._eviction[node]
+        try:
+            order = np.asarray(policy.order(candidates))
+            if not order.size or not 0 <= int(order[0]) < len(candidates):
+                raise ValueError(f"{order[:1]} instead of an index below {len(candidates)}")
+        except Exception as error:
+            self._replace_eviction(node, policy, error)
+            order = self._eviction[node].order(candidates)
+        chosen: np.void = candidates[int(order[0])]
+        return chosen
+
+    def leaving(self, node: int, key: BlockKey, resident: Pages) -> Pages:
+        """Which of a victim's resident pages go."""
+        policy = self._eviction[node]
+        try:
+            pages = np.asarray(policy.pages(key, resident))
+            if pages.shape != (BLOCK_PAGES,) or pages.dtype != np.bool_:
+                raise ValueError(f"{pages.dtype} {pages.shape} instead of 512 booleans")
+            if not (pages & resident).any():
+                raise ValueError("none of the pages that are there")
+        except Exception as error:
+            self._replace_eviction(node, policy, error)
+            return resident
+        return pages & resident
+
+    def _replace_eviction(self, node: int, policy: EvictionPolicy, error: Exception) -> None:
+        self._eviction[node] = LeastRecentlyUsed()
+        self._set(node)
+        self._report(node, policy, error, "lru")
+
+    def _report(self, node: int, policy: Any, error: Exception, instead: str) -> None:
+        sentence = (
+            f"The policy {shown(policy)} failed and is replaced by {instead}: "
+            f"{type(error).__name__}: {error}."
+        )
+        log.warning("%s", sentence, exc_info=error if isinstance(error, ValueError) else None)
+        self.on_failure(node, sentence)
+
+
+def shown(policy: PrefetchPolicy | EvictionPolicy) -> str:
+    text = policy.__dict__.get("_text")
+    return str(policy) if text is None else str(text)

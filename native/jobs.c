@@ -1,0 +1,187 @@
+/* Running a job: take the block or line up for it, carry the job out, let the next go on. */
+#include "transaction.h"
+
+#include <stdlib.h>
+
+static struct hm_mask job_mask(const struct hm_job *job)
+{
+    uint32_t first = job->offset / HM_PAGE_SIZE;
+    struct hm_mask mask;
+    if (job->flags & HM_JOB_CHOSEN) {
+        memcpy(mask.word, job->window, sizeof(mask));
+        return mask;
+    }
+    if (job->kind == HM_JOB_MIGRATE || job->kind == HM_JOB_RECALL)
+        return hm_mask_range(job->first, job->count);
+    return hm_mask_range(first, (job->offset + job->length - 1) / HM_PAGE_SIZE - first + 1);
+}
+
+static int job_check(struct hm_core *core, const struct hm_job *job)
+{
+    bool operation = job->kind >= HM_JOB_READ && job->kind <= HM_JOB_CRC;
+    if (job->kind > HM_JOB_TOUCH || job->block >= HM_MAX_BLOCKS)
+        return -EINVAL;
+    if (job->node >= core->config.nodes ||
+        ((operation || job->kind == HM_JOB_TOUCH) && job->node == HM_HOST))
+        return -ENODEV;
+    if (operation)
+        return !job->length || job->offset >= HM_BLOCK_BYTES ||
+                       job->length > HM_BLOCK_BYTES - job->offset
+                   ? -EINVAL
+                   : 0;
+    return job->first >= HM_BLOCK_PAGES || job->count > HM_BLOCK_PAGES - job->first ? -EINVAL : 0;
+}
+
+static int run_touched(struct transaction *t)
+{
+    const struct hm_job *job = t->job;
+    struct hm_mask mask = job_mask(job);
+    int error;
+    switch (job->kind) {
+    case HM_JOB_MIGRATE:
+        return hm_bring(t, &mask, false, job->limit ? job->limit : HM_BLOCK_PAGES);
+    case HM_JOB_RECALL:
+        error = hm_recall(t->region, t->block, &mask);
+        hm_thaw(t->record, t->stripe);
+        return error;
+    case HM_JOB_TOUCH:
+        return hm_touch(t);
+    default:
+        return hm_operate(t, &mask);
+    }
+}
+
+/* Free the block, let what waited for it go on, and tell whoever waits for the job. CPU requests
+ * go first: a device that is always ready with its next job must not starve them. */
+static void finish(struct transaction *t, bool held)
+{
+    struct hm_queued_job **at, *next = NULL;
+    if (t->job->node < t->core->config.nodes)
+        hm_release(t->core, t->job->node, t->reserved);
+    if (held) {
+        pthread_mutex_lock(&t->stripe->lock);
+        t->record->busy = 0;
+        pthread_mutex_unlock(&t->stripe->lock);
+        hm_replay(t->region, t->block);
+        pthread_mutex_lock(&t->stripe->lock);
+        for (at = &t->stripe->deferred; !t->record->busy && *at; at = &(*at)->next)
+            if ((*at)->job.ino == t->job->ino && (*at)->job.block == t->block) {
+                next = *at;
+                *at = next->next;
+                if (!*at)
+                    t->stripe->deferred_end = at;
+                break;
+            }
+        pthread_mutex_unlock(&t->stripe->lock);
+    }
+    if (next) {
+        hm_submit(t->core, &next->job);
+        free(next);
+    }
+    if (!(t->job->flags & HM_JOB_QUIET))
+        hm_event_push(t->core, &t->event);
+    else if (t->job->kind == HM_JOB_TOUCH && t->event.result)
+        hm_touch_report(t->core, t->job, t->event.result, t->event.need);
+}
+
+void hm_touch_report(struct hm_core *core, const struct hm_job *job, int result, uint32_t need)
+{
+    struct hm_event event = {.kind = HM_EVENT_TOUCH,
+                             .ino = job->ino,
+                             .block = job->block,
+                             .node = job->node,
+                             .result = result,
+                             .need = need};
+    memcpy(event.pages, job->pages, sizeof(event.pages));
+    memcpy(event.stores, job->stores, sizeof(event.stores));
+    hm_event_push(core, &event);
+}
+
+static bool defer(struct transaction *t, struct hm_queued_job *queued)
+{
+    if (!t->record->busy)
+        return false;
+    queued->next = NULL;
+    *t->stripe->deferred_end = queued;
+    t->stripe->deferred_end = &queued->next;
+    return true;
+}
+
+bool hm_run(struct hm_core *core, struct hm_queued_job *queued)
+{
+    const struct hm_job *job = &queued->job;
+    struct transaction t = {
+        .core = core, .job = job, .block = job->block, .reserved = job->reserved};
+    bool held = false;
+    bool stores =
+        job->kind == HM_JOB_WRITE || job->kind == HM_JOB_FILL || job->kind == HM_JOB_TOUCH;
+    int error = job_check(core, job);
+    t.event = (struct hm_event){.kind = HM_EVENT_JOB,
+                                .cookie = job->cookie,
+                                .ino = job->ino,
+                                .block = job->block,
+                                .crc = job->byte};
+    t.region = error ? NULL : hm_region_get(core, job->ino);
+    if (!error && !t.region)
+        error = -ENOENT;
+    if (error)
+        goto out;
+    if (job->kind == HM_JOB_FAIL) {
+        hm_fail_parked(t.region, job->block, job->error);
+        goto out;
+    }
+    if (job->kind != HM_JOB_TOUCH && job->kind >= HM_JOB_READ &&
+        job->block * HM_BLOCK_BYTES + job->offset + job->length > hm_region_size(t.region)) {
+        error = -ERANGE;
+        goto out;
+    }
+    t.stripe = hm_stripe_of(core, job->ino, job->block);
+    pthread_mutex_lock(&t.stripe->lock);
+    if (stores)
+        hm_block_touch(t.region, job->block);
+    if (!hm_region_is_touched(t.region, job->block)) {
+        pthread_mutex_unlock(&t.stripe->lock);
+        error = hm_operate_untouched(&t);
+        goto out;
+    }
+    t.record = &t.region->blocks[job->block];
+    if (defer(&t, queued)) {
+        pthread_mutex_unlock(&t.stripe->lock);
+        hm_region_put(t.region);
+        return false;
+    }
+    held = true;
+    t.record->busy = 1;
+    error = run_touched(&t);
+    pthread_mutex_unlock(&t.stripe->lock);
+out:
+    t.event.result = error;
+    finish(&t, held);
+    if (t.region)
+        hm_region_put(t.region);
+    return true;
+}
+
+bool hm_touch_now(struct hm_core *core, const struct hm_job *job)
+{
+    struct transaction t = {.core = core, .job = job, .block = job->block};
+    t.region = job_check(core, job) ? NULL : hm_region_get(core, job->ino);
+    if (!t.region)
+        return false;
+    t.event = (struct hm_event){.ino = job->ino, .block = job->block};
+    t.stripe = hm_stripe_of(core, job->ino, job->block);
+    t.record = &t.region->blocks[job->block];
+    pthread_mutex_lock(&t.stripe->lock);
+    hm_block_touch(t.region, job->block);
+    if (!hm_touch_is_easy(&t)) {
+        pthread_mutex_unlock(&t.stripe->lock);
+        hm_region_put(t.region);
+        return false;
+    }
+    t.record->busy = 1;
+    t.event.result = hm_touch(&t);
+    pthread_mutex_unlock(&t.stripe->lock);
+    finish(&t, true);
+    hm_region_put(t.region);
+    return true;
+}

@@ -1,0 +1,131 @@
+/* A worker's faults on one block: what they bring, what may be stored to, who is woken. */
+#include "transaction.h"
+
+/* What the faults bring: what the device's policy says. Around a page that has bytes no holes come
+ * with it, or reading a sparse file would fill it; density's count wants them. */
+static struct hm_mask touch_window(const struct transaction *t, const struct hm_mask *touched,
+                                   struct hm_stride *stride)
+{
+    const struct hm_prefetch *policy = atomic_load(&t->core->prefetch[t->job->node]);
+    const struct hm_block *record = t->record;
+    struct hm_mask inside = hm_inside_file(t->region, t->block), resident = {{0}}, window;
+    bool holes = policy->kind == HM_PREFETCH_DENSITY;
+    if (t->job->flags & HM_JOB_CHOSEN) {
+        HM_EACH_WORD (w)
+            window.word[w] = (t->job->window[w] | touched->word[w]) & inside.word[w];
+        return window;
+    }
+    HM_EACH_PAGE (page, record->device)
+        if (record->owner[page] == t->job->node)
+            resident.word[page / 64] |= 1ULL << (page % 64);
+    window = hm_prefetch_window(policy, &resident, touched, &inside, record->device_faults, stride);
+    HM_EACH_WORD (w)
+        holes |= (touched->word[w] & inside.word[w] & ~record->present[w]) != 0;
+    HM_EACH_WORD (w)
+        window.word[w] = (touched->word[w] & inside.word[w]) |
+                         (window.word[w] & (holes ? ~0ULL : record->present[w]));
+    return window;
+}
+
+/* What a store makes writable, and dirty, beside its page. A table grows with the faults: what the
+ * fault before brought, so that the first store of a kernel that mostly loads costs one page. With
+ * the other policies, as in UVM, all that the store's fault brings. */
+static struct hm_mask store_window(const struct transaction *t, const struct hm_mask *stores,
+                                   const struct hm_mask *arriving, uint32_t faults)
+{
+    const struct hm_prefetch *policy = atomic_load(&t->core->prefetch[t->job->node]);
+    static const struct hm_mask none;
+    struct hm_mask window = *stores;
+    if (policy->kind == HM_PREFETCH_TABLE) {
+        const struct hm_mask inside = hm_inside_file(t->region, t->block);
+        if (!faults)
+            return window;
+        return hm_prefetch_window(policy, &none, stores, &inside, faults - 1, NULL);
+    }
+    if (hm_bits(stores->word))
+        HM_EACH_WORD (w)
+            window.word[w] |= arriving->word[w];
+    return window;
+}
+
+/* What a store's fault may bring without its bytes. A page that is loaded from comes with them,
+ * for a kernel may use what it was not to need. */
+static struct hm_mask blank_pages(const struct transaction *t, const struct hm_mask *stores)
+{
+    struct hm_mask blank = {{0}};
+    if (!hm_bits(stores->word))
+        return blank;
+    blank = hm_window_discards(t->region, t->job->node, t->block);
+    HM_EACH_WORD (w)
+        blank.word[w] &= ~(t->job->pages[w] & ~stores->word[w]);
+    return blank;
+}
+
+static struct hm_mask touched_pages(const struct hm_job *job)
+{
+    struct hm_mask touched;
+    HM_EACH_WORD (w)
+        touched.word[w] = job->pages[w] | job->stores[w];
+    return touched;
+}
+
+/* The pages of the mask that are not the device's. */
+static struct hm_mask elsewhere(const struct transaction *t, const struct hm_mask *mask)
+{
+    struct hm_mask other = *mask;
+    HM_EACH_PAGE (page, mask->word)
+        if (hm_test(t->record->present, page) && t->record->owner[page] == t->job->node)
+            other.word[page / 64] &= ~(1ULL << (page % 64));
+    return other;
+}
+
+int hm_touch(struct transaction *t)
+{
+    struct hm_block *record = t->record;
+    struct hm_mask touched = touched_pages(t->job), stores, window, arriving, inside, past;
+    struct hm_stride stride = record->stride;
+    uint32_t faults = record->device_faults;
+    int error;
+    memcpy(stores.word, t->job->stores, sizeof(stores));
+    window = touch_window(t, &touched, &stride);
+    arriving = elsewhere(t, &window);
+    t->blank = blank_pages(t, &stores);
+    error = hm_bring(t, &window, true, HM_BLOCK_PAGES);
+    if (error)
+        return error;
+    record->device_faults += record->device_faults < UINT16_MAX;
+    record->uses += record->uses < UINT32_MAX;
+    record->last_device = hm_tick(t->core);
+    record->stride = stride;
+    stores = store_window(t, &stores, &arriving, faults);
+    inside = hm_inside_file(t->region, t->block);
+    past = elsewhere(t, &stores);
+    HM_EACH_WORD (w) {
+        stores.word[w] &= ~past.word[w];
+        past.word[w] = touched.word[w] & ~inside.word[w];
+        touched.word[w] &= inside.word[w] & ~stores.word[w];
+        window.word[w] |= stores.word[w];
+    }
+    hm_mark_written(t, &stores);
+    hm_window_had(t->region, t->job->node, t->block, &window);
+    hm_region_changed(t->region, hm_bits(stores.word) != 0);
+    error = hm_window_let_store(t->region, t->job->node, t->block, &stores);
+    if (!error)
+        error = hm_window_wake(t->region, t->job->node, t->block, &touched);
+    return !error && hm_bits(past.word) ? -ERANGE : error;
+}
+
+bool hm_touch_is_easy(const struct transaction *t)
+{
+    const struct hm_block *record = t->record;
+    struct hm_mask touched = touched_pages(t->job), window;
+    struct hm_stride stride = record->stride;
+    if (record->busy || record->inflight)
+        return false;
+    window = touch_window(t, &touched, &stride);
+    if (hm_any(record->cached, window.word))
+        return false;
+    HM_EACH_WORD (w)
+        window.word[w] &= ~record->device[w];
+    return hm_bits(window.word) <= HM_INLINE_PAGES;
+}

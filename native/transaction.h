@@ -1,0 +1,34 @@
+/* A job on one block while it runs: shared by the files that carry jobs out, and nobody else. */
+#ifndef HMMFS_TRANSACTION_H
+#define HMMFS_TRANSACTION_H
+#include "core.h"
+
+struct transaction {
+    struct hm_core *core;
+    struct hm_region *region;
+    struct hm_stripe *stripe;
+    struct hm_block *record;
+    uint64_t block;
+    const struct hm_job *job;
+    uint32_t reserved;    /* pages reserved on job->node and not used yet */
+    struct hm_mask blank; /* TOUCH: pages whose old bytes the worker's kernel does without */
+    struct hm_event event;
+};
+
+/* transaction.c. Bring the pages of mask to job->node, with populate also give its holes a place
+ * there, at most `limit` pages. The stripe is held and the block busy, on return too; the lock is
+ * dropped for the recall, the copy and the punch. */
+int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, uint32_t limit);
+void hm_punch_runs(struct hm_region *region, uint32_t node, uint64_t block, const uint64_t *words);
+/* Mark before the first byte changes: from here on no kept copy may pass for the page. */
+void hm_mark_written(struct transaction *t, const struct hm_mask *mask);
+
+/* operation.c: a device's read, write, fill or checksum */
+int hm_operate(struct transaction *t, const struct hm_mask *mask);
+int hm_operate_untouched(struct transaction *t); /* of a block that nobody has touched */
+
+/* touch.c: a worker's faults; and whether serving them waits for nobody and copies little */
+int hm_touch(struct transaction *t);
+bool hm_touch_is_easy(const struct transaction *t);
+
+#endif

@@ -392,14 +392,14 @@ void hm_devices_init(struct hm_core *core);
 int hm_window_protect(struct hm_region *region, uint32_t node, uint64_t block,
                       const struct hm_mask *mask); /* a store is a fault */
 int hm_window_let_store(struct hm_region *region, uint32_t node, uint64_t block,
-                        const struct hm_mask *mask); /* wakes, too */
+                        const struct hm_mask *mask);
 int hm_window_wake(struct hm_region *region, uint32_t node, uint64_t block,
                    const struct hm_mask *mask);
-/* Give the worker pages that its pool has not, write-protected, and wake who waits for them if
- * asked to: one call instead of a protection, a copy into the pool and a wake. -ESRCH: there is no
- * window, or no worker any more; any other error leaves part of it done, as a copy does. */
+/* Give the worker pages that its pool has not, write-protected: one call instead of a protection
+ * and a copy into the pool. -ESRCH: there is no window, or no worker any more; any other error
+ * leaves part of it done, as a copy does. */
 int hm_window_copy(struct hm_region *region, uint32_t node, uint64_t block, uint32_t first,
-                   uint32_t count, const void *from, bool wakes);
+                   uint32_t count, const void *from);
 /* The pages of the block that may come as zeros; and that these are there now. */
 struct hm_mask hm_window_discards(struct hm_region *region, uint32_t node, uint64_t block);
 void hm_window_had(struct hm_region *region, uint32_t node, uint64_t block,

@@ -62,6 +62,9 @@ static void finish(struct transaction *t, bool held)
         pthread_mutex_lock(&t->stripe->lock);
         t->record->busy = 0;
         pthread_mutex_unlock(&t->stripe->lock);
+        /* Not before: the next fault of the worker would sometimes find the block busy, and others
+         * be evicted in its place. */
+        hm_window_wake(t->region, t->job->node, t->block, &t->wake);
         hm_replay(t->region, t->block);
         pthread_mutex_lock(&t->stripe->lock);
         for (at = &t->stripe->deferred; !t->record->busy && *at; at = &(*at)->next)

@@ -29,22 +29,27 @@ static struct hm_mask touch_window(const struct transaction *t, const struct hm_
 
 /* What a store makes writable, and dirty, beside its page. A table grows with the faults: what the
  * fault before brought, so that the first store of a kernel that mostly loads costs one page. With
- * the other policies, as in UVM, all that the store's fault brings. */
+ * the other policies, as in UVM, all that the store's fault brings; and a store to what loads
+ * brought is for them as a fault on a device that has only what is dirty. */
 static struct hm_mask store_window(const struct transaction *t, const struct hm_mask *stores,
                                    const struct hm_mask *arriving, uint32_t faults)
 {
+    static const struct hm_prefetch group = {HM_PREFETCH_TABLE, {16, 16, 16, 16}};
     const struct hm_prefetch *policy = atomic_load(&t->core->prefetch[t->job->node]);
-    static const struct hm_mask none;
-    struct hm_mask window = *stores;
-    if (policy->kind == HM_PREFETCH_TABLE) {
-        const struct hm_mask inside = hm_inside_file(t->region, t->block);
-        if (!faults)
-            return window;
-        return hm_prefetch_window(policy, &none, stores, &inside, faults - 1, NULL);
-    }
-    if (hm_bits(stores->word))
-        HM_EACH_WORD (w)
-            window.word[w] |= arriving->word[w];
+    struct hm_mask inside = hm_inside_file(t->region, t->block), dirty = {{0}}, window;
+    if (!hm_bits(stores->word) || (policy->kind == HM_PREFETCH_TABLE && !faults))
+        return *stores;
+    if (policy->kind == HM_PREFETCH_TABLE)
+        return hm_prefetch_window(policy, &dirty, stores, &inside, faults - 1, NULL);
+    if (policy->kind == HM_PREFETCH_SEQUENTIAL || policy->kind == HM_PREFETCH_ASK)
+        policy = &group;
+    memcpy(dirty.word, t->record->dirty, sizeof(dirty));
+    HM_EACH_PAGE (page, t->record->dirty)
+        if (t->record->owner[page] != t->job->node)
+            dirty.word[page / 64] &= ~(1ULL << (page % 64));
+    window = hm_prefetch_window(policy, &dirty, stores, &inside, faults, NULL);
+    HM_EACH_WORD (w)
+        window.word[w] |= arriving->word[w];
     return window;
 }
 
@@ -111,7 +116,8 @@ int hm_touch(struct transaction *t)
     hm_region_changed(t->region, hm_bits(stores.word) != 0);
     error = hm_window_let_store(t->region, t->job->node, t->block, &stores);
     if (!error)
-        error = hm_window_wake(t->region, t->job->node, t->block, &touched);
+        HM_EACH_WORD (w)
+            t->wake.word[w] = touched.word[w] | stores.word[w];
     return !error && hm_bits(past.word) ? -ERANGE : error;
 }
 

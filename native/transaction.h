@@ -12,6 +12,7 @@ struct transaction {
     const struct hm_job *job;
     uint32_t reserved;    /* pages reserved on job->node and not used yet */
     struct hm_mask blank; /* TOUCH: pages whose old bytes the worker's kernel does without */
+    struct hm_mask wake;  /* TOUCH: pages whose waiters are woken once the block is free */
     struct hm_event event;
 };
 

@@ -57,7 +57,8 @@ static struct uffdio_range range_of(uint64_t window, uint64_t block, uint32_t fi
 
 static int write_protect(int uffd, struct uffdio_range range, bool on)
 {
-    struct uffdio_writeprotect request = {range, on ? UFFDIO_WRITEPROTECT_MODE_WP : 0};
+    struct uffdio_writeprotect request = {range, on ? UFFDIO_WRITEPROTECT_MODE_WP
+                                                    : UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
     return uffd_ioctl(uffd, UFFDIO_WRITEPROTECT, &request);
 }
 
@@ -110,7 +111,7 @@ int hm_window_wake(struct hm_region *region, uint32_t node, uint64_t block,
 }
 
 int hm_window_copy(struct hm_region *region, uint32_t node, uint64_t block, uint32_t first,
-                   uint32_t count, const void *from, bool wakes)
+                   uint32_t count, const void *from)
 {
     struct hm_device *device = &region->core->device[node];
     uint64_t window = atomic_load(&region->window[node]);
@@ -118,8 +119,7 @@ int hm_window_copy(struct hm_region *region, uint32_t node, uint64_t block, uint
     struct uffdio_copy copy = {.dst = range.start,
                                .src = (uint64_t)(uintptr_t)from,
                                .len = range.len,
-                               .mode =
-                                   UFFDIO_COPY_MODE_WP | (wakes ? 0 : UFFDIO_COPY_MODE_DONTWAKE)};
+                               .mode = UFFDIO_COPY_MODE_WP | UFFDIO_COPY_MODE_DONTWAKE};
     int error = 0;
     if (!window)
         return -ESRCH;

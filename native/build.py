@@ -14,6 +14,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 SOURCES = [
     "access.c",
+    "cost.c",
     "directory.c",
     "events.c",
     "gate.c",

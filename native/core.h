@@ -213,7 +213,9 @@ struct hm_stripe {
 struct hm_node {
     hm_counter used, peak, pages_in, pages_out, copies_made, copies_saved;
     hm_counter evicted_blocks, evicted_pages, faults, fault_batches, operations;
+    hm_counter fault_ns, copy_in_ns, copy_out_ns;
     uint64_t capacity;
+    struct hm_cost cost; /* written before there is anything to charge */
 };
 
 struct hm_counters {
@@ -344,6 +346,12 @@ void hm_replay(struct hm_region *region, uint64_t block);
 bool hm_replay_pages(struct hm_region *region, uint64_t block, const struct hm_mask *mask);
 /* Answer what is parked on a block with an error: for HM_JOB_FAIL, and at the end of the core. */
 void hm_fail_parked(struct hm_region *region, uint64_t block, int error);
+
+/* cost.c: charge the simulated clock for copies to `to`, by owners before it, and for faults that
+ * brought pages to a node. */
+void hm_charge_copies(struct hm_core *core, uint32_t to, const struct hm_mask *copied,
+                      const uint8_t from[HM_BLOCK_PAGES]);
+void hm_charge_faults(struct hm_core *core, uint32_t node, uint32_t faults);
 
 /* prefetch.c */
 struct hm_mask hm_prefetch_window(const struct hm_prefetch *policy, const struct hm_mask *resident,

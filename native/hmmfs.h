@@ -80,6 +80,9 @@ struct hm_node_stats {
     uint64_t copies_made, copies_saved;
     uint64_t evicted_blocks, evicted_pages;
     uint64_t faults, fault_batches, operations; /* faults of the worker, reads that took them */
+    /* Simulated time, ns: of the faults that brought pages to the node, of copies to it and from
+     * it. On node 0 of the CPU's faults and of all copies. */
+    uint64_t fault_ns, copy_in_ns, copy_out_ns;
 };
 
 struct hm_stats {
@@ -192,7 +195,16 @@ struct hm_event {
                                      brings home */
 };
 
+/* What things cost on the machine that is emulated. */
+struct hm_cost {
+    uint32_t fault_ns;    /* a fault that brings pages to the node */
+    uint32_t run_ns[513]; /* copying a run of so many pages between the node and the host */
+};
+
 struct hm_core;
+
+/* For the faults and copies to come; 0 is free of charge. Not while any are under way. */
+int hm_cost_set(struct hm_core *core, uint32_t node, const struct hm_cost *cost);
 
 /* EINVAL: no such kind. From the next fault on; may be called at any time. */
 int hm_prefetch_set(struct hm_core *core, uint32_t node, const struct hm_prefetch *policy);

@@ -252,10 +252,10 @@ int hm_node_stats_get(struct hm_core *core, uint32_t node, struct hm_node_stats 
     struct hm_node *n = &core->nodes[node];
     if (node >= core->config.nodes)
         return -ENODEV;
-    *out = (struct hm_node_stats){n->capacity,     n->used,           n->peak,
-                                  n->pages_in,     n->pages_out,      n->copies_made,
-                                  n->copies_saved, n->evicted_blocks, n->evicted_pages,
-                                  n->faults,       n->fault_batches,  n->operations};
+    *out = (struct hm_node_stats){
+        n->capacity,      n->used,         n->peak,           n->pages_in,      n->pages_out,
+        n->copies_made,   n->copies_saved, n->evicted_blocks, n->evicted_pages, n->faults,
+        n->fault_batches, n->operations,   n->fault_ns,       n->copy_in_ns,    n->copy_out_ns};
     return 0;
 }
 

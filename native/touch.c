@@ -98,6 +98,9 @@ int hm_touch(struct transaction *t)
     error = hm_bring(t, &window, true, HM_BLOCK_PAGES);
     if (error)
         return error;
+    HM_EACH_WORD (w)
+        past.word[w] = arriving.word[w] & touched.word[w];
+    hm_charge_faults(t->core, t->job->node, hm_bits(past.word));
     record->device_faults += record->device_faults < UINT16_MAX;
     record->uses += record->uses < UINT32_MAX;
     record->last_device = hm_tick(t->core);

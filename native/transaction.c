@@ -246,6 +246,7 @@ static void count_migration(struct transaction *t, const struct plan *plan,
         hm_count(&core->nodes[from].evicted_pages, plan->moves);
     }
     hm_count(&core->count.migrations, 1);
+    hm_charge_copies(core, t->job->node, &plan->copy, plan->from);
     t->event.moved += plan->moves;
     t->event.saved += plan->moves - plan->copies;
     t->record->last_migrated = hm_tick(t->core);

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import policies
 from rich.console import Console
 from rich.table import Table
 
@@ -178,7 +179,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="rows whose name has a match of this")
-    arguments = parser.parse_args()
+    parser.add_argument("--policies", action="store_true", help="count, instead, what policies do")
+    arguments, rest = parser.parse_known_args()
+    if arguments.policies:
+        policies.main(rest)
+        return
+    if rest:
+        parser.error(f"there is no {rest[0]}")
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hmmfs-bench-")))
         build(work)

@@ -373,6 +373,12 @@ class Core:
         policy = ffi.new("struct hm_prefetch *", {"kind": kind, "argument": list(arguments)})
         check(lib.hm_prefetch_set(self.handle, node, policy), "Setting a prefetch policy")
 
+    def set_cost(self, node: int, fault_ns: int, run_ns: Sequence[int]) -> None:
+        """What a fault costs that brings pages to the node, and copying 0, 1, … 512 pages that lie
+        side by side between it and the host: before anything is there to be charged."""
+        cost = ffi.new("struct hm_cost *", {"fault_ns": fault_ns, "run_ns": list(run_ns)})
+        check(lib.hm_cost_set(self.handle, node, cost), "Setting what things cost")
+
     # ---- devices' workers
 
     def device_attach(self, node: int, uffd: int) -> None:

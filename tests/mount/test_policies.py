@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Mount, MountFactory, fails
+from conftest import Mount, MountFactory, fails, run
 
 import hmmfs
 from hmmfs import kernels
+from hmmfs.device.links import link
 
 PAGE = 4096
 K64 = 16
@@ -355,3 +356,32 @@ def test_policies_change_under_load(mount: Mount) -> None:
             step += 1
         handle.wait()
     assert (np.asarray(region.cpu) == 12).all()
+
+
+# ---- simulated time
+
+
+def test_simulated_time_is_what_the_model_says(mount_factory: MountFactory) -> None:
+    path = mount_factory(vram="4M", devices=2, prefetch="density", link="pcie4", fault_us=20).path
+    machine = hmmfs.connect(path)
+    region = machine.region("a", 512 * PAGE)
+    region.cpu[:] = 7
+    touched(machine, region, list(range(512)), store=True)
+    stats, run_ns = machine.dev0.stats(), link("pcie4").run_ns
+    copied = sum(run_ns[pages] for pages in (16, 16, 32, 64, 128, 256))
+    assert (stats["fault_ns"], stats["copy_in_ns"], stats["copy_out_ns"]) == (120_000, copied, 0)
+    region.migrate(machine.dev1)  # through the host, and no fault of anybody
+    assert machine.dev0.stats()["copy_out_ns"] == run_ns[512]
+    assert machine.dev1.stats()["copy_in_ns"] == run_ns[512]
+    assert machine.dev1.stats()["fault_ns"] == 0
+    assert region.cpu[0] == 8
+    host = machine.stats()
+    assert host["host_fault_ns"] == 20_000
+    assert host["host_copy_in_ns"] == run_ns[512] + run_ns[16]
+    assert machine.dev1.stats()["copy_out_ns"] == run_ns[16]
+
+
+def test_a_wrong_link_is_refused(tmp_path: Path) -> None:
+    done = run("mount", str(tmp_path), "-o", "link=pcie9", check=False)
+    assert done.returncode == 2
+    assert "'pcie9' is no link: use pcie3, pcie4, pcie5" in done.stderr

@@ -24,6 +24,7 @@ class Config:
     vram: int = 64 * M
     devices: int = 1
     host: int = 1 * G
+    type: str = "private"
     readahead: int = 128 * K
     poll_us: int = 0
     keep_clean: bool = True
@@ -109,6 +110,10 @@ OPTIONS: dict[str, Option] = {
     "vram": _size(BLOCK, 16 * T, "64M"),
     "devices": _integer(0, 15),
     "host": _size(BLOCK, 16 * T, "1G"),
+    "type": Option(
+        lambda text: text if text in ("private", "coherent", "dax") else None,
+        "private, coherent or dax",
+    ),
     "readahead": _size(0, 16 * M, "128K"),
     "poll_us": _integer(0, 10_000),
     "keep_clean": _SWITCH,

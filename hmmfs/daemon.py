@@ -23,13 +23,13 @@ import trio
 
 from hmmfs.config import Config
 from hmmfs.device import Executor, links
-from hmmfs.errors import HmmfsError
+from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.filesystem import mounting
 from hmmfs.filesystem.mounting import Mounted
 from hmmfs.filesystem.operations import Operations
 from hmmfs.filesystem.tree import Tree
 from hmmfs.filesystem.watchdog import Watchdog, abort
-from hmmfs.memory import PAGE_SIZE, Core, RegionTable
+from hmmfs.memory import PAGE_SIZE, Core, Kind, RegionTable
 from hmmfs.policy import Policies, PrefetchPolicy, named_eviction, named_prefetch
 from hmmfs.service import FaultService, Jobs, Rooms
 from hmmfs.units import K, M
@@ -55,6 +55,7 @@ def serve(path: str, config: Config, ready: Callable[[], None]) -> int:
     prefetch = named_prefetch(config.prefetch)
     named_eviction(config.eviction)  # wrong names are refused before anything is there
     chosen = links.link(config.link)
+    _check_type(config)
     watchdog = Watchdog.start()  # before there are threads
     try:
         core = _core(config)
@@ -69,6 +70,21 @@ def serve(path: str, config: Config, ready: Callable[[], None]) -> int:
     finally:
         watchdog.dismiss()
     return 0
+
+
+def _check_type(config: Config) -> None:
+    if Kind(config.type) is Kind.PRIVATE:
+        return
+    if not config.devices and config.type == "dax":
+        raise UsageError(
+            "type=dax needs a device whose memory it is: mount with devices=1 or more."
+        )
+    if os.geteuid() != 0:
+        raise HmmfsError(
+            errno.EPERM,
+            f"type={config.type} needs root (CAP_SYS_ADMIN), since the kernel passes such files "
+            "through to memory: mount as root, or use type=private.",
+        )
 
 
 def _start_log(config: Config) -> None:
@@ -87,6 +103,7 @@ def _core(config: Config) -> Core:
         poll_us=config.poll_us,
         readahead=config.readahead,
         express=config.express,
+        kind=Kind(config.type),
         keep_clean=config.keep_clean,
     )
 
@@ -215,6 +232,12 @@ class _Daemon:
             found = os.stat(self._mounted.path)
             if not stat.S_ISDIR(found.st_mode):
                 raise HmmfsError(errno.EIO, f"{self._mounted.path} does not answer as it should.")
+            if self._core.kind is not Kind.PRIVATE and not self._core.passes_through():
+                raise HmmfsError(
+                    errno.EOPNOTSUPP,
+                    f"type={self._core.kind.value} needs FUSE passthrough, which this kernel has "
+                    "not: use Linux 6.9 or later with FUSE_PASSTHROUGH, or type=private.",
+                )
 
         def widen() -> str | None:
             return mounting.set_readahead(self._mounted.connection_id, self._config.readahead)

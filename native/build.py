@@ -28,6 +28,7 @@ SOURCES = [
     "recall.c",
     "relay.c",
     "room.c",
+    "shared.c",
     "touch.c",
     "transaction.c",
     "uffd.c",

@@ -1,6 +1,7 @@
 /* Inside the native core: structures, locks and the calls between its files.
  *
  * Locks, in the order in which they are taken; a thread holds at most one stripe:
+ *   region->shared_lock  the size of a coherent or DAX region
  *   core->regions_lock   the table ino -> region; held for look-ups, never across a wait
  *   stripe->lock         the block records that hash to the stripe, its parked requests, deferred
  *                        jobs and recent WRITEs; never held across an INVAL, a wait for another
@@ -158,9 +159,19 @@ struct hm_region {
     uint8_t *directory;
     uint64_t *touched; /* bitmap of blocks with a record */
     struct hm_block *blocks;
-    pthread_mutex_t pools_lock; /* guards the making of a pool; reading one needs none */
+    enum hm_kind kind;
+    uint32_t dax_node;           /* DAX: the device that its pages are on; 0: it has had none */
+    int backing_id;              /* shared: what the kernel calls its memfd; 0: nothing yet */
+    pthread_mutex_t shared_lock; /* shared: its size, and writes to it from here; then a stripe */
+    pthread_mutex_t pools_lock;  /* guards the making of a pool; reading one needs none */
     struct hm_pool pools[HM_MAX_NODES];
 };
+
+/* Coherent and DAX regions: see shared.c. */
+static inline bool hm_is_shared(const struct hm_region *region)
+{
+    return region->kind != HM_KIND_PRIVATE;
+}
 
 struct hm_region *hm_region_get(struct hm_core *core, uint64_t ino);
 void hm_region_put(struct hm_region *region);
@@ -358,6 +369,14 @@ struct hm_mask hm_prefetch_window(const struct hm_prefetch *policy, const struct
                                   const struct hm_mask *touched, const struct hm_mask *inside,
                                   uint32_t faults, struct hm_stride *stride);
 void hm_prefetch_free(struct hm_core *core);
+
+/* shared.c */
+int hm_shared_init(struct hm_region *region);
+void hm_shared_deinit(struct hm_region *region);
+int hm_shared_resize(struct hm_region *region, uint64_t size);
+int hm_shared_backing(struct hm_region *region); /* the kernel's number for its memfd, or -errno */
+/* region.c: cut [start, end) bytes, whole pages, out of the directory */
+int hm_region_cut(struct hm_region *region, uint64_t start, uint64_t end);
 
 /* order.c: called with the stripe held, but the first */
 void hm_order_read(struct hm_core *core, uint64_t unique); /* a WRITE was read from /dev/fuse */

@@ -132,7 +132,8 @@ void hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask
             record->owner[page] = HM_HOST;
         }
         for (uint32_t node = 0; node < core->config.nodes; node++)
-            hm_pool_punch(&region->pools[node], offset, (uint64_t)count * HM_PAGE_SIZE);
+            if (!hm_is_shared(region)) /* whose memfd ends where the file does */
+                hm_pool_punch(&region->pools[node], offset, (uint64_t)count * HM_PAGE_SIZE);
         first += count;
     }
     HM_EACH_WORD (w) {

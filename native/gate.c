@@ -207,6 +207,11 @@ static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
         return;
     }
     if (request.ino >= FIRST_REGION_INO) {
+        if (core->config.kind != HM_KIND_PRIVATE &&
+            (request.opcode == FUSE_READ || request.opcode == FUSE_WRITE)) {
+            hm_reply(core, request.unique, EIO, NULL, 0); /* the kernel passes these through */
+            return;
+        }
         switch (request.opcode) {
         case FUSE_WRITE:
             hm_order_read(core, request.unique);

@@ -101,14 +101,22 @@ struct hm_stats {
     uint64_t pages_touched, directory_bytes, cached_pages, regions;
 };
 
+/* What regions are, all of a mount alike. */
+enum hm_kind {
+    HM_KIND_PRIVATE,  /* a page is where its owner is, and others take a fault to have it */
+    HM_KIND_COHERENT, /* one memory for all; a page's owner is a label that migration changes */
+    HM_KIND_DAX       /* the same, a device's for good */
+};
+
 struct hm_config {
     uint64_t capacity[16]; /* pages, by node; node 0 is the host */
-    uint32_t nodes;        /* 1 + devices */
-    uint32_t threads;      /* gate threads */
-    uint32_t poll_us;      /* spin this long before blocking on /dev/fuse */
-    uint32_t readahead;    /* bytes, offered in INIT */
-    uint32_t express;      /* carry out faults that need no decision natively */
-    uint32_t keep_clean;   /* keep the host copy of a page that moves to a device */
+    uint32_t kind;
+    uint32_t nodes;      /* 1 + devices */
+    uint32_t threads;    /* gate threads */
+    uint32_t poll_us;    /* spin this long before blocking on /dev/fuse */
+    uint32_t readahead;  /* bytes, offered in INIT */
+    uint32_t express;    /* carry out faults that need no decision natively */
+    uint32_t keep_clean; /* keep the host copy of a page that moves to a device */
 };
 
 /* What comes with a page that was touched: to the device whose worker faulted, to the host for the
@@ -231,6 +239,8 @@ int hm_region_truncate(struct hm_core *core, uint64_t ino, uint64_t size);
 int hm_region_punch(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_t length);
 /* Give every hole of the range a page of zeros. ENOSPC: nothing is kept of a partial success. */
 int hm_region_allocate(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_t length);
+/* Notice what the kernel did to a coherent or DAX region by itself: writes past its end, times. */
+int hm_region_sync(struct hm_core *core, uint64_t ino);
 /* Offset of the next data (hole = 0) or hole (1) at or after offset; -ENXIO past the end. */
 int64_t hm_region_seek(struct hm_core *core, uint64_t ino, uint64_t offset, int hole);
 /* The records of all blocks; untouched ones read as zeros, but reading allocates: see touched. */
@@ -287,6 +297,9 @@ int hm_audit(struct hm_core *core, char *text, size_t size);
 /* Serve a mount: fuse_fd is /dev/fuse, relay_fd one end of a SOCK_SEQPACKET pair whose other end
  * pyfuse3 reads. Both belong to the core from now on. */
 int hm_gate_start(struct hm_core *core, int fuse_fd, int relay_fd);
+/* After INIT: whether the kernel passes files through, as coherent and DAX regions need; -EAGAIN
+ * before. */
+int hm_gate_passthrough(struct hm_core *core);
 /* Returns when every gate thread has ended; the kernel's side must be gone (unmounted, aborted). */
 int hm_gate_join(struct hm_core *core);
 /* Whether a relayed READ or WRITE on the open file is not answered yet. */

@@ -88,7 +88,10 @@ int hm_operate(struct transaction *t, const struct hm_mask *mask)
     bool stores = job->kind == HM_JOB_WRITE || job->kind == HM_JOB_FILL;
     struct hm_mask there = {{0}};
     uint32_t generation;
-    int error = hm_bring(t, mask, stores, HM_BLOCK_PAGES);
+    int error;
+    if (hm_is_shared(t->region))
+        return hm_shared_operate(t);
+    error = hm_bring(t, mask, stores, HM_BLOCK_PAGES);
     if (error)
         return error;
     HM_EACH_PAGE (page, t->record->present)

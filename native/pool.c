@@ -40,7 +40,8 @@ void hm_pool_close(struct hm_pool *pool)
     int fd = atomic_exchange(&pool->fd, -1);
     if (fd < 0)
         return;
-    for (uint64_t i = 0; i < HM_CHUNKS; i++) {
+    /* A shared region's memfd has none: nobody maps it here. */
+    for (uint64_t i = 0; pool->chunks && i < HM_CHUNKS; i++) {
         uint8_t *chunk = atomic_load_explicit(&pool->chunks[i], memory_order_relaxed);
         if (chunk)
             munmap(chunk, HM_CHUNK_BYTES);

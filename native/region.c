@@ -42,6 +42,7 @@ struct hm_region *hm_region_get(struct hm_core *core, uint64_t ino)
 static void region_free(struct hm_region *region)
 {
     hm_unlist(region);
+    hm_shared_deinit(region);
     for (uint32_t node = 0; node < HM_MAX_NODES; node++)
         hm_pool_close(&region->pools[node]);
     if (region->directory)
@@ -104,7 +105,10 @@ int hm_region_create(struct hm_core *core, uint64_t ino, uint32_t mode, uint32_t
     pthread_mutex_init(&region->pools_lock, NULL);
     for (uint32_t node = 0; node < HM_MAX_NODES; node++)
         region->pools[node].fd = -1;
-    error = directory_open(region);
+    region->kind = core->config.kind;
+    error = hm_shared_init(region);
+    if (!error)
+        error = directory_open(region);
     if (error)
         goto fail;
     pthread_rwlock_wrlock(&core->regions_lock);
@@ -146,7 +150,7 @@ void hm_region_changed(struct hm_region *region, bool bytes)
 
 struct hm_pool *hm_region_pool(struct hm_region *region, uint32_t node)
 {
-    struct hm_pool *pool = &region->pools[node];
+    struct hm_pool *pool = &region->pools[hm_is_shared(region) ? HM_HOST : node];
     if (atomic_load_explicit(&pool->fd, memory_order_acquire) < 0) {
         char name[64];
         int error = 0;
@@ -294,6 +298,11 @@ static int cut(struct hm_region *region, uint64_t start, uint64_t end, bool forg
     return 0;
 }
 
+int hm_region_cut(struct hm_region *region, uint64_t start, uint64_t end)
+{
+    return cut(region, start, end, true);
+}
+
 int hm_region_destroy(struct hm_core *core, uint64_t ino)
 {
     struct hm_region *region = NULL, **at;
@@ -326,6 +335,13 @@ int hm_region_truncate(struct hm_core *core, uint64_t ino, uint64_t size)
     region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
+    if (hm_is_shared(region)) {
+        error = hm_shared_resize(region, size);
+        if (!error)
+            hm_region_changed(region, true);
+        hm_region_put(region);
+        return error;
+    }
     old = __atomic_exchange_n(&region->record->size, size, __ATOMIC_ACQ_REL);
     if (size < old) {
         __atomic_fetch_add(&region->record->generation, 1, __ATOMIC_RELAXED);
@@ -346,7 +362,10 @@ int hm_region_punch(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_
     if (!region)
         return -ENOENT;
     /* The kernel drops its copies only after our answer: they stay marked until a recall. */
-    error = cut(region, offset, offset + length, false);
+    if (hm_is_shared(region))
+        error = hm_pool_punch(&region->pools[HM_HOST], offset, length);
+    else
+        error = cut(region, offset, offset + length, false);
     hm_region_changed(region, true);
     hm_region_put(region);
     return error;
@@ -429,6 +448,15 @@ int hm_region_allocate(struct hm_core *core, uint64_t ino, uint64_t offset, uint
     region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
+    if (hm_is_shared(region)) {
+        /* Its room is taken by its size; the memory behind it is made now. */
+        uint64_t size = hm_region_size(region);
+        if (offset < size)
+            error = hm_pool_zero(&region->pools[HM_HOST], offset,
+                                 length < size - offset ? length : size - offset);
+        hm_region_put(region);
+        return error;
+    }
     end = (offset + length + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE;
     /* Twice: a range that can't fit changes nothing. */
     for (int pass = 0; pass < 2 && !error; pass++) {
@@ -474,6 +502,12 @@ int64_t hm_region_seek(struct hm_core *core, uint64_t ino, uint64_t offset, int 
     if (!region)
         return -ENOENT;
     size = hm_region_size(region);
+    if (hm_is_shared(region)) {
+        found = lseek(region->pools[HM_HOST].fd, (off_t)offset, hole ? SEEK_HOLE : SEEK_DATA);
+        found = found < 0 ? -errno : found;
+        hm_region_put(region);
+        return found;
+    }
     while (at < size) {
         uint64_t block = at / HM_BLOCK_BYTES;
         uint32_t first = (uint32_t)(at % HM_BLOCK_BYTES / HM_PAGE_SIZE), count, was = first;

@@ -15,6 +15,12 @@
 #include <unistd.h>
 
 #define TRACKED 256
+#define OPENS 1024 /* OPEN and CREATE under way, on mounts that pass files through */
+
+/* linux/fuse.h of 6.9 and later */
+#define INIT_EXT (1u << 30)
+#define FLAGS2_PASSTHROUGH (1u << 5) /* bit 37 */
+#define OPEN_PASSTHROUGH (1u << 7)
 
 /* Sizes and places in the INIT reply of protocol 7.28 and later. */
 #define MAX_BACKGROUND 4096 /* parked READs must not keep a recall's WRITEs from being sent */
@@ -43,9 +49,15 @@ struct hm_relay {
     struct queue outbound, notify;
     pthread_t outbound_thread, notify_thread, inbound_thread;
     _Atomic uint64_t init_unique;
+    bool offered;                 /* passthrough, by the kernel; set before any OPEN */
     pthread_mutex_t tracked_lock; /* guards tracked and again; taken alone */
     struct tracked tracked[TRACKED];
-    uint64_t again; /* the interrupted request last answered with EAGAIN */
+    uint64_t again;             /* the interrupted request last answered with EAGAIN */
+    _Atomic int passthrough;    /* -EAGAIN before INIT; whether files are passed through */
+    pthread_mutex_t opens_lock; /* guards opens; taken alone */
+    struct opening {
+        uint64_t unique, ino; /* unique 0: free; ino 0: a CREATE, whose reply tells */
+    } opens[OPENS];
 };
 
 /* ---- queues ------------------------------------------------------------------------------- */
@@ -127,6 +139,8 @@ static void init_request(struct hm_relay *relay, uint8_t *message, size_t length
     if (length < sizeof(*header) + 16)
         return;
     relay->init_unique = header->unique;
+    relay->offered = length >= sizeof(*header) + 20 && in->flags & INIT_EXT &&
+                     in->flags2 & FLAGS2_PASSTHROUGH && relay->core->config.kind != HM_KIND_PRIVATE;
     /* No splicing of a socket. O_TRUNC comes as SETATTR. What changes is told by recalls, never by
      * a changed mtime. The page cache never holds the only size, so there is no writeback cache. */
     in->flags &=
@@ -148,6 +162,74 @@ static void init_reply(struct hm_relay *relay, uint8_t *message, size_t length)
     out->max_write = HM_MAX_WRITE;
     out->max_pages = REPLY_PAGES;
     out->time_gran = 1;
+    if (relay->offered) {
+        out->flags |= INIT_EXT;
+        out->flags2 = FLAGS2_PASSTHROUGH;
+        out->unused[0] = 1; /* max_stack_depth */
+    }
+    relay->passthrough = relay->offered;
+}
+
+int hm_gate_passthrough(struct hm_core *core)
+{
+    return core->relay ? core->relay->passthrough : -EAGAIN;
+}
+
+/* ---- OPEN, on mounts that pass files through ------------------------------------------------- */
+
+static bool opening_begin(struct hm_relay *relay, const struct fuse_in_header *header)
+{
+    bool found = false;
+    pthread_mutex_lock(&relay->opens_lock);
+    for (int i = 0; i < OPENS && !found; i++)
+        if (!relay->opens[i].unique) {
+            relay->opens[i].unique = header->unique;
+            relay->opens[i].ino = header->opcode == FUSE_OPEN ? header->nodeid : 0;
+            found = true;
+        }
+    pthread_mutex_unlock(&relay->opens_lock);
+    return found;
+}
+
+static bool opening_end(struct hm_relay *relay, uint64_t unique, uint64_t *ino)
+{
+    bool found = false;
+    pthread_mutex_lock(&relay->opens_lock);
+    for (int i = 0; i < OPENS && !found; i++)
+        if (relay->opens[i].unique == unique) {
+            *ino = relay->opens[i].ino;
+            relay->opens[i].unique = 0;
+            found = true;
+        }
+    pthread_mutex_unlock(&relay->opens_lock);
+    return found;
+}
+
+/* Have the kernel pass the region that was opened through to its memfd. An error becomes the
+ * OPEN's: without passthrough the file would have two contents. */
+static void pass_through(struct hm_relay *relay, uint8_t *message, size_t *length, uint64_t ino)
+{
+    struct fuse_out_header *header = (struct fuse_out_header *)message;
+    struct fuse_open_out *out =
+        (struct fuse_open_out *)(message + *length - sizeof(struct fuse_open_out));
+    struct hm_region *region;
+    int id;
+    if (header->error)
+        return;
+    if (!ino)
+        memcpy(&ino, message + sizeof(*header), sizeof(ino)); /* of the fuse_entry_out */
+    region = hm_region_get(relay->core, ino);
+    if (!region)
+        return; /* a control file */
+    id = hm_shared_backing(region);
+    hm_region_put(region);
+    if (id < 0) {
+        header->error = id;
+        *length = header->len = sizeof(*header);
+        return;
+    }
+    out->open_flags = OPEN_PASSTHROUGH; /* nothing else may go with it */
+    out->padding = (uint32_t)id;        /* backing_id */
 }
 
 /* ---- interrupts --------------------------------------------------------------------------- */
@@ -225,6 +307,11 @@ void hm_relay_send(struct hm_relay *relay, uint8_t *message, size_t length)
         init_request(relay, message, length);
     if (header->opcode == FUSE_WRITE || header->opcode == FUSE_READ)
         track(relay, message);
+    if (relay->offered && (header->opcode == FUSE_OPEN || header->opcode == FUSE_CREATE) &&
+        !opening_begin(relay, header)) {
+        hm_reply(relay->core, unique, ENFILE, NULL, 0);
+        return;
+    }
     hm_count(&relay->core->count.relayed, 1);
     pthread_mutex_lock(&relay->outbound.lock);
     empty = !relay->outbound.first;
@@ -289,6 +376,8 @@ static void *inbound_main(void *arg)
                               {.fd = relay->core->stop_fd, .events = POLLIN}};
     while (bytes) {
         struct fuse_out_header *header = (struct fuse_out_header *)bytes;
+        uint64_t ino;
+        size_t length;
         ssize_t n;
         if (poll(ready, 2, -1) < 0 && errno != EINTR)
             break;
@@ -306,7 +395,10 @@ static void *inbound_main(void *arg)
         if (header->unique == relay->init_unique)
             init_reply(relay, bytes, (size_t)n);
         untrack(relay, header->unique);
-        to_kernel(relay, bytes, (size_t)n);
+        length = (size_t)n;
+        if (relay->offered && opening_end(relay, header->unique, &ino))
+            pass_through(relay, bytes, &length, ino);
+        to_kernel(relay, bytes, length);
     }
     free(bytes);
     return NULL;
@@ -322,6 +414,8 @@ int hm_relay_start(struct hm_core *core, int fd, struct hm_relay **ret)
         return -ENOMEM;
     relay->core = core;
     relay->fd = fd;
+    relay->passthrough = -EAGAIN;
+    pthread_mutex_init(&relay->opens_lock, NULL);
     queue_init(&relay->outbound);
     queue_init(&relay->notify);
     pthread_mutex_init(&relay->tracked_lock, NULL);
@@ -346,6 +440,7 @@ no_outbound:
     queue_deinit(&relay->outbound);
     queue_deinit(&relay->notify);
     pthread_mutex_destroy(&relay->tracked_lock);
+    pthread_mutex_destroy(&relay->opens_lock);
     free(relay);
     return -error;
 }
@@ -365,6 +460,7 @@ void hm_relay_stop(struct hm_relay *relay)
     queue_deinit(&relay->outbound);
     queue_deinit(&relay->notify);
     pthread_mutex_destroy(&relay->tracked_lock);
+    pthread_mutex_destroy(&relay->opens_lock);
     close(relay->fd);
     free(relay);
 }

@@ -177,7 +177,8 @@ HM_UNLOCKED static struct hm_candidate candidate_of(const struct hm_listed *at, 
                                  .arrived = block->arrived,
                                  .uses = block->uses,
                                  .pages = block->pages[node],
-                                 .held = block->busy || block->parked};
+                                 .held = block->busy || block->parked ||
+                                         at->region->kind == HM_KIND_DAX};
     if (node == HM_HOST)
         HM_EACH_WORD (w) {
             uint64_t seen = block->cached[w] | block->recalling[w];
@@ -390,8 +391,9 @@ static void audit_region(struct audit *a, struct hm_region *region)
               "region %llu: %llu pages on node %u, its record says %llu", ino,
               (unsigned long long)pages[node], node,
               (unsigned long long)hm_region_pages(region, node));
-        AUDIT(a, held == there, "region %llu: the pool of node %u holds %llu pages, not %llu", ino,
-              node, (unsigned long long)there, (unsigned long long)held);
+        AUDIT(a, held == there || hm_is_shared(region),
+              "region %llu: the pool of node %u holds %llu pages, not %llu", ino, node,
+              (unsigned long long)there, (unsigned long long)held);
     }
 }
 

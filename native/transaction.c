@@ -283,6 +283,8 @@ int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, u
     const struct hm_mask *from_cpu = t->job->node == HM_HOST ? &nothing : mask;
     struct hm_mask freed[HM_MAX_NODES];
     struct plan plan;
+    if (hm_is_shared(t->region))
+        return hm_shared_relabel(t, mask, limit);
     for (;;) {
         uint32_t generation, room;
         int error = hm_recall(t->region, t->block, from_cpu);

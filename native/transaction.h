@@ -28,6 +28,10 @@ void hm_mark_written(struct transaction *t, const struct hm_mask *mask);
 int hm_operate(struct transaction *t, const struct hm_mask *mask);
 int hm_operate_untouched(struct transaction *t); /* of a block that nobody has touched */
 
+/* shared.c: the same for coherent and DAX regions, and their migration. */
+int hm_shared_relabel(struct transaction *t, const struct hm_mask *mask, uint32_t limit);
+int hm_shared_operate(struct transaction *t);
+
 /* touch.c: a worker's faults; and whether serving them waits for nobody and copies little */
 int hm_touch(struct transaction *t);
 bool hm_touch_is_easy(const struct transaction *t);

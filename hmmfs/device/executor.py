@@ -447,6 +447,8 @@ class Executor:
             return HmmfsError(number, "The region was cut short meanwhile: grow it again.")
         if number == errno.ENOENT:
             return HmmfsError(number, "The region was removed meanwhile.")
+        if number == errno.EOPNOTSUPP:
+            return HmmfsError(number, "DAX memory never moves: mount with type=coherent for that.")
         return HmmfsError(number, f"{errno.errorcode.get(number, number)} from the native core.")
 
 

@@ -25,7 +25,7 @@ import trio
 from hmmfs.device.launches import Launch
 from hmmfs.device.worker import HEADER
 from hmmfs.errors import HmmfsError
-from hmmfs.memory import BLOCK_BYTES, Core, Region
+from hmmfs.memory import BLOCK_BYTES, Core, Kind, Region
 
 log = logging.getLogger(__name__)
 
@@ -139,16 +139,21 @@ class Worker:
         if region.ino in self._windows:
             await self._unmap(region.ino)
         pool = self._core.pool_descriptor(region.ino, self._node)
+        faults = self._core.kind is Kind.PRIVATE
         try:
-            address = await self._ask(("map", region.ino, size), pool)
+            address = await self._ask(("map", region.ino, size, faults), pool)
         finally:
             os.close(pool)
-        self._core.device_map(self._node, region.ino, address, size)
+        if faults:
+            self._core.device_map(self._node, region.ino, address, size)
         self._windows[region.ino] = size
 
     @contextlib.contextmanager
     def _discarding(self, regions: Sequence[Region], launch: Launch) -> Iterator[None]:
-        """Meanwhile what the kernel only writes is not copied to it."""
+        """Meanwhile what the kernel only writes is not copied to it, where anything is copied."""
+        if self._core.kind is not Kind.PRIVATE:
+            yield
+            return
         needed = {use.region for use in launch.uses if use.use != "writes"}
         written: dict[int, int] = {}
         for region, use in zip(regions, launch.uses, strict=True):
@@ -200,7 +205,9 @@ class Worker:
             return self._failure
         assert self._process is not None
         code = await trio.to_thread.run_sync(self._process.wait)
-        if code < 0:
+        if code == -signal.SIGBUS:
+            how = "was ended by SIGBUS, as happens past the end of a region"
+        elif code < 0:
             how = f"was ended by {signal.Signals(-code).name}"
         elif code:
             how = f"{how}, with exit status {code}"

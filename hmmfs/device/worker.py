@@ -3,7 +3,9 @@
 Started by the daemon with one end of a stream socket (see launcher.py). Each message is a pickle
 with its length before it, and may carry a descriptor; every one gets an answer:
 
-    ("map", ino, bytes) + the pool  ->  the address of the new window
+    ("map", ino, bytes, faults) + the pool
+                                    ->  the address of the new window; without faults all of it is
+                                        there at any time
     ("unmap", ino)                  ->  None
     ("launch", windows, payload)    ->  ("done", pickle) or ("raised", one line, traceback)
 
@@ -75,7 +77,7 @@ class Windows:
         self._uffd = uffd
         self._at: dict[int, tuple[int, int]] = {}
 
-    def map(self, ino: int, size: int, pool: int) -> int:
+    def map(self, ino: int, size: int, faults: bool, pool: int) -> int:
         protection = mmap.PROT_READ | mmap.PROT_WRITE
         address = _checked(
             libc.mmap(
@@ -86,10 +88,12 @@ class Windows:
         # A child of a kernel would read zeros where we fault, and a huge page would hide faults.
         for advice in (MADV_DONTFORK, MADV_NOHUGEPAGE):
             libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), advice)
+        self._at[ino] = (address, size)
+        if not faults:
+            return address
         range_ = (ctypes.c_uint64 * 4)(address, size, MISSING | WRITE_PROTECT, 0)
         request = ctypes.c_ulong(UFFDIO_REGISTER)
         _checked(libc.ioctl(self._uffd, request, range_), "UFFDIO_REGISTER")
-        self._at[ino] = (address, size)
         return address
 
     def unmap(self, ino: int) -> None:
@@ -168,8 +172,8 @@ def main() -> None:
         kind, *rest = pickle.loads(_exactly(channel, HEADER.unpack(header)[0]))
         answer: object = None
         if kind == "map":
-            ino, size = rest
-            answer = windows.map(ino, size, fds[0])
+            ino, size, faults = rest
+            answer = windows.map(ino, size, faults, fds[0])
         elif kind == "unmap":
             windows.unmap(*rest)
         else:

@@ -263,7 +263,7 @@ class Tree:
         )
         return self._directory(
             {
-                b"type": self._text(lambda: "private\n"),
+                b"type": self._text(lambda: line(core.kind.value)),
                 b"vram": vram,
                 b"stats": self._text(lambda: table(core.node_stats(node))),
                 b"policy": self._policy(node),

@@ -65,6 +65,18 @@ BLOCK_DTYPE = _dtype("hm_block")
 CANDIDATE_DTYPE = _dtype("hm_candidate")
 
 
+class Kind(enum.Enum):
+    """What the regions of a mount are; named after the kinds of device memory that Linux has."""
+
+    PRIVATE = "private"  # a page is where its owner is; others take a fault to have it
+    COHERENT = "coherent"  # one memory for all; a page's owner is a label that migration changes
+    DAX = "dax"  # the same, and a device's for good
+
+    @property
+    def native(self) -> int:
+        return int(getattr(lib, f"HM_KIND_{self.name}"))
+
+
 class JobKind(enum.IntEnum):
     MIGRATE = lib.HM_JOB_MIGRATE
     RECALL = lib.HM_JOB_RECALL
@@ -203,6 +215,9 @@ class Region:
 
     @property
     def size(self) -> int:
+        if self._core.kind is not Kind.PRIVATE:
+            # The kernel makes such a file longer without a word.
+            check(lib.hm_region_sync(self._core.handle, self.ino), "Reading a region's size")
         return int(self._record.size)
 
     @property
@@ -267,7 +282,14 @@ class Region:
         return sum(self._record.pages)
 
     def truncate(self, size: int) -> None:
-        check(lib.hm_region_truncate(self._core.handle, self.ino, size), "Setting a region's size")
+        ret = lib.hm_region_truncate(self._core.handle, self.ino, size)
+        if ret == -errno.ENOSPC:
+            raise HmmfsError(
+                errno.ENOSPC,
+                f"There is no room for {size} bytes: {self._core.kind.value} memory takes all of a "
+                "region's when it is made that long; make it smaller, or remove others.",
+            )
+        check(ret, "Setting a region's size")
 
     def blocks(self, first: int, count: int) -> NDArray[np.void]:
         """The records of blocks, zero-copy. Valid until the region is destroyed, so a view must
@@ -308,6 +330,7 @@ class Core:
         readahead: int = 128 * 1024,
         express: bool = True,
         keep_clean: bool = True,
+        kind: Kind = Kind.PRIVATE,
     ) -> None:
         config = ffi.new("struct hm_config *")
         config.capacity[0 : len(capacity)] = list(capacity)
@@ -317,6 +340,8 @@ class Core:
         config.readahead = readahead
         config.express = express
         config.keep_clean = keep_clean
+        config.kind = kind.native
+        self.kind = kind
         out = ffi.new("struct hm_core **")
         check(lib.hm_core_create(config, out), "Creating the native core")
         self._handle = out[0]
@@ -519,6 +544,11 @@ class Core:
     def start_gate(self, fuse_fd: int, relay_fd: int) -> None:
         """Both descriptors belong to the core from now on."""
         check(lib.hm_gate_start(self.handle, fuse_fd, relay_fd), "Starting the gate")
+
+    def passes_through(self) -> bool:
+        """Whether the kernel passes region files through to memory, as coherent and DAX ones need;
+        to be asked once the mount has answered."""
+        return bool(lib.hm_gate_passthrough(self.handle) == 1)
 
     def join_gate(self) -> None:
         """Waits for the gate's threads: only from a thread, and once the mount is gone."""

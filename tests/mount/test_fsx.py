@@ -23,6 +23,10 @@ MODES: list[dict[str, str]] = [
     {},
     {"express": "off"},
     {"keep_clean": "off", "prefetch": "none"},
+    {"type": "coherent", "vram": "16M"},
+    {"type": "dax", "vram": "16M"},
+    {"prefetch": "density", "eviction": "tree"},
+    {"prefetch": "sequential", "eviction": "lru-page"},
 ]
 _number = itertools.count()
 
@@ -38,10 +42,10 @@ def run_steps(mount: Mount, steps: list[fsx.Step]) -> None:
 
 
 def small(mount_factory: MountFactory, mode: dict[str, str]) -> Mount:
-    return mount_factory(vram="4M", devices=2, host="32M", **mode)
+    return mount_factory(**{"vram": "4M", "devices": 2, "host": "32M"} | mode)
 
 
-@pytest.mark.parametrize("mode", MODES, ids=lambda mode: ",".join(mode) or "default")
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: ",".join(mode.values()) or "default")
 def test_steps(mount_factory: MountFactory, mode: dict[str, str]) -> None:
     mount = small(mount_factory, mode)
 
@@ -63,7 +67,7 @@ def test_steps(mount_factory: MountFactory, mode: dict[str, str]) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("mode", MODES, ids=lambda mode: ",".join(mode) or "default")
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: ",".join(mode.values()) or "default")
 def test_steps_for_long(mount_factory: MountFactory, mode: dict[str, str]) -> None:
     seconds = float(os.environ.get("HMMFS_LONG_SECONDS", "3600")) / len(MODES)
     end = time.monotonic() + seconds

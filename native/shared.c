@@ -1,0 +1,308 @@
+/* Regions that are coherent or device-DAX: one memfd for all nodes, which programs and devices use
+ * at the same time, wherever a page is said to be.
+ *
+ * The kernel passes reads, writes and mappings of such a region through to the memfd (FUSE
+ * passthrough, Linux 6.9): it sends none of them here, so a program's fault costs what it costs on
+ * tmpfs, and nothing can be taken from the CPU again. A page's owner is a label: every page of the
+ * file has one from the moment the file is that long, with its room taken then, since nobody tells
+ * when it is first touched. Migrating relabels and charges the link; the bytes stay.
+ *
+ * So nothing here recalls, copies or protects. What has to be minded instead is the memfd's end,
+ * which is the region's (a read past it must end there): whoever works on the bytes does it by
+ * pread and pwrite, never through a mapping, which a truncate could pull away.
+ */
+#include "transaction.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <zlib.h>
+
+/* linux/fuse.h of 6.9 and later */
+struct backing_map {
+    int32_t fd;
+    uint32_t flags;
+    uint64_t padding;
+};
+#define BACKING_OPEN _IOW(229, 1, struct backing_map)
+#define BACKING_CLOSE _IOW(229, 2, uint32_t)
+
+int hm_shared_init(struct hm_region *region)
+{
+    int fd;
+    pthread_mutex_init(&region->shared_lock, NULL);
+    if (!hm_is_shared(region))
+        return 0;
+    fd = memfd_create("hmmfs-shared", MFD_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    atomic_store(&region->pools[HM_HOST].fd, fd);
+    return 0;
+}
+
+void hm_shared_deinit(struct hm_region *region)
+{
+    uint32_t id = (uint32_t)region->backing_id;
+    if (region->backing_id > 0)
+        ioctl(region->core->fuse_fd, BACKING_CLOSE, &id);
+    pthread_mutex_destroy(&region->shared_lock);
+}
+
+int hm_shared_backing(struct hm_region *region)
+{
+    struct backing_map map = {.fd = region->pools[HM_HOST].fd};
+    int id;
+    pthread_mutex_lock(&region->shared_lock);
+    if (region->backing_id <= 0) {
+        id = ioctl(region->core->fuse_fd, BACKING_OPEN, &map);
+        region->backing_id = id < 0 ? -errno : id;
+    }
+    id = region->backing_id;
+    pthread_mutex_unlock(&region->shared_lock);
+    return id;
+}
+
+/* ---- size ----------------------------------------------------------------------------------- */
+
+/* Where a file's new pages are said to be: a DAX file is one device's, the one with most room when
+ * it got its first page; a coherent one is the host's while there is room. Reserves them. */
+static int place(struct hm_region *region, uint64_t pages, uint32_t *node)
+{
+    struct hm_core *core = region->core;
+    bool dax = region->kind == HM_KIND_DAX;
+    if (dax && !region->dax_node) {
+        uint64_t most = 0;
+        for (uint32_t at = 1; at < core->config.nodes; at++) {
+            uint64_t used = core->nodes[at].used, room = core->nodes[at].capacity;
+            room = used < room ? room - used : 0;
+            if (room > most || !region->dax_node) {
+                most = room;
+                region->dax_node = at;
+            }
+        }
+    }
+    if (dax && !region->dax_node)
+        return -ENODEV;
+    for (uint32_t at = dax ? region->dax_node : HM_HOST; at < core->config.nodes; at++) {
+        *node = at;
+        if (!hm_reserve(core, at, pages, 0))
+            return 0;
+        if (dax)
+            break;
+    }
+    return -ENOSPC;
+}
+
+/* Label pages [first, end) of the file, whose room is taken, as the node's. */
+static void label(struct hm_region *region, uint64_t first, uint64_t end, uint32_t node)
+{
+    for (uint64_t page = first; page < end;) {
+        uint64_t block = page / HM_BLOCK_PAGES;
+        uint32_t low = (uint32_t)(page % HM_BLOCK_PAGES), count = HM_BLOCK_PAGES - low;
+        struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
+        struct hm_block *record = &region->blocks[block];
+        struct hm_mask mask;
+        count = count < end - page ? count : (uint32_t)(end - page);
+        mask = hm_mask_range(low, count);
+        pthread_mutex_lock(&stripe->lock);
+        hm_block_touch(region, block);
+        if (node != HM_HOST && !record->pages[node])
+            record->arrived = hm_tick(region->core);
+        memset(record->owner + low, (int)node, count);
+        HM_EACH_WORD (w) {
+            record->present[w] |= mask.word[w];
+            record->device[w] |= node == HM_HOST ? 0 : mask.word[w];
+        }
+        hm_block_pages(region, record, node, count);
+        pthread_mutex_unlock(&stripe->lock);
+        page += count;
+    }
+}
+
+static uint64_t pages_of(uint64_t size)
+{
+    return (size + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE;
+}
+
+/* The file is `size` bytes from now on; shared_lock is held. always: the kernel has made it that
+ * long already, by a write past its end. */
+static int resize(struct hm_region *region, uint64_t size, bool always)
+{
+    uint64_t old = hm_region_size(region);
+    uint64_t had = pages_of(old), has = pages_of(size);
+    uint32_t node = region->dax_node;
+    int error = 0;
+    if (has > had)
+        error = place(region, has - had, &node);
+    if (error == -ENOSPC && always) {
+        node = region->dax_node;
+        hm_reserve_always(region->core, node, has - had);
+        error = 0;
+    }
+    if (!error && !always && ftruncate(region->pools[HM_HOST].fd, (off_t)size) < 0)
+        error = -errno;
+    if (error) {
+        if (has > had && error != -ENOSPC && error != -ENODEV)
+            hm_release(region->core, node, has - had);
+        return error;
+    }
+    __atomic_store_n(&region->record->size, size, __ATOMIC_RELEASE);
+    if (has > had)
+        label(region, had, has, node);
+    else if (has < had)
+        error = hm_region_cut(region, has * HM_PAGE_SIZE, HM_MAX_BYTES);
+    return error;
+}
+
+int hm_shared_resize(struct hm_region *region, uint64_t size)
+{
+    int error;
+    pthread_mutex_lock(&region->shared_lock);
+    error = resize(region, size, false);
+    pthread_mutex_unlock(&region->shared_lock);
+    return error;
+}
+
+int hm_region_sync(struct hm_core *core, uint64_t ino)
+{
+    struct hm_region *region = hm_region_get(core, ino);
+    struct stat status;
+    int error = 0;
+    if (!region)
+        return -ENOENT;
+    if (hm_is_shared(region)) {
+        pthread_mutex_lock(&region->shared_lock);
+        if (fstat(region->pools[HM_HOST].fd, &status) < 0)
+            error = -errno;
+        else if ((uint64_t)status.st_size > hm_region_size(region))
+            error = resize(region, (uint64_t)status.st_size, true);
+        if (!error) {
+            int64_t ns = (int64_t)status.st_mtim.tv_sec * 1000000000 + status.st_mtim.tv_nsec;
+            if (ns > region->record->mtime)
+                region->record->mtime = region->record->ctime = ns;
+        }
+        pthread_mutex_unlock(&region->shared_lock);
+    }
+    hm_region_put(region);
+    return error;
+}
+
+/* ---- migration ------------------------------------------------------------------------------ */
+
+int hm_shared_relabel(struct transaction *t, const struct hm_mask *mask, uint32_t limit)
+{
+    struct hm_block *record = t->record;
+    uint32_t to = t->job->node, moved[HM_MAX_NODES] = {0}, moves = 0, error;
+    uint8_t from[HM_BLOCK_PAGES];
+    struct hm_mask move = {{0}};
+    memcpy(from, record->owner, sizeof(from));
+    HM_EACH_PAGE (page, mask->word)
+        if (hm_test(record->present, page) && from[page] != to && moves < limit) {
+            move.word[page / 64] |= 1ULL << (page % 64);
+            moved[from[page]]++;
+            moves++;
+        }
+    if (!moves)
+        return 0;
+    if (t->region->kind == HM_KIND_DAX)
+        return -EOPNOTSUPP;
+    error = moves > t->reserved ? moves - t->reserved : 0;
+    if (hm_reserve(t->core, to, error, t->job->flags & HM_JOB_STAGING)) {
+        t->event.need = moves;
+        return -ENOSPC;
+    }
+    t->reserved += error - moves;
+    if (to != HM_HOST && !record->pages[to])
+        record->arrived = hm_tick(t->core);
+    HM_EACH_PAGE (page, move.word)
+        record->owner[page] = (uint8_t)to;
+    HM_EACH_WORD (w)
+        record->device[w] =
+            to ? record->device[w] | move.word[w] : record->device[w] & ~move.word[w];
+    for (uint32_t node = 0; node < t->core->config.nodes; node++) {
+        struct hm_node *counts = &t->core->nodes[node];
+        if (!moved[node])
+            continue;
+        hm_block_pages(t->region, record, node, -(int64_t)moved[node]);
+        hm_release(t->core, node, moved[node]);
+        hm_count(&counts->pages_out, moved[node]);
+        hm_count(&counts->copies_made, moved[node]);
+        if (t->job->flags & HM_JOB_EVICT) {
+            hm_count(&counts->evicted_blocks, 1);
+            hm_count(&counts->evicted_pages, moved[node]);
+        }
+    }
+    hm_block_pages(t->region, record, to, moves);
+    hm_count(&t->core->nodes[to].pages_in, moves);
+    hm_count(&t->core->count.migrations, 1);
+    hm_charge_copies(t->core, to, &move, from);
+    record->last_migrated = hm_tick(t->core);
+    t->event.moved += moves;
+    return 0;
+}
+
+/* ---- a device's operations ------------------------------------------------------------------ */
+
+/* Bytes past the end read as zeros: the file was cut meanwhile. */
+static int fetch(struct hm_region *region, uint64_t offset, uint8_t *to, size_t length)
+{
+    while (length) {
+        ssize_t n = pread(region->pools[HM_HOST].fd, to, length, (off_t)offset);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        if (!n) {
+            memset(to, 0, length);
+            return 0;
+        }
+        to += n;
+        offset += (uint64_t)n;
+        length -= (size_t)n;
+    }
+    return 0;
+}
+
+static int put(struct hm_region *region, uint64_t offset, const uint8_t *from, uint64_t length)
+{
+    int error = 0;
+    uint64_t size;
+    pthread_mutex_lock(&region->shared_lock); /* or a truncate would be undone */
+    size = hm_region_size(region);
+    if (offset < size)
+        error = hm_pool_write(&region->pools[HM_HOST], offset, from,
+                              length < size - offset ? length : size - offset);
+    pthread_mutex_unlock(&region->shared_lock);
+    return error;
+}
+
+int hm_shared_operate(struct transaction *t)
+{
+    const struct hm_job *job = t->job;
+    uint64_t at = t->block * HM_BLOCK_BYTES + job->offset;
+    uint8_t *bytes = job->buffer;
+    int error = 0;
+    if (job->kind == HM_JOB_FILL || job->kind == HM_JOB_CRC)
+        bytes = malloc(job->length);
+    if (!bytes)
+        return -ENOMEM;
+    t->record->last_device = hm_tick(t->core);
+    t->record->uses += t->record->uses < UINT32_MAX;
+    hm_count(&t->core->nodes[job->node].operations, 1);
+    pthread_mutex_unlock(&t->stripe->lock);
+    if (job->kind == HM_JOB_FILL)
+        memset(bytes, (int)job->byte, job->length);
+    if (job->kind == HM_JOB_READ || job->kind == HM_JOB_CRC)
+        error = fetch(t->region, at, bytes, job->length);
+    else
+        error = put(t->region, at, bytes, job->length);
+    if (!error && job->kind == HM_JOB_CRC)
+        t->event.crc = (uint32_t)crc32(t->event.crc, bytes, job->length);
+    pthread_mutex_lock(&t->stripe->lock);
+    if (bytes != job->buffer)
+        free(bytes);
+    return error;
+}

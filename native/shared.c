@@ -67,32 +67,38 @@ int hm_shared_backing(struct hm_region *region)
 
 /* ---- size ----------------------------------------------------------------------------------- */
 
+/* The device with most room; the host if there is none. */
+static uint32_t roomiest(struct hm_core *core)
+{
+    uint64_t most = 0;
+    uint32_t found = HM_HOST;
+    for (uint32_t node = 1; node < core->config.nodes; node++) {
+        uint64_t used = core->nodes[node].used, capacity = core->nodes[node].capacity;
+        uint64_t room = used < capacity ? capacity - used : 0;
+        if (found == HM_HOST || room > most) {
+            most = room;
+            found = node;
+        }
+    }
+    return found;
+}
+
 /* Where a file's new pages are said to be: a DAX file is one device's, the one with most room when
  * it got its first page; a coherent one is the host's while there is room. Reserves them. */
-static int place(struct hm_region *region, uint64_t pages, uint32_t *node)
+static int place(struct hm_region *region, uint64_t had, uint64_t pages, uint32_t *node)
 {
     struct hm_core *core = region->core;
     bool dax = region->kind == HM_KIND_DAX;
-    if (dax && !region->dax_node) {
-        uint64_t most = 0;
-        for (uint32_t at = 1; at < core->config.nodes; at++) {
-            uint64_t used = core->nodes[at].used, room = core->nodes[at].capacity;
-            room = used < room ? room - used : 0;
-            if (room > most || !region->dax_node) {
-                most = room;
-                region->dax_node = at;
-            }
-        }
+    *node = HM_HOST;
+    if (dax) {
+        *node = had ? region->dax_node : roomiest(core);
+        region->dax_node = *node;
+        return hm_reserve(core, *node, pages, 0);
     }
-    if (dax && !region->dax_node)
-        return -ENODEV;
-    for (uint32_t at = dax ? region->dax_node : HM_HOST; at < core->config.nodes; at++) {
-        *node = at;
-        if (!hm_reserve(core, at, pages, 0))
+    for (; *node < core->config.nodes; ++*node)
+        if (!hm_reserve(core, *node, pages, 0))
             return 0;
-        if (dax)
-            break;
-    }
+    *node = HM_HOST;
     return -ENOSPC;
 }
 
@@ -136,16 +142,15 @@ static int resize(struct hm_region *region, uint64_t size, bool always)
     uint32_t node = region->dax_node;
     int error = 0;
     if (has > had)
-        error = place(region, has - had, &node);
+        error = place(region, had, has - had, &node);
     if (error == -ENOSPC && always) {
-        node = region->dax_node;
         hm_reserve_always(region->core, node, has - had);
         error = 0;
     }
     if (!error && !always && ftruncate(region->pools[HM_HOST].fd, (off_t)size) < 0)
         error = -errno;
     if (error) {
-        if (has > had && error != -ENOSPC && error != -ENODEV)
+        if (has > had && error != -ENOSPC)
             hm_release(region->core, node, has - had);
         return error;
     }

@@ -187,7 +187,7 @@ class Operations(pyfuse3.Operations):
             self._set_on_control(found, fields)
             return self._attributes(found)
         if fields.update_size:
-            found.truncate(attr.st_size)
+            self._truncate(found, attr.st_size)
         if fields.update_mode:
             found.mode = stat.S_IFREG | stat.S_IMODE(attr.st_mode)
         if fields.update_uid:
@@ -208,6 +208,13 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EPERM)
         if not isinstance(node, Submit | Action | Setting):
             raise FUSEError(errno.EACCES if fields.update_size else errno.EPERM)
+
+    def _truncate(self, region: Region, size: int) -> None:
+        try:
+            region.truncate(size)
+        except HmmfsError as error:
+            self._tree.errors.say(error.sentence)
+            raise
 
     # ---- names
 

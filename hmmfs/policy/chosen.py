@@ -105,11 +105,11 @@ class Policies:
         chosen: np.void = candidates[int(order[0])]
         return chosen
 
-    def leaving(self, node: int, key: BlockKey, resident: Pages) -> Pages:
+    def leaving(self, node: int, key: BlockKey, resident: Pages, need: int) -> Pages:
         """Which of a victim's resident pages go."""
         policy = self._eviction[node]
         try:
-            pages = np.asarray(policy.pages(key, resident))
+            pages = np.asarray(policy.pages(key, resident, need))
             if pages.shape != (BLOCK_PAGES,) or pages.dtype != np.bool_:
                 raise ValueError(f"{pages.dtype} {pages.shape} instead of 512 booleans")
             if not (pages & resident).any():

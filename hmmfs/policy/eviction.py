@@ -39,8 +39,9 @@ class EvictionPolicy(ABC):
         and last_cpu, numbers that grow with each such event; uses, the faults and operations since
         it arrived; pages, how many are there."""
 
-    def pages(self, key: BlockKey, resident: Pages) -> Pages:
-        """Which of a chosen block's resident pages leave. At least one."""
+    def pages(self, key: BlockKey, resident: Pages, need: int) -> Pages:
+        """Which of a chosen block's resident pages leave, when room for `need` is missing. At least
+        one; with fewer than needed it is asked again."""
         return resident
 
     def touched(self, key: BlockKey, pages: Pages, coming: Pages) -> None:  # noqa: B027
@@ -156,7 +157,7 @@ class Tree(EvictionPolicy):
     def order(self, candidates: NDArray[np.void]) -> NDArray[np.intp]:
         return LeastRecentlyUsed().order(candidates)
 
-    def pages(self, key: BlockKey, resident: Pages) -> Pages:
+    def pages(self, key: BlockKey, resident: Pages, need: int) -> Pages:
         first = int(np.flatnonzero(resident)[0]) // BIG_PAGES * BIG_PAGES
         leaves = np.zeros(BLOCK_PAGES, dtype=np.bool_)
         leaves[first : first + BIG_PAGES] = True
@@ -193,15 +194,17 @@ class LeastRecentlyUsedPage(EvictionPolicy):
         ranks = [rank.get(BlockKey(int(c["ino"]), int(c["block"])), FOREVER) for c in candidates]
         return np.argsort(ranks, kind="stable")
 
-    def pages(self, key: BlockKey, resident: Pages) -> Pages:
+    def pages(self, key: BlockKey, resident: Pages, need: int) -> Pages:
         chosen = np.zeros(BLOCK_PAGES, dtype=np.bool_)
         for other, page in list(self._order):
+            if other != key and chosen.any():
+                break  # that one is next
             if other == key:
                 del self._order[other, page]
-                if resident[page]:
-                    chosen[page] = True
-                    return chosen
-        return resident  # came without a fault, by a migration
+                chosen[page] = resident[page]
+                if chosen.sum() == need:
+                    break
+        return chosen if chosen.any() else resident  # came without a fault, by a migration
 
 
 class Optimal(EvictionPolicy):
@@ -253,7 +256,7 @@ class Optimal(EvictionPolicy):
     def order(self, candidates: NDArray[np.void]) -> NDArray[np.intp]:
         return np.argsort([-self._farthest(int(c["block"]))[0] for c in candidates], kind="stable")
 
-    def pages(self, key: BlockKey, resident: Pages) -> Pages:
+    def pages(self, key: BlockKey, resident: Pages, need: int) -> Pages:
         chosen = np.zeros(BLOCK_PAGES, dtype=np.bool_)
         page = self._farthest(key.block, resident)[1]
         if page < 0:

@@ -276,7 +276,8 @@ class FaultService:
         assert job.touch is not None
         touched = bitmap(job.touch.pages) | bitmap(job.touch.stores)
         fault = self._seen(key, job.node, touched, self._record(key))
-        window = self._policies.bring(job.node, fault)
+        # Without what is there: if some of it has to make way, it is not to be brought again.
+        window = self._policies.bring(job.node, fault) & ~fault.resident
         if not fault.touched[fault.inside & ~fault.present].any():
             window &= fault.present  # as native/touch.c: no holes come with pages that have bytes
         return replace(job, flags=job.flags | JobFlag.CHOSEN, window=window)

@@ -192,7 +192,7 @@ class Rooms:
         self, victim: np.void, room: Room, spared: Spared, missing: int, frees: int
     ) -> Outcome:
         """Move a block's pages out of a device."""
-        job = self._out_of(victim, room.node)
+        job = self._out_of(victim, room.node, missing)
         if job is None:
             return Outcome.LATER
         outcome = await self._moved(job)
@@ -235,7 +235,7 @@ class Rooms:
             return Outcome.NEVER
         return await self._moved(_limited(job, n, reserved=n, flags=job.flags | JobFlag.STAGING))
 
-    def _out_of(self, victim: np.void, node: int) -> Job | None:
+    def _out_of(self, victim: np.void, node: int, need: int) -> Job | None:
         """A job that moves the block's pages on a device to the host."""
         key = _key(victim)
         region = self._regions.by_ino(key.ino)
@@ -245,7 +245,7 @@ class Rooms:
         resident = page_set(record["present"]) & (record["owner"] == node)
         if not resident.any():
             return None
-        window = self._policies.leaving(node, key, resident)
+        window = self._policies.leaving(node, key, resident, need)
         flags = JobFlag.EVICT | JobFlag.CHOSEN
         return Job(JobKind.MIGRATE, *key, node=HOST, flags=flags, window=window)
 

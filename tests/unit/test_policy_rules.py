@@ -206,12 +206,12 @@ def test_random_is_the_same_with_the_same_seed() -> None:
 
 def test_tree_evicts_what_density_would_group() -> None:
     tree = named_eviction("tree")
-    assert np.array_equal(tree.pages(KEY, ALL), pages((0, 16)))
-    assert np.array_equal(tree.pages(KEY, pages((16, 16))), pages((16, 16)))
+    assert np.array_equal(tree.pages(KEY, ALL, 1), pages((0, 16)))
+    assert np.array_equal(tree.pages(KEY, pages((16, 16)), 1), pages((16, 16)))
     left = pages((16, 8), (32, 32), (256, 256))
-    assert np.array_equal(tree.pages(KEY, left), pages((16, 8), (32, 32)))
-    assert np.array_equal(tree.pages(KEY, ~pages((0, 20))), pages((20, 12)))
-    assert np.array_equal(tree.pages(KEY, pages((16, 8), (40, 8))), pages((16, 8), (40, 8)))
+    assert np.array_equal(tree.pages(KEY, left, 1), pages((16, 8), (32, 32)))
+    assert np.array_equal(tree.pages(KEY, ~pages((0, 20)), 1), pages((20, 12)))
+    assert np.array_equal(tree.pages(KEY, pages((16, 8), (40, 8)), 1), pages((16, 8), (40, 8)))
 
 
 def misses(text: str, order: list[int], room: int) -> int:
@@ -223,7 +223,7 @@ def misses(text: str, order: list[int], room: int) -> int:
         missed += 1
         policy.touched(KEY, pages((page, 1)), pages((page, 1)))
         if there.sum() == room:
-            there &= ~policy.pages(KEY, there)
+            there &= ~policy.pages(KEY, there, 1)
         there[page] = True
     return missed
 
@@ -321,7 +321,7 @@ class Bad(EvictionPolicy):
     def order(self, found: np.ndarray) -> np.ndarray:
         return np.array([] if self.how == "order" else [len(found) if self.how == "far" else 0])
 
-    def pages(self, key: BlockKey, resident: Pages) -> Pages:
+    def pages(self, key: BlockKey, resident: Pages, need: int) -> Pages:
         return ~resident if self.how == "pages" else resident
 
     def touched(self, key: BlockKey, touched: Pages, coming: Pages) -> None:
@@ -338,7 +338,7 @@ def test_an_eviction_policy_that_fails_is_replaced(core: Core, how: str) -> None
     policies.bring(1, fault(pages((20, 1))))
     row = policies.victim(1, USED)
     assert int(row["block"]) in (0, 1)
-    assert policies.leaving(1, KEY, ALL).all()
+    assert policies.leaving(1, KEY, ALL, 1).all()
     assert policies.names(1)[1] == "lru"
     assert not policies.asks(1), "density is native, and lru wants to see no faults"
     assert len(said) == 1

@@ -215,6 +215,9 @@ def main() -> None:
         bench.measure(
             "4 KiB fault, host-owned", "ns", [ours, polling, single, multi, plain, tmpfs], cold(1)
         )
+        coherent = enter(hmmfs("hmmfs type=coherent", work / "c", "type=coherent"))
+        bench.run("write", coherent.file, PAGES)
+        bench.measure("page fault, coherent memory", "ns", [coherent, tmpfs], cold(1))
         bench.measure("the same, 4 threads", "ns", [ours, single, multi, plain], cold(4))
         for what, row in (("resident", "resident pages"),):
             bench.measure(

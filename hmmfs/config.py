@@ -32,6 +32,7 @@ class Config:
     prefetch: str = "grow"
     eviction: str = "lru"
     link: str = "pcie3"
+    peer: str = "none"
     fault_us: int = 45
     threads: int = 2
     allow_other: bool = False
@@ -121,6 +122,7 @@ OPTIONS: dict[str, Option] = {
     "prefetch": _text("a prefetch policy, such as grow or density"),
     "eviction": _text("an eviction policy, such as lru or lrm"),
     "link": _text("a link: pcie3, pcie4, pcie5, or LATENCY:BANDWIDTH as in 600ns:64G"),
+    "peer": _text("none, or a link as link= does"),
     "fault_us": _integer(0, 1_000_000),
     "threads": _integer(1, 64),
     "allow_other": _SWITCH,

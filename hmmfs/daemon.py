@@ -54,19 +54,19 @@ def serve(path: str, config: Config, ready: Callable[[], None]) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     prefetch = named_prefetch(config.prefetch)
     named_eviction(config.eviction)  # wrong names are refused before anything is there
-    chosen = links.link(config.link)
+    topology = links.topology(config.link, config.peer, config.devices)
     _check_type(config)
     watchdog = Watchdog.start()  # before there are threads
     try:
         core = _core(config)
-        links.charge(core, chosen, config.fault_us)
+        topology.charge(core, config.fault_us)
         try:
             mounted = mounting.mount(path, config)
         except BaseException:
             core.close()
             raise
         watchdog.guard(mounted.path, mounted.connection_id)
-        _Daemon(config, core, mounted, prefetch).run(ready)
+        _Daemon(config, core, mounted, prefetch, topology).run(ready)
     finally:
         watchdog.dismiss()
     return 0
@@ -127,6 +127,7 @@ class _Daemon:
         core: Core,
         mounted: Mounted,
         prefetch: PrefetchPolicy,
+        topology: links.Topology,
     ) -> None:
         self._config = config
         self._core = core
@@ -140,7 +141,13 @@ class _Daemon:
         ]
         self._workers = [executor.worker for executor in executors]
         self._tree = Tree(
-            core, self._table, executors, policies, os.getpid(), shared=config.allow_other
+            core,
+            self._table,
+            executors,
+            policies,
+            os.getpid(),
+            topology=topology.matrix(),
+            shared=config.allow_other,
         )
         policies.on_failure = lambda node, sentence: self._tree.errors.say(
             sentence, node - 1 if node else None

@@ -226,6 +226,8 @@ struct hm_node {
     hm_counter evicted_blocks, evicted_pages, faults, fault_batches, operations;
     hm_counter fault_ns, copy_in_ns, copy_out_ns;
     uint64_t capacity;
+    hm_counter
+        watermark;       /* free pages below which the service is told; 0: it is not, or has been */
     struct hm_cost cost; /* written before there is anything to charge */
 };
 

@@ -19,10 +19,17 @@ void hm_charge_faults(struct hm_core *core, uint32_t node, uint32_t faults)
     hm_count(&core->nodes[node].fault_ns, (uint64_t)faults * core->nodes[node].cost.fault_ns);
 }
 
-/* A copy between devices goes through the host: over the one's link, then over the other's. */
+/* A copy between devices goes over their own link, or through the host: over the one's link, then
+ * over the other's. */
 static void charge_run(struct hm_core *core, uint32_t from, uint32_t to, uint32_t pages)
 {
     struct hm_node *host = &core->nodes[HM_HOST];
+    uint64_t peer = core->nodes[from].cost.peer_ns[pages];
+    if (from != HM_HOST && to != HM_HOST && peer) {
+        hm_count(&core->nodes[from].copy_out_ns, peer);
+        hm_count(&core->nodes[to].copy_in_ns, peer);
+        return;
+    }
     if (from != HM_HOST) {
         uint64_t ns = core->nodes[from].cost.run_ns[pages];
         hm_count(&core->nodes[from].copy_out_ns, ns);

@@ -185,6 +185,7 @@ enum hm_event_kind {
     HM_EVENT_JOB,       /* a job has ended */
     HM_EVENT_INTERRUPT, /* the program that waits in a relayed WRITE on cookie (fh) got a signal */
     HM_EVENT_CLOSED,    /* the kernel's side of the mount is gone */
+    HM_EVENT_LOW,       /* `node` has fewer free pages than hm_watermark said */
     HM_EVENT_TOUCH      /* a worker's faults that a quiet TOUCH could not serve: result, need;
                            -EAGAIN: its policy is to be asked */
 };
@@ -207,6 +208,8 @@ struct hm_event {
 struct hm_cost {
     uint32_t fault_ns;    /* a fault that brings pages to the node */
     uint32_t run_ns[513]; /* copying a run of so many pages between the node and the host */
+    uint32_t
+        peer_ns[513]; /* between the node and another device; all 0: it goes through the host */
 };
 
 struct hm_core;
@@ -273,6 +276,8 @@ int hm_pool_descriptor(struct hm_core *core, uint64_t ino, uint32_t node);
 
 /* ---- room --------------------------------------------------------------------------------- */
 
+/* Have HM_EVENT_LOW sent, once, when fewer than `pages` of the node are free; 0: never. */
+int hm_watermark(struct hm_core *core, uint32_t node, uint64_t pages);
 /* Reserve pages on a node; with staging, up to one block beyond the host's capacity. -ENOSPC. */
 int hm_reserve(struct hm_core *core, uint32_t node, uint64_t pages, int staging);
 void hm_release(struct hm_core *core, uint32_t node, uint64_t pages);

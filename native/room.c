@@ -135,6 +135,22 @@ void hm_core_destroy(struct hm_core *core)
 
 /* ---- room --------------------------------------------------------------------------------- */
 
+int hm_watermark(struct hm_core *core, uint32_t node, uint64_t pages)
+{
+    if (node >= core->config.nodes || pages > core->nodes[node].capacity)
+        return -EINVAL;
+    atomic_store(&core->nodes[node].watermark, pages);
+    return 0;
+}
+
+static void tell_if_low(struct hm_core *core, uint32_t node, uint64_t used)
+{
+    struct hm_node *n = &core->nodes[node];
+    uint64_t low = atomic_load_explicit(&n->watermark, memory_order_relaxed);
+    if (low && used + low > n->capacity && atomic_compare_exchange_strong(&n->watermark, &low, 0))
+        hm_event_push(core, &(struct hm_event){.kind = HM_EVENT_LOW, .node = node});
+}
+
 int hm_reserve(struct hm_core *core, uint32_t node, uint64_t pages, int staging)
 {
     struct hm_node *n = &core->nodes[node];
@@ -146,6 +162,7 @@ int hm_reserve(struct hm_core *core, uint32_t node, uint64_t pages, int staging)
         if (pages && (used + pages > limit || used + pages < used))
             return -ENOSPC;
     } while (!atomic_compare_exchange_weak(&n->used, &used, used + pages));
+    tell_if_low(core, node, used + pages);
     peak = atomic_load_explicit(&n->peak, memory_order_relaxed);
     while (peak < used + pages && !atomic_compare_exchange_weak(&n->peak, &peak, used + pages))
         ;

@@ -260,6 +260,8 @@ def main() -> None:
 
 # ---- devices with a worker of their own
 
+OWN = PEERS / "own_policy.py"
+
 VRAM = 64 * MIB
 
 
@@ -362,6 +364,18 @@ def on_devices(bench: Bench, work: Path, keeping: System, freeing: System) -> No
         raw, plain, bare = (System(name, work) for name in ("raw uffd", "numpy", "bare loop"))
         bench.run("write", keeping.file, PAGES)
         bench.measure("4 KiB fault of a device", "ns", [keeping, freeing, raw], fault)
+        # Policies that bring a page at a time, so that only the choosing differs.
+        setting = keeping.top / "devices/dev0/policy/prefetch"
+
+        def chosen(system: System) -> float:
+            setting.write_text(system.name)
+            try:
+                return fault(keeping)
+            finally:
+                setting.write_text("none")
+
+        texts = ("density threshold=100", "none", "sequential count=1", f"{OWN}:Own")
+        bench.measure("the same, by policy", "ns", [System(text, work) for text in texts], chosen)
         bench.measure("its faults a batch, 4 threads", "/ 100", [keeping], batches)
         bench.measure("axpy inside VRAM", "us", [ours, plain], lambda s: 1e3 * resident(s))
         bench.measure("axpy over 4 x VRAM", "MB/s", [ours, bare], streaming)

@@ -55,9 +55,39 @@ def _pcie_ns(peak: float, size: int) -> int:
     return round(size / (bandwidth * 2**30) * 1e9)
 
 
-def charge(core: Core, chosen: Link, fault_us: int = FAULT_US) -> None:
-    """Have every device charged for that link, and every fault `fault_us`."""
-    for node in range(core.nodes):
-        core.set_cost(
-            node, fault_us * 1000, (0,) * (BLOCK_PAGES + 1) if node == HOST else chosen.run_ns
-        )
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Which links there are: each device's to the host, and one between any two devices, or none:
+    then their copies go through the host."""
+
+    host: Link
+    peer: Link | None
+    devices: int
+
+    def charge(self, core: Core, fault_us: int = FAULT_US) -> None:
+        """Have copies charged for these links, and every fault `fault_us`."""
+        free = (0,) * (BLOCK_PAGES + 1)
+        for node in range(core.nodes):
+            run_ns = free if node == HOST else self.host.run_ns
+            peer_ns = self.peer.run_ns if node != HOST and self.peer else free
+            core.set_cost(node, fault_us * 1000, run_ns, peer_ns)
+
+    def matrix(self) -> str:
+        """From each node, a line, to each: X is itself, `host` that the host lies between."""
+        names = ["host", *(f"dev{number}" for number in range(self.devices))]
+        lines = [" ".join(["-", *names])]
+        for one in names:
+            lines.append(" ".join([one, *(self._between(one, two) for two in names)]))
+        return "\n".join(lines) + "\n"
+
+    def _between(self, one: str, two: str) -> str:
+        if one == two:
+            return "X"
+        if "host" in (one, two):
+            return self.host.name
+        return self.peer.name if self.peer else "host"
+
+
+def topology(host: str, peer: str, devices: int) -> Topology:
+    """The links of those names; peer may be `none`. UsageError: there is no such link."""
+    return Topology(link(host), None if peer == "none" else link(peer), devices)

@@ -3,8 +3,8 @@
 regions/NAME                      the data; served by the gate
 state/NAME/residency              where a region's pages are
 devices/devN/{type,stats,queue,last_error,submit,calls,reset,vram/{total,used}}
-devices/devN/policy/{prefetch,eviction}  policy/prefetch
-stats audit version last_error
+devices/devN/policy/{prefetch,eviction,watermark}  policy/prefetch
+stats audit topology version last_error
 """
 
 from __future__ import annotations
@@ -178,6 +178,7 @@ class Tree:
         policies: Policies,
         pid: int,
         *,
+        topology: str,
         shared: bool,
     ) -> None:
         self._core = core
@@ -208,6 +209,7 @@ class Tree:
             b"policy": self._policy(HOST),
             b"stats": self._text(self._stats),
             b"audit": self._text(lambda: line(core.audit() or "ok")),
+            b"topology": self._text(lambda: topology),
             b"version": self._text(lambda: line(hmmfs.__version__)),
             b"last_error": self._text(lambda: line(self.errors.last)),
         }
@@ -299,6 +301,11 @@ class Tree:
             children[b"eviction"] = self._setting(
                 lambda: line(policies.names(node)[1]),
                 lambda text: policies.set_eviction(node, text),
+                device,
+            )
+            children[b"watermark"] = self._setting(
+                lambda: line(policies.watermark(node)),
+                lambda text: policies.set_watermark(node, text),
                 device,
             )
         return self._directory(children)

@@ -101,6 +101,7 @@ class EventKind(enum.IntEnum):
     JOB = lib.HM_EVENT_JOB
     INTERRUPT = lib.HM_EVENT_INTERRUPT
     CLOSED = lib.HM_EVENT_CLOSED
+    LOW = lib.HM_EVENT_LOW
     TOUCH = lib.HM_EVENT_TOUCH
 
 
@@ -398,10 +399,14 @@ class Core:
         policy = ffi.new("struct hm_prefetch *", {"kind": kind, "argument": list(arguments)})
         check(lib.hm_prefetch_set(self.handle, node, policy), "Setting a prefetch policy")
 
-    def set_cost(self, node: int, fault_ns: int, run_ns: Sequence[int]) -> None:
+    def set_cost(
+        self, node: int, fault_ns: int, run_ns: Sequence[int], peer_ns: Sequence[int]
+    ) -> None:
         """What a fault costs that brings pages to the node, and copying 0, 1, … 512 pages that lie
-        side by side between it and the host: before anything is there to be charged."""
-        cost = ffi.new("struct hm_cost *", {"fault_ns": fault_ns, "run_ns": list(run_ns)})
+        side by side between it and the host, and between it and another device (zeros: through the
+        host). To be set before anything is there to be charged."""
+        costs = {"fault_ns": fault_ns, "run_ns": list(run_ns), "peer_ns": list(peer_ns)}
+        cost = ffi.new("struct hm_cost *", costs)
         check(lib.hm_cost_set(self.handle, node, cost), "Setting what things cost")
 
     # ---- devices' workers
@@ -439,6 +444,10 @@ class Core:
 
     def release(self, node: int, pages: int) -> None:
         lib.hm_release(self.handle, node, pages)
+
+    def watermark(self, node: int, pages: int) -> None:
+        """Have a LOW event sent, once, when fewer than that are free; 0: never."""
+        check(lib.hm_watermark(self.handle, node, pages), "Setting a watermark")
 
     def free(self, node: int) -> int:
         """Free pages; negative while the staging reserve is in use."""

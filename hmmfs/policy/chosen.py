@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hmmfs.errors import UsageError
 from hmmfs.memory import BLOCK_PAGES, HOST, BlockKey, Core, PrefetchKind
 from hmmfs.policy.eviction import EvictionPolicy, LeastRecentlyUsed
 from hmmfs.policy.prefetch import BUILT_IN, Fault, Grow, Pages, PrefetchPolicy
@@ -32,6 +33,7 @@ class Policies:
         self._eviction = [evicting() for _ in range(core.nodes)]
         self._prefetch: list[PrefetchPolicy] = [prefetching] * core.nodes
         self._asks = [False] * core.nodes
+        self._watermarks = [(0, 0)] * core.nodes  # free pages, low and high; 0: none
         self.on_failure: Callable[[int, str], None] = lambda node, sentence: None
         for node in range(core.nodes):
             self._set(node)
@@ -48,6 +50,34 @@ class Policies:
     def set_eviction(self, node: int, text: str) -> None:
         self._eviction[node] = named_eviction(text)
         self._set(node)
+
+    def watermark(self, node: int) -> str:
+        low, high = self._watermarks[node]
+        percent = 100 / self._core.capacity[node]
+        return f"{round(low * percent)} {round(high * percent)}" if low else "off"
+
+    def set_watermark(self, node: int, text: str) -> None:
+        """`LOW HIGH`, percent of the node's memory: when less than LOW is free, evict until HIGH
+        is. `off`: evict when room is needed, as UVM does."""
+        words = text.split()
+        if text == "off":
+            words = ["0", "0"]
+        if len(words) != 2 or not all(word.isdecimal() for word in words):
+            raise UsageError("A watermark is off, or LOW HIGH in percent, as in 10 25.")
+        low, high = (int(word) for word in words)
+        if (low, high) != (0, 0) and not 0 < low <= high <= 90:
+            raise UsageError(f"{low} {high} is no watermark: LOW is above 0, HIGH from LOW to 90.")
+        pages = self._core.capacity[node]
+        self._watermarks[node] = (-(-pages * low // 100), -(-pages * high // 100))
+        self.rearm(node)
+
+    def rearm(self, node: int) -> None:
+        """Have the next fall below the low watermark told."""
+        self._core.watermark(node, self._watermarks[node][0])
+
+    def lacking(self, node: int) -> int:
+        """Pages that are missing to the high watermark."""
+        return self._watermarks[node][1] - self._core.free(node)
 
     def _set(self, node: int) -> None:
         """Tell the native core what it can do by itself."""

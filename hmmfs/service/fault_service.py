@@ -154,6 +154,8 @@ class FaultService:
                 nursery.start_soon(self._serve, key)
         elif event.kind == EventKind.TOUCH:
             nursery.start_soon(self._serve_touch, event)
+        elif event.kind == EventKind.LOW:
+            nursery.start_soon(self._rooms.ahead, event.node)
         elif event.kind == EventKind.INTERRUPT:
             self._on_interrupt(event.cookie)
         elif event.kind == EventKind.CLOSED:

@@ -144,6 +144,18 @@ class Rooms:
                 finally:
                     self._staging.release()
 
+    async def ahead(self, node: int) -> None:
+        """A device has little room left: evict until its high watermark, off anybody's way. Who
+        needs room meanwhile waits for its turn, and finds it."""
+        spared = Spared(set())
+        async with self._turn[node]:
+            room = Room(self._core, node, 0)
+            for _ in range(STEPS + self._core.capacity[node]):
+                missing = self._policies.lacking(node)
+                if missing <= 0 or not await self._free_device(room, spared, missing, 0):
+                    break
+        self._policies.rearm(node)
+
     async def _reserve(self, room: Room, spared: Spared, frees: int) -> None:
         deadline = trio.current_time() + PATIENCE
         attempt = self._free_host if room.node == HOST else self._free_device

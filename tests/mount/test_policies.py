@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Mount, MountFactory, fails, run
+from conftest import Mount, MountFactory, fails, run, wait_until
 
 import hmmfs
 from hmmfs import kernels
@@ -385,3 +385,46 @@ def test_a_wrong_link_is_refused(tmp_path: Path) -> None:
     done = run("mount", str(tmp_path), "-o", "link=pcie9", check=False)
     assert done.returncode == 2
     assert "'pcie9' is no link: use pcie3, pcie4, pcie5" in done.stderr
+
+
+# ---- watermarks
+
+
+def test_evicting_ahead(machine: hmmfs.Machine) -> None:
+    """A kernel that needs twice what there is: room is made before it is missing, and what is free
+    when all is quiet is what was asked for."""
+    choose(machine, "watermark", "25 50")
+    assert chosen(machine, "watermark") == "25 50\n"
+    assert chosen(machine, "watermark", device=1) == "off\n"
+    region = machine.region("a", 2048 * PAGE)
+    region.cpu[:] = 7
+    touched(machine, region, list(range(2048)), store=True)
+    assert wait_until(lambda: machine.dev0.stats()["used"] <= 768)
+    assert machine.dev0.stats()["evicted_pages"] > 0
+    assert int(np.asarray(region.cpu, dtype="u8").sum()) == 7 * region.nbytes + 2048
+    region.migrate(machine.dev0, slice(0, 256 * PAGE))
+    assert region.residency()["pages_dev0"] == 256, "above the low mark nothing is evicted"
+    choose(machine, "watermark", "off")
+    region.migrate(machine.dev0, slice(0, 1024 * PAGE))
+    assert region.residency()["pages_dev0"] == 1024
+
+
+def test_wrong_watermarks(machine: hmmfs.Machine) -> None:
+    for text in ("", "1", "0 5", "20 10", "5 95", "-1 3", "1 2 3", "low high"):
+        fails(errno.EINVAL, lambda text=text: choose(machine, "watermark", text))  # type: ignore[misc]
+        assert chosen(machine, "watermark") == "off\n"
+
+
+def test_devices_with_a_link_of_their_own(mount_factory: MountFactory) -> None:
+    path = mount_factory(vram="4M", devices=2, peer="1us:100G", prefetch="block").path
+    machine = hmmfs.connect(path)
+    assert (path / "topology").read_text().splitlines()[1] == "host X pcie3 pcie3"
+    region = machine.region("a", 512 * PAGE)
+    region.cpu[:] = 7
+    region.migrate(machine.dev0)
+    before = machine.stats()
+    region.migrate(machine.dev1)
+    assert machine.dev0.stats()["copy_out_ns"] == link("1us:100G").run_ns[512]
+    assert machine.dev1.stats()["copy_in_ns"] == link("1us:100G").run_ns[512]
+    after = machine.stats()
+    assert after["host_copy_in_ns"] == before["host_copy_in_ns"], "the host lies not between"

@@ -147,6 +147,6 @@ def test_toml_unreadable(tmp_path: Path) -> None:
 
 
 def test_every_option_refuses_nonsense() -> None:
-    for name in set(OPTIONS) - {"fsname", "log", "prefetch", "eviction", "link"}:
+    for name in set(OPTIONS) - {"fsname", "log", "prefetch", "eviction", "link", "peer"}:
         with pytest.raises(UsageError, match=f'"{name}=nonsense" is wrong: {name} takes '):
             Config.from_options(f"{name}=nonsense")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hmmfs.device.links import link
+from hmmfs.device.links import link, topology
 from hmmfs.errors import UsageError
 
 
@@ -32,3 +32,14 @@ def test_a_link_of_ones_own() -> None:
 def test_no_links(name: str) -> None:
     with pytest.raises(UsageError, match="is no link: use pcie3"):
         link(name)
+
+
+def test_the_matrix_of_a_topology() -> None:
+    through, direct = topology("pcie3", "none", 2), topology("pcie4", "1us:100G", 2)
+    assert (
+        through.matrix()
+        == "- host dev0 dev1\nhost X pcie3 pcie3\ndev0 pcie3 X host\ndev1 pcie3 host X\n"
+    )
+    assert direct.matrix().splitlines()[2] == "dev0 pcie4 X 1us:100G"
+    with pytest.raises(UsageError, match="'nvlunk' is no link"):
+        topology("pcie3", "nvlunk", 1)

@@ -348,6 +348,11 @@ def test_an_ordinary_user_mounts(tmp_path: Path) -> None:
             hmmfs submit mnt dev0 "fill a:0+1 74"
             cat mnt/regions/a
             stat -c %u mnt/regions/a
+            # A kernel, with userfaultfd for user code alone: nobody has more without privilege.
+            hmmfs launch mnt dev0 hmmfs.kernels:fill writes:a:uint8 33
+            cat mnt/regions/a; echo
+            echo density > mnt/devices/dev0/policy/prefetch
+            grep ^faults mnt/devices/dev0/stats
             hmmfs umount mnt
             if mountpoint -q mnt; then echo still there; fi'
     """
@@ -355,5 +360,5 @@ def test_an_ordinary_user_mounts(tmp_path: Path) -> None:
         ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"Jello\n{NOBODY}\n"
+    assert done.stdout == f"Jello\n{NOBODY}\n!!!!!!\nfaults 1\n"
     assert connection(tmp_path / "mnt") is None

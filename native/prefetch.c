@@ -37,12 +37,15 @@ static void add_range(struct hm_mask *mask, uint32_t first, uint32_t count)
         mask->word[w] |= more.word[w];
 }
 
-static uint32_t bits_in(const struct hm_mask *mask, uint32_t first, uint32_t count)
+/* Of an aligned range of a power of two; what is past the end of the file is not set. */
+static uint32_t bits_in(const uint64_t *words, uint32_t first, uint32_t size)
 {
-    struct hm_mask range = hm_mask_range(first, count);
-    HM_EACH_WORD (w)
-        range.word[w] &= mask->word[w];
-    return hm_bits(range.word);
+    uint32_t n = 0;
+    if (size < 64)
+        return hm_popcount(words[first / 64] >> (first % 64) & ((1ULL << size) - 1));
+    for (uint32_t w = first / 64; w < (first + size) / 64; w++)
+        n += words[w] ? hm_popcount(words[w]) : 0;
+    return n;
 }
 
 /* The density prefetcher of NVIDIA's UVM driver (open-gpu-kernel-modules, uvm_perf_prefetch.c): of
@@ -59,7 +62,7 @@ static struct hm_mask density(const struct hm_mask *resident, const struct hm_ma
     HM_EACH_PAGE (page, touched->word)
         for (uint32_t size = HM_BLOCK_PAGES; page < end && size; size /= 2) {
             uint32_t first = page / size * size, count = size < end - first ? size : end - first;
-            if (bits_in(&tree, first, count) * 100 <= count * threshold)
+            if (bits_in(tree.word, first, size) * 100 <= count * threshold)
                 continue;
             add_range(&window, first, count);
             break;

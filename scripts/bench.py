@@ -375,7 +375,9 @@ def on_devices(bench: Bench, work: Path, keeping: System, freeing: System) -> No
                 setting.write_text("none")
 
         texts = ("density threshold=100", "none", "sequential count=1", f"{OWN}:Own")
-        bench.measure("the same, by policy", "ns", [System(text, work) for text in texts], chosen)
+        bench.measure(
+            "the same, by policy", "ns", [System(text, work, keeping.pid) for text in texts], chosen
+        )
         bench.measure("its faults a batch, 4 threads", "/ 100", [keeping], batches)
         bench.measure("axpy inside VRAM", "us", [ours, plain], lambda s: 1e3 * resident(s))
         bench.measure("axpy over 4 x VRAM", "MB/s", [ours, bare], streaming)

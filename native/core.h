@@ -224,6 +224,7 @@ struct hm_stripe {
 struct hm_node {
     hm_counter used, peak, pages_in, pages_out, copies_made, copies_saved;
     hm_counter evicted_blocks, evicted_pages, faults, fault_batches, operations;
+    hm_counter refaulted_pages, thrashed_pages;
     hm_counter fault_ns, copy_in_ns, copy_out_ns;
     uint64_t capacity;
     hm_counter

@@ -57,7 +57,9 @@ struct hm_block {
     uint64_t dirty[8];
     uint64_t kept[8];
     uint8_t owner[512];
-    uint8_t unused[32];
+    uint64_t
+        evicted; /* 1 + the pages that its device had evicted in all when some of it last were */
+    uint8_t unused[24];
 };
 
 enum hm_block_state { HM_STABLE, HM_RECALL, HM_FROZEN };
@@ -79,6 +81,10 @@ struct hm_node_stats {
     uint64_t pages_in, pages_out;  /* moved by migration */
     uint64_t copies_made, copies_saved;
     uint64_t evicted_blocks, evicted_pages;
+    /* Pages that a fault brought to a block that had been evicted; of these, those that came back
+     * before as much was evicted as the node holds: with twice the memory they would have stayed.
+     */
+    uint64_t refaulted_pages, thrashed_pages;
     uint64_t faults, fault_batches, operations; /* faults of the worker, reads that took them */
     /* Simulated time, ns: of the faults that brought pages to the node, of copies to it and from
      * it. On node 0 of the CPU's faults and of all copies. */

@@ -270,10 +270,23 @@ int hm_node_stats_get(struct hm_core *core, uint32_t node, struct hm_node_stats 
     struct hm_node *n = &core->nodes[node];
     if (node >= core->config.nodes)
         return -ENODEV;
-    *out = (struct hm_node_stats){
-        n->capacity,      n->used,         n->peak,           n->pages_in,      n->pages_out,
-        n->copies_made,   n->copies_saved, n->evicted_blocks, n->evicted_pages, n->faults,
-        n->fault_batches, n->operations,   n->fault_ns,       n->copy_in_ns,    n->copy_out_ns};
+    *out = (struct hm_node_stats){.capacity = n->capacity,
+                                  .used = n->used,
+                                  .peak = n->peak,
+                                  .pages_in = n->pages_in,
+                                  .pages_out = n->pages_out,
+                                  .copies_made = n->copies_made,
+                                  .copies_saved = n->copies_saved,
+                                  .evicted_blocks = n->evicted_blocks,
+                                  .evicted_pages = n->evicted_pages,
+                                  .refaulted_pages = n->refaulted_pages,
+                                  .thrashed_pages = n->thrashed_pages,
+                                  .faults = n->faults,
+                                  .fault_batches = n->fault_batches,
+                                  .operations = n->operations,
+                                  .fault_ns = n->fault_ns,
+                                  .copy_in_ns = n->copy_in_ns,
+                                  .copy_out_ns = n->copy_out_ns};
     return 0;
 }
 

@@ -84,6 +84,18 @@ static struct hm_mask elsewhere(const struct transaction *t, const struct hm_mas
     return other;
 }
 
+/* Capacity thrash: the refault distance of Linux's workingset.c, by block. */
+static void count_refault(const struct transaction *t, const struct hm_mask *arriving)
+{
+    struct hm_node *node = &t->core->nodes[t->job->node];
+    uint32_t pages = hm_bits(arriving->word);
+    if (!t->record->evicted || !pages)
+        return;
+    hm_count(&node->refaulted_pages, pages);
+    if (node->evicted_pages - (t->record->evicted - 1) <= node->capacity)
+        hm_count(&node->thrashed_pages, pages);
+}
+
 int hm_touch(struct transaction *t)
 {
     struct hm_block *record = t->record;
@@ -101,6 +113,7 @@ int hm_touch(struct transaction *t)
     HM_EACH_WORD (w)
         past.word[w] = arriving.word[w] & touched.word[w];
     hm_charge_faults(t->core, t->job->node, hm_bits(past.word));
+    count_refault(t, &arriving);
     record->device_faults += record->device_faults < UINT16_MAX;
     record->uses += record->uses < UINT32_MAX;
     record->last_device = hm_tick(t->core);

@@ -244,6 +244,7 @@ static void count_migration(struct transaction *t, const struct plan *plan,
     if (t->job->flags & HM_JOB_EVICT) {
         hm_count(&core->nodes[from].evicted_blocks, 1);
         hm_count(&core->nodes[from].evicted_pages, plan->moves);
+        t->record->evicted = 1 + core->nodes[from].evicted_pages;
     }
     hm_count(&core->count.migrations, 1);
     hm_charge_copies(core, t->job->node, &plan->copy, plan->from);

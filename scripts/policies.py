@@ -138,6 +138,7 @@ def rows(work: Path, patterns: list[str]) -> list[tuple[str, ...]]:
                                 f"{did['faults']:,}",
                                 f"{did['pages_in'] * 4:,}",
                                 f"{did['pages_out'] * 4:,}",
+                                f"{did['thrashed_pages'] * 4:,}",
                                 f"{us / 1e6:,.2f}",
                             )
                         )
@@ -151,7 +152,7 @@ def main(words: list[str]) -> None:
     table = Table(title=f"{PAGES * 4} KiB touched page by page on one device")
     for heading in ("pattern", "VRAM", "prefetch", "eviction"):
         table.add_column(heading)
-    for heading in ("faults", "KiB in", "KiB out", "simulated ms"):
+    for heading in ("faults", "KiB in", "KiB out", "KiB thrashed", "simulated ms"):
         table.add_column(heading, justify="right")
     with tempfile.TemporaryDirectory(prefix="hmmfs-bench-") as work:
         found = rows(Path(work), patterns)

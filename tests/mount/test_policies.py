@@ -215,6 +215,22 @@ def test_a_cyclic_scan(mount_factory: MountFactory, text: str, misses: int) -> N
     assert (min(passes[1:]) == 5) == (misses == 5)
 
 
+def test_thrashing_is_told_from_mere_evicting(mount_factory: MountFactory) -> None:
+    """Pages that come back before a whole VRAM's worth has left would have stayed in twice as much
+    memory; those of a long scan would not."""
+    machine = hmmfs.connect(mount_factory(vram="4M", host="64M", prefetch="block").path)
+    for blocks, refaulted, thrashed in ((2, 0, 0), (3, 3, 3), (8, 8, 0)):
+        before = machine.dev0.stats()
+        region = machine.region(f"a{blocks}", blocks * BLOCK)
+        scan = [512 * block for block in range(blocks)]
+        touched(machine, region, scan * 2, store=True)
+        after = machine.dev0.stats()
+        found = [after[key] - before[key] for key in ("refaulted_pages", "thrashed_pages")]
+        assert found == [512 * refaulted, 512 * thrashed]
+        region.unlink()
+        assert wait_until(lambda: machine.dev0.stats()["used"] == 0)
+
+
 def test_nothing_beats_optimal(machine: hmmfs.Machine, tmp_path: Path) -> None:
     """Page by page, without prefetching, twice as many pages as VRAM has."""
     pages = np.random.default_rng(5).integers(0, 2048, 6000).tolist()

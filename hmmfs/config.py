@@ -34,6 +34,7 @@ class Config:
     link: str = "pcie3"
     peer: str = "none"
     fault_us: int = 45
+    realtime: bool = False
     threads: int = 2
     allow_other: bool = False
     ro: bool = False
@@ -124,6 +125,7 @@ OPTIONS: dict[str, Option] = {
     "link": _text("a link: pcie3, pcie4, pcie5, or LATENCY:BANDWIDTH as in 600ns:64G"),
     "peer": _text("none, or a link as link= does"),
     "fault_us": _integer(0, 1_000_000),
+    "realtime": _SWITCH,
     "threads": _integer(1, 64),
     "allow_other": _SWITCH,
     "ro": _SWITCH,

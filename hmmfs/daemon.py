@@ -103,6 +103,7 @@ def _core(config: Config) -> Core:
         poll_us=config.poll_us,
         readahead=config.readahead,
         express=config.express,
+        realtime=config.realtime,
         kind=Kind(config.type),
         keep_clean=config.keep_clean,
     )

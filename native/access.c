@@ -228,7 +228,7 @@ static bool submit_window(struct part *part, const struct hm_mask *window, uint3
     struct hm_job job = {.kind = HM_JOB_MIGRATE,
                          .ino = part->region->ino,
                          .block = part->block,
-                         .flags = HM_JOB_QUIET | HM_JOB_CHOSEN,
+                         .flags = HM_JOB_QUIET | HM_JOB_CHOSEN | HM_JOB_FAULT,
                          .reserved = pages};
     memcpy(job.window, window->word, sizeof(job.window));
     if (hm_reserve(core, HM_HOST, pages, 0))
@@ -257,7 +257,9 @@ static enum admission express(struct part *part, const struct hm_mask *overwritt
     window = wide = fault_window(part, policy, &pages);
     record->cpu_faults += record->cpu_faults < UINT8_MAX;
     hm_charge_faults(core, HM_HOST, 1);
-    if (by_itself && !urgent && pages > HM_INLINE_PAGES && submit_window(part, &window, pages)) {
+    /* Who is to wait in real time can't do so in here, where the stripe is held. */
+    if (by_itself && !urgent && (pages > HM_INLINE_PAGES || core->config.realtime) &&
+        submit_window(part, &window, pages)) {
         count_express(part);
         return PARK_BUSY;
     }

@@ -361,11 +361,11 @@ bool hm_replay_pages(struct hm_region *region, uint64_t block, const struct hm_m
 /* Answer what is parked on a block with an error: for HM_JOB_FAIL, and at the end of the core. */
 void hm_fail_parked(struct hm_region *region, uint64_t block, int error);
 
-/* cost.c: charge the simulated clock for copies to `to`, by owners before it, and for faults that
- * brought pages to a node. */
-void hm_charge_copies(struct hm_core *core, uint32_t to, const struct hm_mask *copied,
-                      const uint8_t from[HM_BLOCK_PAGES]);
-void hm_charge_faults(struct hm_core *core, uint32_t node, uint32_t faults);
+/* cost.c: each returns the ns charged. Charge the simulated clock for copies to `to`, by owners
+ * before it, and for faults that brought pages to a node. */
+uint64_t hm_charge_copies(struct hm_core *core, uint32_t to, const struct hm_mask *copied,
+                          const uint8_t from[HM_BLOCK_PAGES]);
+uint64_t hm_charge_faults(struct hm_core *core, uint32_t node, uint32_t faults);
 
 /* prefetch.c */
 struct hm_mask hm_prefetch_window(const struct hm_prefetch *policy, const struct hm_mask *resident,

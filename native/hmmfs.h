@@ -123,6 +123,7 @@ struct hm_config {
     uint32_t readahead;  /* bytes, offered in INIT */
     uint32_t express;    /* carry out faults that need no decision natively */
     uint32_t keep_clean; /* keep the host copy of a page that moves to a device */
+    uint32_t realtime;   /* whoever waits for a fault or a copy waits as long as it is charged */
 };
 
 /* What comes with a page that was touched: to the device whose worker faulted, to the host for the
@@ -168,6 +169,7 @@ enum hm_job_flags {
     HM_JOB_EVICT = 1,   /* counts as an eviction */
     HM_JOB_STAGING = 2, /* may use the staging reserve of the host */
     HM_JOB_QUIET = 4,   /* no completion event: nobody waits */
+    HM_JOB_FAULT = 16,  /* MIGRATE: a program waits for it */
     HM_JOB_CHOSEN = 8   /* MIGRATE, TOUCH: `window` says what to bring, not first and count or the
                            node's policy */
 };

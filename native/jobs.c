@@ -58,6 +58,11 @@ static void finish(struct transaction *t, bool held)
     struct hm_queued_job **at, *next = NULL;
     if (t->job->node < t->core->config.nodes)
         hm_release(t->core, t->job->node, t->reserved);
+    if (t->job->flags & HM_JOB_FAULT)
+        t->charged += t->core->nodes[HM_HOST].cost.fault_ns; /* the gate has put it to the clock */
+    if (held && t->core->config.realtime && t->charged)
+        nanosleep(&(struct timespec){(time_t)(t->charged / 1000000000), t->charged % 1000000000},
+                  NULL);
     if (held) {
         pthread_mutex_lock(&t->stripe->lock);
         t->record->busy = 0;

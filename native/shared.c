@@ -243,7 +243,7 @@ int hm_shared_relabel(struct transaction *t, const struct hm_mask *mask, uint32_
     hm_block_pages(t->region, record, to, moves);
     hm_count(&t->core->nodes[to].pages_in, moves);
     hm_count(&t->core->count.migrations, 1);
-    hm_charge_copies(t->core, to, &move, from);
+    t->charged += hm_charge_copies(t->core, to, &move, from);
     record->last_migrated = hm_tick(t->core);
     t->event.moved += moves;
     return 0;

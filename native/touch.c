@@ -112,7 +112,7 @@ int hm_touch(struct transaction *t)
         return error;
     HM_EACH_WORD (w)
         past.word[w] = arriving.word[w] & touched.word[w];
-    hm_charge_faults(t->core, t->job->node, hm_bits(past.word));
+    t->charged += hm_charge_faults(t->core, t->job->node, hm_bits(past.word));
     count_refault(t, &arriving);
     record->device_faults += record->device_faults < UINT16_MAX;
     record->uses += record->uses < UINT32_MAX;

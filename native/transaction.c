@@ -247,7 +247,7 @@ static void count_migration(struct transaction *t, const struct plan *plan,
         t->record->evicted = 1 + core->nodes[from].evicted_pages;
     }
     hm_count(&core->count.migrations, 1);
-    hm_charge_copies(core, t->job->node, &plan->copy, plan->from);
+    t->charged += hm_charge_copies(core, t->job->node, &plan->copy, plan->from);
     t->event.moved += plan->moves;
     t->event.saved += plan->moves - plan->copies;
     t->record->last_migrated = hm_tick(t->core);

@@ -13,6 +13,7 @@ struct transaction {
     uint32_t reserved;    /* pages reserved on job->node and not used yet */
     struct hm_mask blank; /* TOUCH: pages whose old bytes the worker's kernel does without */
     struct hm_mask wake;  /* TOUCH: pages whose waiters are woken once the block is free */
+    uint64_t charged;     /* ns, by the simulated clock */
     struct hm_event event;
 };
 

@@ -94,6 +94,7 @@ class JobFlag(enum.IntFlag):
     STAGING = lib.HM_JOB_STAGING
     QUIET = lib.HM_JOB_QUIET
     CHOSEN = lib.HM_JOB_CHOSEN
+    FAULT = lib.HM_JOB_FAULT
 
 
 class EventKind(enum.IntEnum):
@@ -331,6 +332,7 @@ class Core:
         readahead: int = 128 * 1024,
         express: bool = True,
         keep_clean: bool = True,
+        realtime: bool = False,
         kind: Kind = Kind.PRIVATE,
     ) -> None:
         config = ffi.new("struct hm_config *")
@@ -341,6 +343,7 @@ class Core:
         config.readahead = readahead
         config.express = express
         config.keep_clean = keep_clean
+        config.realtime = realtime
         config.kind = kind.native
         self.kind = kind
         out = ffi.new("struct hm_core **")

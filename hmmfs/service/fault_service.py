@@ -216,7 +216,8 @@ class FaultService:
         if not owned.any():
             # All are home; what is parked is to be looked at again.
             return await self._replay(key, 0)
-        job = Job(JobKind.MIGRATE, *key, node=HOST, flags=JobFlag.CHOSEN, window=owned)
+        flags = JobFlag.CHOSEN | JobFlag.FAULT
+        job = Job(JobKind.MIGRATE, *key, node=HOST, flags=flags, window=owned)
         result = await self._jobs.run(job)
         if result.result != -errno.ENOSPC:
             return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -444,3 +445,29 @@ def test_devices_with_a_link_of_their_own(mount_factory: MountFactory) -> None:
     assert machine.dev1.stats()["copy_in_ns"] == link("1us:100G").run_ns[512]
     after = machine.stats()
     assert after["host_copy_in_ns"] == before["host_copy_in_ns"], "the host lies not between"
+
+
+def test_real_time_is_felt(mount_factory: MountFactory) -> None:
+    """At least what the clock is charged: more is up to the machine."""
+    options = {"prefetch": "none", "fault_us": 20_000, "realtime": "on", "link": "10ms:1G"}
+    machine = hmmfs.connect(mount_factory(vram="4M", **options).path)
+    region = machine.region("a", 512 * PAGE)
+    region.cpu[:] = 7
+
+    def timed(a: np.ndarray) -> float:
+        begin = time.monotonic()
+        for page in range(5):
+            int(a[page * PAGE])
+        return time.monotonic() - begin
+
+    took = machine.dev0.launch(timed, hmmfs.reads(region)).wait()
+    stats = machine.dev0.stats()
+    charged = stats["fault_ns"] + stats["copy_in_ns"]
+    assert charged >= 5 * 30_000_000
+    assert took >= charged / 1e9
+    begin = time.monotonic()
+    assert region.cpu[0] == 7
+    assert time.monotonic() - begin >= 0.02
+    begin = time.monotonic()
+    region.migrate(machine.dev0)
+    assert time.monotonic() - begin >= 0.01

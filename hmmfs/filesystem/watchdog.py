@@ -20,14 +20,16 @@ from hmmfs.filesystem import linux, mounting
 
 _CONTROL = "/sys/fs/fuse/connections"
 _DEATH = signal.SIGUSR1
+PATIENCE_S = 5.0  # with a watchdog that does not answer
 
 
 class Watchdog:
     """The daemon's side: start it before there are threads, then guard, then dismiss."""
 
-    def __init__(self, pid: int, pipe: int) -> None:
+    def __init__(self, pid: int, pipe: int, answers: int) -> None:
         self.pid = pid
         self._pipe = pipe
+        self._answers = answers
 
     @classmethod
     def start(cls) -> "Watchdog":
@@ -35,16 +37,22 @@ class Watchdog:
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("the watchdog takes the end of the thread that starts it for ours")
         reader, writer = os.pipe2(os.O_CLOEXEC)
+        answers, answer = os.pipe2(os.O_CLOEXEC)
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _run(reader, parent)
+            _run(reader, answer, parent)
         os.close(reader)
-        return cls(pid, writer)
+        os.close(answer)
+        return cls(pid, writer, answers)
 
     def guard(self, path: str, connection_id: int) -> None:
         """From now on, abort this connection and unmount ``path`` if this process dies."""
         self._say({"path": path, "connection": connection_id})
+        # Once it has found the connection, a later one with the same number is not taken for it.
+        if self._answers >= 0:
+            select.select([self._answers], [], [], PATIENCE_S)
+            self._hear_no_more()
 
     def dismiss(self) -> None:
         """Say goodbye: the mount is gone or somebody else's concern. Calling it twice is fine."""
@@ -52,9 +60,15 @@ class Watchdog:
             return
         self._say({"bye": True})
         os.close(self._pipe)
+        self._hear_no_more()
         self._pipe = -1
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
+
+    def _hear_no_more(self) -> None:
+        if self._answers >= 0:
+            os.close(self._answers)
+        self._answers = -1
 
     def _say(self, words: dict[str, object]) -> None:
         with contextlib.suppress(BrokenPipeError):
@@ -101,18 +115,18 @@ def _abort(control: int) -> None:
         os.close(fd)
 
 
-def _run(pipe: int, parent: int) -> NoReturn:
+def _run(pipe: int, answer: int, parent: int) -> NoReturn:
     """The watchdog process."""
     try:
-        wake = _settle(pipe)
+        wake = _settle(pipe, answer)
         if os.getppid() != parent:
             os._exit(0)  # it died before there was anything to guard
-        _watch(pipe, wake)
+        _watch(pipe, answer, wake)
     finally:
         os._exit(0)
 
 
-def _settle(pipe: int) -> int:
+def _settle(*pipes: int) -> int:
     """Leave the daemon's session and descriptors; what it returns is readable at its death."""
     os.setsid()
     os.chdir("/")
@@ -122,10 +136,11 @@ def _settle(pipe: int) -> int:
     for fd in range(3):
         os.dup2(null, fd)
     for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
-        if fd > 2 and fd != pipe:
+        if fd > 2 and fd not in pipes:
             with contextlib.suppress(OSError):  # listdir's own is closed by now
                 os.close(fd)
-    os.set_blocking(pipe, False)
+    for pipe in pipes:
+        os.set_blocking(pipe, False)
     wake, alarm = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(alarm)
     signal.signal(_DEATH, lambda *_: None)
@@ -135,7 +150,7 @@ def _settle(pipe: int) -> int:
     return wake
 
 
-def _watch(pipe: int, wake: int) -> None:
+def _watch(pipe: int, answer: int, wake: int) -> None:
     told: dict[str, object] = {}
     control: int | None = None
     buffer = b""
@@ -160,6 +175,8 @@ def _watch(pipe: int, wake: int) -> None:
             if control is not None:
                 os.close(control)
             control = _open_control(int(str(told["connection"])))
+            with contextlib.suppress(OSError):  # it listens to the first answer only
+                os.write(answer, b"1")
     if told:
         _free(str(told["path"]), int(str(told["connection"])), control)
 

@@ -125,9 +125,13 @@ def unwedged(path: Path, patience_s: float) -> Iterator[None]:
         timer.cancel()
 
 
-def belongings() -> dict[str, set[str]]:
+def belongings(base: Path) -> dict[str, set[str]]:
     """What this process and its children hold that outlives a forgetful test."""
     me = psutil.Process()
+    mounts = [entry for entry in mountinfo.entries() if entry.type == mountinfo.TYPE]
+    # Another run of the tests may be under way.
+    ours = [entry for entry in mounts if entry.point.startswith((str(base), "/tmp/hmmfs-"))]
+    others = {str(entry.minor) for entry in mounts if entry not in ours}
     fds = {}
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -136,19 +140,20 @@ def belongings() -> dict[str, set[str]]:
         "processes": {f"{child.pid} {child.name()}" for child in me.children(recursive=True)},
         "descriptors": {f"{fd} {what}" for fd, what in fds.items() if "/proc/" not in what},
         "memfds": {entry.path for entry in me.memory_maps(grouped=False) if "memfd:" in entry.path},
-        "mounts": {entry.point for entry in mountinfo.entries() if entry.type == mountinfo.TYPE},
-        "connections": set(os.listdir("/sys/fs/fuse/connections")),
+        "mounts": {entry.point for entry in ours},
+        "connections": set(os.listdir("/sys/fs/fuse/connections")) - others,
     }
 
 
 @pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
+def nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test leaves a process, a descriptor, a memfd, a mount or a connection behind."""
-    before = belongings()
+    base = tmp_path_factory.getbasetemp()
+    before = belongings(base)
     yield
 
     def left() -> dict[str, set[str]]:
-        now = belongings()
+        now = belongings(base)
         return {kind: now[kind] - before[kind] for kind in now if now[kind] - before[kind]}
 
     if not wait_until(lambda: not left(), 0.2):

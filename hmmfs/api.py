@@ -236,6 +236,28 @@ class Device:
     def stats(self) -> dict[str, int]:
         return _table(self.files / "stats")
 
+    @property
+    def kind(self) -> str:
+        """private, coherent or dax."""
+        return (self.files / "type").read_text().strip()
+
+    def policy(self, **texts: str) -> dict[str, str]:
+        """The policies in force: `prefetch`, `eviction`, `watermark`. Those given are set before,
+        as in ``policy(prefetch="density threshold=75")``. HmmfsError with EINVAL: there is none of
+        that name, or not with that parameter."""
+        files = {file.name: file for file in (self.files / "policy").iterdir()}
+        for name, text in texts.items():
+            if name not in files:
+                raise UsageError(
+                    f"There is no policy {name}: there are {', '.join(sorted(files))}."
+                )
+            try:
+                files[name].write_text(text)
+            except OSError as error:
+                said = (self.files / "last_error").read_text().strip()
+                raise HmmfsError(error.errno or errno.EIO, said) from None
+        return {name: file.read_text().strip() for name, file in sorted(files.items())}
+
 
 class Machine:
     """A mount: its devices (`dev0`, …), and its regions by name."""

@@ -114,6 +114,10 @@ class Region:
         if step != 1:
             raise UsageError(f"A part with step {step} can't be moved: leave out the step.")
         row = self.nbytes // max(1, self.shape[0] if self.shape else 1)
+        if "\n" in self.name:
+            raise UsageError(
+                "An operation is one line, so a name with a line break can't be in one."
+            )
         line = f"migrate {shlex.quote(self.name)}:{first * row}+{(stop - first) * row} to {name}"
         return Handle(device, line if stop > first and row else "", uuid.uuid4().hex)
 
@@ -223,9 +227,7 @@ class Device:
                 region = argument.region
                 if region.machine.path != self.machine.path:
                     raise UsageError(f"Region {region.name} is of another machine.")
-                words.append(
-                    Array(len(uses), argument.use, region.dtype.str, region.shape, offset=0)
-                )
+                words.append(Array(len(uses), argument.use, region.dtype, region.shape, offset=0))
                 uses.append(Use(os.fsencode(region.name), argument.use, region.nbytes))
             else:
                 words.append(argument)
@@ -285,6 +287,10 @@ class Machine:
         """The region of that name, made and grown as needed to hold `shape` elements of `dtype`.
         Without a shape: all that is there. New elements are zeros."""
         path, kind = self.path / "regions" / name, np.dtype(dtype)
+        if kind.hasobject:
+            raise UsageError(
+                f"A region can't hold {kind}: Python objects are of one process alone."
+            )
         if shape is None:
             shape = (os.stat(path).st_size // kind.itemsize,)
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -372,7 +378,7 @@ def _answer(fd: int) -> str:
 
 def _failure(error: OSError, answer: str) -> HmmfsError:
     sentence, trace = os.strerror(error.errno or 0), ""
-    for line in answer.splitlines():
+    for line in answer.split("\n"):
         kind, _, rest = line.partition(" ")
         if kind == "error:":
             sentence = rest

@@ -193,7 +193,7 @@ def _submit_file(device: str) -> str:
 def _sentence(fd: int, operation: str, error: OSError) -> str:
     """Why it failed: the last line of the answer, where there is one."""
     with contextlib.suppress(OSError):
-        *_, last = os.fsdecode(os.pread(fd, 1 << 16, 0)).splitlines() or [""]
+        *_, last = os.fsdecode(os.pread(fd, 1 << 16, 0)).rstrip("\n").split("\n")
         if last.startswith("error: "):
             return last.removeprefix("error: ")
     return f'"{operation}" failed: {error.strerror}.'

@@ -454,7 +454,7 @@ class Executor:
 
 def parse_all(text: str) -> list[Operation]:
     """Each line of a submission that is not blank, parsed before the first of them runs."""
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         raise UsageError("There is no operation in that: write one a line.")
     return [commands.parse(line) for line in lines]

@@ -31,7 +31,7 @@ class Array:
 
     index: int
     use: str
-    dtype: str
+    dtype: Any  # of numpy
     shape: tuple[int, ...]
     offset: int
 

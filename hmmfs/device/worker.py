@@ -101,10 +101,12 @@ class Windows:
         libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size))
 
     def array(self, ino: int, array: Array) -> np.ndarray[Any, Any]:
+        if ino not in self._at:  # it has no bytes, so nothing was mapped
+            return np.empty(array.shape, dtype=array.dtype)
         address, size = self._at[ino]
         memory = (ctypes.c_ubyte * (size - array.offset)).from_address(address + array.offset)
         view: np.ndarray[Any, Any]
-        view = np.ndarray(array.shape, dtype=np.dtype(array.dtype), buffer=memoryview(memory))
+        view = np.ndarray(array.shape, dtype=array.dtype, buffer=memoryview(memory))
         view.flags.writeable = array.use != "reads"
         return view
 

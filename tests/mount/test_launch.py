@@ -348,6 +348,39 @@ def test_wrong_calls(machine: hmmfs.Machine) -> None:
     assert caught.value.errno == errno.ENOENT
 
 
+def test_arrays_of_all_kinds(machine: hmmfs.Machine) -> None:
+    def names(a: np.ndarray[Any, Any]) -> tuple[Any, ...]:
+        return a.shape, a.dtype.str if a.dtype.names is None else a.dtype.names
+
+    for n, (shape, dtype, seen) in enumerate(
+        [
+            (0, "float32", ((0,), "<f4")),
+            ((3, 0, 2), "int8", ((3, 0, 2), "|i1")),
+            ((2, 3), ">u2", ((2, 3), ">u2")),
+            (8, [("x", "f4"), ("tag", "S3")], ((8,), ("x", "tag"))),
+            (4, "complex128", ((4,), "<c16")),
+            ((), "float64", ((), "<f8")),
+        ]
+    ):
+        region = machine.region(f"r{n}", shape, dtype)
+        assert machine.dev0.launch(names, hmmfs.updates(region)).wait() == seen
+    with pytest.raises(OSError, match="Python objects are of one process"):
+        machine.region("objects", 3, "O")
+
+
+@pytest.mark.parametrize("name", ["a b:1", "tab\tend", "a\x0bb", "line\u2028break", "-"])
+def test_names_that_need_care(machine: hmmfs.Machine, name: str) -> None:
+    region = machine.region(name, 4096)
+    machine.dev0.launch(kernels.fill, hmmfs.writes(region), 3).wait()
+    region.migrate(machine.dev1)
+    assert region.residency()["pages_dev1"] == 1
+    assert (np.asarray(region.cpu) == 3).all()
+    broken = machine.region("line\nbreak", 4096)
+    machine.dev0.launch(kernels.fill, hmmfs.writes(broken), 3).wait()
+    with pytest.raises(OSError, match="a line break can't be in one"):
+        broken.migrate(machine.dev1)
+
+
 def test_cut_short_below_a_kernel(machine: hmmfs.Machine) -> None:
     region = machine.region("a", 4 * M)
     region.cpu[:] = 1

@@ -92,6 +92,8 @@ class Region:
     @property
     def cpu(self) -> np.memmap[Any, Any]:
         """The region as this program sees it: a numpy.memmap of the file, made once."""
+        if self._cpu is None and not self.nbytes:
+            self._cpu = np.empty(self.shape, self.dtype).view(np.memmap)  # nothing can be mapped
         if self._cpu is None:
             self._cpu = np.memmap(self.path, dtype=self.dtype, mode="r+", shape=self.shape)
         return self._cpu

@@ -364,6 +364,7 @@ def test_arrays_of_all_kinds(machine: hmmfs.Machine) -> None:
     ):
         region = machine.region(f"r{n}", shape, dtype)
         assert machine.dev0.launch(names, hmmfs.updates(region)).wait() == seen
+        assert names(region.cpu) == seen
     with pytest.raises(OSError, match="Python objects are of one process"):
         machine.region("objects", 3, "O")
 

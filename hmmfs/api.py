@@ -14,8 +14,10 @@ import base64
 import contextlib
 import errno
 import math
+import operator
 import os
 import pickle
+import re
 import shlex
 import subprocess
 import sys
@@ -35,6 +37,8 @@ from hmmfs.device.launches import Array, Launch, Use, encoded, payload_of
 from hmmfs.errors import HmmfsError, UsageError
 
 ANSWER_BYTES = 1 << 16  # one read of an answer
+CALL_BYTES = 1 << 20  # of one write, which the kernel would send in parts
+MAX_BYTES = 1 << 44  # of a region
 
 
 class KernelError(HmmfsError):
@@ -202,11 +206,20 @@ class Device:
         """Run operations, one a line, and return their answers. Raises HmmfsError with the errno
         of the first that fails, KernelError where that is a kernel's exception. name: 32
         hexadecimal digits of yours, by which it can be found in `queue`, and cancelled."""
+        if name is not None and not re.fullmatch("[0-9a-f]{32}", name):
+            raise UsageError(f"{name!r} is no name for a call: give 32 hexadecimal digits.")
+        data = line.encode(errors="surrogateescape") + b"\n"
+        if len(data) > CALL_BYTES:
+            raise HmmfsError(
+                errno.E2BIG,
+                f"What is sent to a device has at most {CALL_BYTES} bytes, and this {len(data)}: "
+                "put large arguments into a region.",
+            )
         path = self.files / "calls" / (name or uuid.uuid4().hex)
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             try:
-                os.write(fd, line.encode(errors="surrogateescape") + b"\n")
+                os.write(fd, data)
             except OSError as error:
                 raise _failure(error, _answer(fd)) from None
             return _answer(fd).rstrip("\n")
@@ -287,16 +300,17 @@ class Machine:
         self, name: str, shape: tuple[int, ...] | int | None = None, dtype: Any = "uint8"
     ) -> Region:
         """The region of that name, made and grown as needed to hold `shape` elements of `dtype`.
-        Without a shape: all that is there. New elements are zeros."""
-        path, kind = self.path / "regions" / name, np.dtype(dtype)
-        if kind.hasobject:
+        Without a shape: all that is there. New elements are zeros. UsageError, with nothing made or
+        changed: that is no name for a region, or no shape or dtype for its bytes."""
+        path, kind = self.path / "regions" / checked_name(name), np.dtype(dtype)
+        if kind.hasobject or not kind.itemsize:
             raise UsageError(
-                f"A region can't hold {kind}: Python objects are of one process alone."
+                f"A region can't hold {kind}: Python objects are of one process alone, and elements"
+                " of no size can't be told apart."
             )
         if shape is None:
             shape = (os.stat(path).st_size // kind.itemsize,)
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        region = Region(self, name, shape, kind)
+        region = Region(self, name, _checked_shape(shape, kind), kind)
         with open(path, "ab") as file:
             if file.seek(0, os.SEEK_END) < region.nbytes:
                 file.truncate(region.nbytes)
@@ -335,6 +349,24 @@ class Machine:
             if self._temporary:
                 with contextlib.suppress(OSError):
                     self.path.rmdir()
+
+
+def checked_name(name: str) -> str:
+    """A region's name, which must not lead out of regions/: with a slash in it, it would be some
+    other file. UsageError: it is none."""
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise UsageError(f"{name!r} is no name for a region: give a file name, without slashes.")
+    return name
+
+
+def _checked_shape(shape: Any, kind: np.dtype[Any]) -> tuple[int, ...]:
+    try:
+        sizes = tuple(map(operator.index, shape if isinstance(shape, tuple | list) else (shape,)))
+    except TypeError:
+        raise UsageError(f"{shape!r} is no shape: give whole numbers.") from None
+    if any(size < 0 for size in sizes) or math.prod(sizes) * kind.itemsize > MAX_BYTES:
+        raise UsageError(f"{shape!r} is no shape for {kind}: sizes are from 0 to 16T bytes in all.")
+    return sizes
 
 
 def connect(path: str | os.PathLike[str]) -> Machine:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 
 import numpy as np
 
-from hmmfs.api import Argument, Machine, connect
+from hmmfs.api import Argument, Machine, checked_name, connect
 from hmmfs.device.launches import USES
 from hmmfs.errors import UsageError
 
@@ -41,11 +42,20 @@ def _argument(machine: Machine, word: str) -> object:
         except json.JSONDecodeError:
             return word
     use, name, dtype, shape = found.groups()
-    if not (machine.path / "regions" / name).exists():
+    path = machine.path / "regions" / checked_name(name)
+    if not path.exists():
         raise UsageError(f"There is no region named {name!r}: make it in regions/ first.")
     try:
         kind = np.dtype(dtype or "uint8")
     except TypeError:
         raise UsageError(f"{dtype!r} is not a dtype of numpy: give one as float32.") from None
     dimensions = tuple(map(int, shape.split("x"))) if shape else None
+    if (
+        use == "reads"
+        and dimensions
+        and math.prod(dimensions) * kind.itemsize > path.stat().st_size
+    ):
+        raise UsageError(
+            f"Region {name!r} is shorter than {shape} of {kind}: read no more than it has."
+        )
     return Argument(machine.region(name, dimensions, kind), use)

@@ -102,7 +102,14 @@ def decoded(word: str) -> Launch:
         limit = header["limit"]
         limit = None if limit is None else float(limit)
         launch = Launch(uses, base64.b64decode(header["payload"]), limit)
-    except (binascii.Error, ValueError, KeyError, TypeError) as error:
+    except (
+        binascii.Error,
+        ValueError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise UsageError(f"That is not a call: {error}; use hmmfs launch, or the API.") from None
     if any(use.use not in USES or use.end < 0 for use in uses):
         raise UsageError(f"A region of a call is used in another way than {', '.join(USES)}.")

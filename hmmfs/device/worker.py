@@ -45,6 +45,8 @@ MISSING, WRITE_PROTECT = 1, 2
 MADV_DONTFORK, MADV_NOHUGEPAGE = 10, 15
 PR_SET_PDEATHSIG = 1
 
+LINE, TRACE = 1000, 1 << 16  # characters of what an exception says, and of its traceback
+
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
 libc.syscall.restype = ctypes.c_long
@@ -132,6 +134,15 @@ def function_of(target: Any) -> Callable[..., Any]:
 
 def run(windows: Windows, inos: list[int], payload: bytes) -> tuple[str, ...]:
     """A kernel, and what became of it. Its arrays are gone when this returns."""
+    worker = os.getpid()
+    try:
+        return _run(windows, inos, payload)
+    finally:
+        if os.getpid() != worker:
+            os._exit(0)  # a child that the kernel forked: the daemon is not to hear of it
+
+
+def _run(windows: Windows, inos: list[int], payload: bytes) -> tuple[str, ...]:
     try:
         parcel = pickle.loads(payload)
         sys.path += [entry for entry in parcel["path"] if entry not in sys.path]
@@ -145,8 +156,14 @@ def run(windows: Windows, inos: list[int], payload: bytes) -> tuple[str, ...]:
         ]
         return ("done", pickle.dumps(function(*arguments)))  # type: ignore[return-value]
     except BaseException as error:
-        line = traceback.format_exception_only(error)[-1].strip()
-        return ("raised", line, traceback.format_exc())
+        line = " ".join(traceback.format_exception_only(error)[-1].split())
+        return ("raised", _plain(line, LINE), _plain(traceback.format_exc(), TRACE))
+
+
+def _plain(text: str, most: int) -> str:
+    """Text that can be printed and sent, and no more of it than that."""
+    text = text if len(text) <= most else f"{text[:most]}..."
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _exactly(channel: socket.socket, size: int) -> bytes:
@@ -163,6 +180,8 @@ def main() -> None:
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's: the daemon decides
     channel = socket.socket(fileno=int(sys.argv[1]))
+    # Or the daemon would not hear of our end while a child of a kernel lives.
+    os.register_at_fork(after_in_child=channel.close)
     uffd = open_userfaultfd()
     socket.send_fds(channel, [HEADER.pack(0)], [uffd])
     windows = Windows(uffd)

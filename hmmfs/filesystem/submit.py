@@ -54,12 +54,16 @@ class Submission:
                 )
         except HmmfsError as error:
             if trace := getattr(error.__cause__, "trace", ""):
-                answers.append(f"traceback {base64.b64encode(trace.encode()).decode()}")
-            answers.append(f"error: {error.sentence}")
+                lines = trace.encode(errors="backslashreplace")
+                answers.append(f"traceback {base64.b64encode(lines).decode()}")
+            # One line, whatever a kernel's exception says.
+            answers.append(f"error: {' '.join(error.sentence.split())}")
             raise
         finally:
             self._running = None
-            self._answers = "".join(f"{text}\n" for text in answers).encode()
+            self._answers = "".join(f"{text}\n" for text in answers).encode(
+                errors="backslashreplace"
+            )
             self._end = self._next = offset + len(data)
             self._origin = self._end
         return len(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import gc
@@ -380,6 +381,103 @@ def test_names_that_need_care(machine: hmmfs.Machine, name: str) -> None:
     machine.dev0.launch(kernels.fill, hmmfs.writes(broken), 3).wait()
     with pytest.raises(OSError, match="a line break can't be in one"):
         broken.migrate(machine.dev1)
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../stats", "..", ".", "", "a/b", "a\0b"])
+def test_names_do_not_leave_the_mount(machine: hmmfs.Machine, name: str, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("precious")
+    for bad in (name, str(outside)):
+        with pytest.raises(OSError, match="no name for a region"):
+            machine.region(bad, 4096)
+        with pytest.raises(OSError, match="no name for a region"):
+            machine.region(bad)
+    for use in ("reads", "updates"):
+        word = f"{use}:{outside}:uint8:100"
+        done = run("launch", str(machine.path), "dev0", "hmmfs.kernels:reduce", word, check=False)
+        assert done.returncode == 2
+        assert "no name for a region" in done.stderr
+    assert outside.read_text() == "precious"
+    with pytest.raises(OSError, match="no name for a call"):
+        machine.dev0.submit("read a:0+1", "../submit")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((2.5,), "u1"), ("12", "u1"), ((4, -3), "u1"), (-5, "u1"), (1 << 62, "u8"), (3, "V0")],
+)
+def test_wrong_shapes_make_nothing(machine: hmmfs.Machine, shape: Any, dtype: str) -> None:
+    with pytest.raises(OSError, match=r"is no shape|can't hold"):
+        machine.region("a", shape, dtype)
+    assert not (machine.path / "regions/a").exists()
+    assert machine.region("b", np.int64(7)).shape == (7,)
+
+
+def test_a_reader_does_not_make_a_region_longer(machine: hmmfs.Machine) -> None:
+    region = machine.region("a", 100)
+    word = "reads:a:float32:512x512"
+    done = run("launch", str(machine.path), "dev0", "hmmfs.kernels:reduce", word, check=False)
+    assert done.returncode == 2
+    assert "shorter than" in done.stderr
+    assert region.path.stat().st_size == 100
+
+
+def forks(a: np.ndarray[Any, Any]) -> int:
+    return os.fork() and 1
+
+
+def forks_and_dies(a: np.ndarray[Any, Any]) -> None:
+    if os.fork() == 0:
+        time.sleep(20)
+        os._exit(0)
+    os._exit(3)
+
+
+def test_kernels_that_fork(machine: hmmfs.Machine) -> None:
+    """A child's end is nobody's answer, and its life hides nobody's end."""
+    region = machine.region("a", 4096)
+    for n in range(5):
+        assert machine.dev0.launch(forks, hmmfs.updates(region)).wait(30) == 1
+        assert machine.dev0.launch(kernels.fill, hmmfs.writes(region), n).wait(30) is None
+        assert machine.dev0.launch(kernels.reduce, hmmfs.reads(region)).wait(30) == n * 4096
+    with pytest.raises(OSError, match="exit status 3"):
+        machine.dev0.launch(forks_and_dies, hmmfs.updates(region)).wait(10)
+    assert machine.dev0.launch(kernels.reduce, hmmfs.reads(region)).wait(30) == 4 * 4096
+
+
+def says(a: np.ndarray[Any, Any], text: str, times: int) -> None:
+    raise ValueError(text * times)
+
+
+def test_what_an_exception_says_is_one_line(machine: hmmfs.Machine) -> None:
+    region = machine.region("a", 4096)
+    for text, said in (
+        ("a\nb\nerror: fake\ntraceback xxxx", "ValueError: a b error: fake traceback xxxx"),
+        ("\udcff", "ValueError: \\\\udcff"),
+        ("\ud800", "ValueError: \\\\ud800"),
+        ("x" * 1000, "xxx[.]{3}"),
+    ):
+        times = 5000 if text[0] == "x" else 1
+        with pytest.raises(hmmfs.KernelError, match=said) as caught:
+            machine.dev0.launch(says, hmmfs.reads(region), text, times).wait(30)
+        assert "in says" in caught.value.trace
+        assert len(caught.value.sentence) < 1100
+
+
+def test_arguments_that_are_too_large(machine: hmmfs.Machine) -> None:
+    region = machine.region("a", 4096)
+    with pytest.raises(OSError, match="put large arguments into a region") as caught:
+        machine.dev0.launch(says, hmmfs.reads(region), "x" * 1_000_000, 1).wait(30)
+    assert caught.value.errno == errno.E2BIG
+    with pytest.raises(hmmfs.KernelError):
+        machine.dev0.launch(says, hmmfs.reads(region), "x" * 500_000, 1).wait(30)
+
+
+def test_calls_that_are_no_calls(machine: hmmfs.Machine) -> None:
+    for text in ("[" * 100_000, '{"uses": [["a", "reads", 1e400]], "limit": null, "payload": ""}'):
+        with pytest.raises(OSError, match="not a call") as caught:
+            machine.dev0.submit(f"call {base64.b64encode(text.encode()).decode()}")
+        assert caught.value.errno == errno.EINVAL
 
 
 def test_cut_short_below_a_kernel(machine: hmmfs.Machine) -> None:

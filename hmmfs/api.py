@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from hmmfs import mountinfo
+from hmmfs.attributes import query
 from hmmfs.device.launches import Array, Launch, Use, encoded, payload_of
 from hmmfs.errors import HmmfsError, UsageError
 
@@ -104,7 +105,45 @@ class Region:
 
     def residency(self) -> dict[str, int]:
         """Pages of 4 KiB by node (`pages_host`, `pages_dev0`, …) and by condition."""
-        return _table(self.machine.path / "state" / self.name / "residency")
+        return _table(self._state / "residency")
+
+    def advise(self, *words: str, part: slice | None = None) -> None:
+        """Say how it is used: read_mostly, preferred_location=dev0, accessed_by=dev0,dev1,
+        granularity=64K, pinned, no_migrate, each also with unset_ before it, or unset_all. Of
+        `part` of its first axis, widened to whole pages; without it of the whole region, however
+        long it gets. HmmfsError with EINVAL: that is no advice; ENODEV: there is no such node."""
+        place = "all"
+        if part is not None:
+            start, end = self._bytes(part)
+            if start >= end:
+                return
+            place = f"{start}+{end - start}"
+        try:
+            (self._state / "advice").write_text(f"{place} {' '.join(words)}\n")
+        except OSError as error:
+            said = (self.machine.path / "last_error").read_text().strip()
+            raise HmmfsError(error.errno or errno.EIO, said) from None
+
+    def attributes(self, part: slice = slice(None)) -> dict[str, Any]:
+        """What was said of all of it, or of all of `part` of its first axis, as
+        cudaMemRangeGetAttribute tells: see `hmmfs.attributes.query`."""
+        start, end = self._bytes(part)
+        if start >= end:
+            raise UsageError("Nothing is said of no bytes: ask for a part that has some.")
+        advice, prefetched = ((self._state / name).read_text() for name in ("advice", "prefetched"))
+        return query(advice, prefetched, start, end)
+
+    @property
+    def _state(self) -> Path:
+        return self.machine.path / "state" / self.name
+
+    def _bytes(self, part: slice) -> tuple[int, int]:
+        """The bytes [start, end) of a part of the first axis."""
+        first, stop, step = part.indices(self.shape[0] if self.shape else 1)
+        if step != 1:
+            raise UsageError(f"A part with step {step} is not one range: leave out the step.")
+        row = self.nbytes // max(1, self.shape[0] if self.shape else 1)
+        return first * row, stop * row
 
     def migrate(self, place: Device | str, part: slice = slice(None)) -> None:
         """Move its pages, or those of `part` of its first axis, to a device or to "host", and wait.
@@ -116,16 +155,13 @@ class Region:
         moved by then stays there."""
         name = place.name if isinstance(place, Device) else place
         device = self.machine.devices[0] if name == "host" else self.machine.device(name)
-        first, stop, step = part.indices(self.shape[0] if self.shape else 1)
-        if step != 1:
-            raise UsageError(f"A part with step {step} can't be moved: leave out the step.")
-        row = self.nbytes // max(1, self.shape[0] if self.shape else 1)
+        start, end = self._bytes(part)
         if "\n" in self.name:
             raise UsageError(
                 "An operation is one line, so a name with a line break can't be in one."
             )
-        line = f"migrate {shlex.quote(self.name)}:{first * row}+{(stop - first) * row} to {name}"
-        return Handle(device, line if stop > first and row else "", uuid.uuid4().hex)
+        line = f"migrate {shlex.quote(self.name)}:{start}+{end - start} to {name}"
+        return Handle(device, line if end > start else "", uuid.uuid4().hex)
 
     def unlink(self) -> None:
         self.path.unlink()

@@ -9,9 +9,10 @@ import re
 
 import numpy as np
 
-from hmmfs.api import Argument, Machine, checked_name, connect
+from hmmfs.api import Argument, Machine, Region, checked_name, connect
 from hmmfs.device.launches import USES
 from hmmfs.errors import UsageError
+from hmmfs.units import parse_size
 
 FORM = re.compile(rf"({'|'.join(USES)}):(.+?)(?::([A-Za-z]\w*)(?::(\d+(?:x\d+)*))?)?")
 
@@ -34,6 +35,27 @@ def parse_arguments(directory: str, words: tuple[str, ...]) -> tuple[Machine, li
     return machine, [_argument(machine, word) for word in words]
 
 
+def parse_place(directory: str, word: str) -> tuple[Region, slice | None]:
+    """A region on a directory, as bytes, and the part of it that ``NAME:OFFSET+LENGTH`` means."""
+    machine = connect(directory)
+    name, colon, span = word.rpartition(":")
+    offset, plus, length = span.partition("+")
+    if not colon or not plus:
+        return _existing(machine, word), None
+    region, start, size = _existing(machine, name), parse_size(offset), parse_size(length)
+    if not size or start + size > region.nbytes:
+        raise UsageError(
+            f"Region {name!r} has {region.nbytes} bytes, of which {span} is no part: stay within."
+        )
+    return region, slice(start, start + size)
+
+
+def _existing(machine: Machine, name: str) -> Region:
+    if not (machine.path / "regions" / checked_name(name)).exists():
+        raise UsageError(f"There is no region named {name!r}: make it in regions/ first.")
+    return machine.region(name)
+
+
 def _argument(machine: Machine, word: str) -> object:
     found = FORM.fullmatch(word)
     if not found:
@@ -43,8 +65,7 @@ def _argument(machine: Machine, word: str) -> object:
             return word
     use, name, dtype, shape = found.groups()
     path = machine.path / "regions" / checked_name(name)
-    if not path.exists():
-        raise UsageError(f"There is no region named {name!r}: make it in regions/ first.")
+    _existing(machine, name)
     try:
         kind = np.dtype(dtype or "uint8")
     except TypeError:

@@ -167,6 +167,31 @@ def launch_command(
     return 0
 
 
+@cli.command("advise")
+@click.argument("directory", metavar="DIR")
+@click.argument("place", metavar="REGION[:OFFSET+LENGTH]")
+@click.argument("words", metavar="[ADVICE...]", nargs=-1)
+def advise_command(directory: str, place: str, words: tuple[str, ...]) -> int:
+    """Say how a region of the mount on DIR is used; without ADVICE, print what was said.
+
+    ADVICE is read_mostly, preferred_location=NODE, accessed_by=NODE[,NODE], granularity=SIZE,
+    pinned, no_migrate, each also with unset_ before it, or unset_all. A NODE is host or dev0, dev1
+    and so on. For example:
+
+    hmmfs advise /mnt a:0+2M preferred_location=host accessed_by=dev0
+    """
+    from hmmfs.arguments import parse_place
+
+    region, part = parse_place(directory, place)
+    if words:
+        region.advise(*words, part=part)
+        return 0
+    for name, value in region.attributes(part or slice(None)).items():
+        shown = ",".join(value) if isinstance(value, list) else value
+        print(name, int(shown) if isinstance(shown, bool) else shown or "none")
+    return 0
+
+
 def _transact(device: str, operation: str) -> bytes:
     """One operation and its answer: an open file of its own, so that answers cannot mix."""
     try:

@@ -31,6 +31,8 @@ class Config:
     express: bool = True
     prefetch: str = "grow"
     eviction: str = "lru"
+    placement: str = "first-touch"
+    thrashing: str = "off"
     link: str = "pcie3"
     peer: str = "none"
     fault_us: int = 45
@@ -122,6 +124,8 @@ OPTIONS: dict[str, Option] = {
     "express": _SWITCH,
     "prefetch": _text("a prefetch policy, such as grow or density"),
     "eviction": _text("an eviction policy, such as lru or lrm"),
+    "placement": _text("a placement policy, such as first-touch or never"),
+    "thrashing": _text("a thrashing policy: off or uvm"),
     "link": _text("a link: pcie3, pcie4, pcie5, or LATENCY:BANDWIDTH as in 600ns:64G"),
     "peer": _text("none, or a link as link= does"),
     "fault_us": _integer(0, 1_000_000),

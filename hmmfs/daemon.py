@@ -30,7 +30,13 @@ from hmmfs.filesystem.operations import Operations
 from hmmfs.filesystem.tree import Tree
 from hmmfs.filesystem.watchdog import Watchdog, abort
 from hmmfs.memory import PAGE_SIZE, Core, Kind, RegionTable
-from hmmfs.policy import Policies, PrefetchPolicy, named_eviction, named_prefetch
+from hmmfs.policy import (
+    Policies,
+    named_eviction,
+    named_placement,
+    named_prefetch,
+    named_thrashing,
+)
 from hmmfs.service import FaultService, Jobs, Rooms
 from hmmfs.units import K, M
 
@@ -52,8 +58,11 @@ def serve(path: str, config: Config, ready: Callable[[], None]) -> int:
     # A region takes a descriptor for its directory and one for each node that has pages of it.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    prefetch = named_prefetch(config.prefetch)
-    named_eviction(config.eviction)  # wrong names are refused before anything is there
+    # Wrong names are refused before anything is there.
+    named_prefetch(config.prefetch)
+    named_eviction(config.eviction)
+    named_placement(config.placement)
+    named_thrashing(config.thrashing)
     topology = links.topology(config.link, config.peer, config.devices)
     _check_type(config)
     watchdog = Watchdog.start()  # before there are threads
@@ -66,7 +75,7 @@ def serve(path: str, config: Config, ready: Callable[[], None]) -> int:
             core.close()
             raise
         watchdog.guard(mounted.path, mounted.connection_id)
-        _Daemon(config, core, mounted, prefetch, topology).run(ready)
+        _Daemon(config, core, mounted, topology).run(ready)
     finally:
         watchdog.dismiss()
     return 0
@@ -127,7 +136,6 @@ class _Daemon:
         config: Config,
         core: Core,
         mounted: Mounted,
-        prefetch: PrefetchPolicy,
         topology: links.Topology,
     ) -> None:
         self._config = config
@@ -135,10 +143,17 @@ class _Daemon:
         self._mounted = mounted
         self._table = RegionTable(core)
         self._jobs = jobs = Jobs(core)
-        policies = Policies(core, prefetch, lambda: named_eviction(config.eviction))
+        policies = Policies(
+            core,
+            prefetch=config.prefetch,
+            eviction=config.eviction,
+            placement=config.placement,
+            thrashing=config.thrashing,
+        )
         rooms = Rooms(core, jobs, self._table, policies)
         executors = [
-            Executor(core, jobs, rooms, self._table, node) for node in range(1, core.nodes)
+            Executor(core, jobs, rooms, self._table, node, os.path.join(mounted.path, "regions"))
+            for node in range(1, core.nodes)
         ]
         self._workers = [executor.worker for executor in executors]
         self._tree = Tree(

@@ -17,15 +17,17 @@
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 
 #ifndef FUSE_WRITE_CACHE
 #define FUSE_WRITE_CACHE (1 << 0)
 #endif
 
+#define WRITE_KILL_SUIDGID (1 << 2) /* linux/fuse.h of 5.11 and later */
 #define MAX_PARTS 2
 #define MAX_IOV (2 + HM_MAX_WRITE / HM_PAGE_SIZE + 2)
 
-enum admission { ADMITTED, PARK_BUSY, PARK_SERVICE, REFUSED, SKIPPED };
+enum admission { ADMITTED, PARK_BUSY, PARK_SERVICE, REFUSED, SKIPPED, PINNED };
 
 struct part {
     struct hm_region *region;
@@ -210,10 +212,28 @@ static struct hm_mask fault_window(const struct part *part, const struct hm_pref
         home.word[w] = record->present[w] & ~record->device[w];
     window = hm_prefetch_window(policy, &home, &touched, &inside, record->cpu_faults,
                                 &record->cpu_stride);
+    if (atomic_load_explicit(&part->region->advised, memory_order_relaxed)) {
+        struct hm_mask pinned = hm_pinned(part->region, part->block);
+        hm_advised_window(part->region, part->block, &touched, &window);
+        HM_EACH_WORD (w)
+            window.word[w] &= ~pinned.word[w];
+    }
     HM_EACH_WORD (w)
         window.word[w] = (window.word[w] | touched.word[w]) & record->device[w];
     *pages = hm_bits(window.word);
     return window;
+}
+
+/* Whether a device has pages of the part that may not leave it. */
+static bool pinned_away(const struct part *part)
+{
+    struct hm_mask pinned;
+    if (!atomic_load_explicit(&part->region->advised, memory_order_relaxed))
+        return false;
+    pinned = hm_pinned(part->region, part->block);
+    HM_EACH_WORD (w)
+        pinned.word[w] &= part->record->device[w];
+    return hm_any(pinned.word, part->mask.word);
 }
 
 static void count_express(struct part *part)
@@ -254,6 +274,9 @@ static enum admission express(struct part *part, const struct hm_mask *overwritt
     bool urgent = room != HM_ROOM;
     if (record->busy && !(urgent && record->state == HM_RECALL))
         return PARK_BUSY;
+    HM_EACH_WORD (w)
+        window.word[w] = part->mask.word[w] & record->device[w];
+    hm_thrash_fault(part->region, part->block, HM_HOST, &window);
     window = wide = fault_window(part, policy, &pages);
     record->cpu_faults += record->cpu_faults < UINT8_MAX;
     hm_charge_faults(core, HM_HOST, 1);
@@ -309,12 +332,17 @@ static enum admission admit_read(struct part *part, bool waits, bool direct, boo
         enum admission admission;
         if (!waits)
             return REFUSED;
+        if (pinned_away(part))
+            return PINNED;
         if (!replayed)
             hm_count(&part->region->core->count.cpu_faults, 1);
         admission = express(part, &none, false, HM_ROOM);
         if (admission != ADMITTED)
             return admission;
     }
+    if (atomic_load_explicit(&part->region->copies, memory_order_relaxed) &&
+        atomic_load(&part->region->writers) && !direct)
+        hm_collapse(part->region, part->block, &part->mask, HM_HOST);
     /* The page cache may fill a hole with stores nobody announces: their room is taken now. */
     if (!direct && hm_reserve(part->region->core, HM_HOST, unreserved_holes(part), 0)) {
         if (!waits)
@@ -394,6 +422,8 @@ static void read_region(struct hm_core *core, struct hm_region *region,
         if (admission == ADMITTED) {
             admitted++;
             error = gather(part, iov, &count);
+        } else if (admission == PINNED) {
+            error = -EBUSY;
         } else if (admission != REFUSED) {
             error = park(part, request, admission == PARK_BUSY ? HM_WAIT_BUSY : HM_WAIT_SERVICE);
         }
@@ -464,12 +494,16 @@ static enum admission admit_write(struct part *part, const struct hm_request *re
         return SKIPPED;
     if (hm_any(record->device, part->mask.word)) {
         enum admission admission;
+        if (!from_cache && pinned_away(part))
+            return PINNED;
         if (!replayed)
             hm_count(&core->count.cpu_faults, 1);
         admission = express(part, &whole, true, room);
         if (admission != ADMITTED)
             return admission;
     }
+    if (atomic_load_explicit(&part->region->copies, memory_order_relaxed))
+        hm_collapse(part->region, part->block, &part->mask, HM_HOST);
     holes = unreserved_holes(part);
     if (hm_reserve(core, HM_HOST, holes, room != HM_ROOM)) {
         if (room == HM_ROOM_STAGING)
@@ -575,6 +609,15 @@ static int park_rest(struct part *part, const struct hm_request *request, enum a
     return park(part, &rest, admission == PARK_BUSY ? HM_WAIT_BUSY : HM_WAIT_SERVICE);
 }
 
+/* As any file system does when somebody without privileges writes to a file. */
+static void drop_privileges(struct hm_region_record *record)
+{
+    uint32_t mode = __atomic_load_n(&record->mode, __ATOMIC_RELAXED);
+    uint32_t drop = S_ISUID | (mode & S_IXGRP ? S_ISGID : 0);
+    if (mode & drop)
+        __atomic_store_n(&record->mode, mode & ~drop, __ATOMIC_RELAXED);
+}
+
 /* One part of a WRITE: 0 applied, 1 parked with what follows, or -errno. */
 static int write_part(struct part *part, const struct hm_request *request, bool straddles,
                       bool replayed)
@@ -590,6 +633,8 @@ static int write_part(struct part *part, const struct hm_request *request, bool 
     } while (error == -EAGAIN);
     if (admission == REFUSED)
         error = -ENOSPC;
+    else if (admission == PINNED)
+        error = -EBUSY;
     else if (admission == PARK_BUSY || admission == PARK_SERVICE)
         error = park_rest(part, request, admission) ? -ENOMEM : 1;
     pthread_mutex_unlock(&part->stripe->lock);
@@ -608,6 +653,8 @@ static void write_region(struct hm_core *core, struct hm_region *region,
         hm_reply(core, request->unique, EFBIG, NULL, 0);
         return;
     }
+    if (request->flags & WRITE_KILL_SUIDGID)
+        drop_privileges(region->record);
     if (from_cache && end > size)
         end = at < size ? size : at;
     while (at < end && !error) {

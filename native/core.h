@@ -7,6 +7,7 @@
  *                        jobs and recent WRITEs; never held across an INVAL, a wait for another
  *                        party, or a copy of more than HM_INLINE_PAGES pages
  *   device->lock         the windows of one device's worker
+ *   region->advice_lock  what was said of its pages; read for a moment, after any of the others
  *   core->list_lock      the list of touched blocks
  *   core->jobs_lock      the movers' queue
  *   core->events_lock    the events for the service
@@ -144,6 +145,9 @@ int hm_pool_store(struct hm_pool *pool, uint64_t offset, const void *bytes, size
 int hm_pool_zero(struct hm_pool *pool, uint64_t offset, uint64_t length);
 int hm_pool_copy(struct hm_pool *to, struct hm_pool *from, uint64_t offset, size_t length);
 uint64_t hm_pool_allocated(struct hm_pool *pool); /* pages */
+/* Address space that reads as zeros and takes memory where it is written; NULL: there is none. */
+void *hm_reserve_memory(size_t bytes);
+void hm_free_memory(void *memory, size_t bytes);
 
 /* ---- regions ------------------------------------------------------------------------------ */
 
@@ -163,7 +167,15 @@ struct hm_region {
     uint32_t dax_node;           /* DAX: the device that its pages are on; 0: it has had none */
     int backing_id;              /* shared: what the kernel calls its memfd; 0: nothing yet */
     pthread_mutex_t shared_lock; /* shared: its size, and writes to it from here; then a stripe */
-    pthread_mutex_t pools_lock;  /* guards the making of a pool; reading one needs none */
+    _Atomic uint32_t writers;    /* files open for writing */
+    _Atomic(struct hm_copies *) copies; /* by block; NULL: nothing was ever read-mostly */
+    pthread_mutex_t pools_lock;         /* guards the making of a pool; reading one needs none */
+    _Atomic uint32_t advised; /* ranges in `advice` that say more than what was prefetched */
+    pthread_rwlock_t advice_lock;
+    _Atomic(struct hm_history **) history; /* by block; NULL: nothing is remembered */
+    struct hm_history *histories;          /* all there are; guarded by pools_lock */
+    struct hm_advice *advice;              /* sorted by first, disjoint, none that says nothing */
+    uint32_t advice_used;
     struct hm_pool pools[HM_MAX_NODES];
 };
 
@@ -223,9 +235,11 @@ struct hm_stripe {
 
 struct hm_node {
     hm_counter used, peak, pages_in, pages_out, copies_made, copies_saved;
-    hm_counter evicted_blocks, evicted_pages, faults, fault_batches, operations;
+    hm_counter evicted_blocks, evicted_pages, faults, fault_batches, operations, mapped_pages;
     hm_counter refaulted_pages, thrashed_pages;
     hm_counter fault_ns, copy_in_ns, copy_out_ns;
+    hm_counter copies_begun, copies_ended;
+    hm_counter thrashing_pages, throttles, thrash_pins, throttle_ns;
     uint64_t capacity;
     hm_counter
         watermark;       /* free pages below which the service is told; 0: it is not, or has been */
@@ -253,6 +267,7 @@ struct hm_device {
     struct hm_core *core;
     pthread_rwlock_t lock; /* guards uffd and windows; held across ioctls that wait for nobody */
     int uffd;              /* -1: no worker */
+    int afar;              /* the socket to its helper; -1: it has none */
     int stop_fd;
     pthread_t thread;
     struct hm_window *windows;
@@ -279,8 +294,11 @@ struct hm_core {
     struct hm_counters count;
     hm_counter ticks; /* of hm_tick */
     _Atomic(const struct hm_prefetch *) prefetch[HM_MAX_NODES];
-    struct hm_retired *_Atomic policies; /* every one that was ever set */
-    const uint8_t *zeros;                /* HM_ZERO_BYTES that read as zeros */
+    _Atomic(const struct hm_thrashing *) thrashing; /* NULL: nothing does */
+    hm_counter clock;                               /* ns of simulated time, all that was charged */
+    _Atomic uint32_t placement[HM_MAX_NODES];       /* the kind, and from bit 8 on the threshold */
+    struct hm_published *_Atomic published;
+    const uint8_t *zeros; /* HM_ZERO_BYTES that read as zeros */
 
     pthread_rwlock_t regions_lock;
     struct hm_region *buckets[HM_REGION_BUCKETS];
@@ -367,11 +385,84 @@ uint64_t hm_charge_copies(struct hm_core *core, uint32_t to, const struct hm_mas
                           const uint8_t from[HM_BLOCK_PAGES]);
 uint64_t hm_charge_faults(struct hm_core *core, uint32_t node, uint32_t faults);
 
+/* advice.c: what was said of the pages of a block, as `node` has to see it */
+struct hm_advised {
+    struct hm_mask read_mostly, pinned, no_migrate;
+    struct hm_mask here;      /* preferred location: the node */
+    struct hm_mask at_host;   /* preferred location: the host */
+    struct hm_mask elsewhere; /* preferred location: another device */
+    struct hm_mask mapped;    /* accessed by the node */
+};
+/* False: nothing was said of the block, and `out` is empty. */
+bool hm_advised(struct hm_region *region, uint64_t block, uint32_t node, struct hm_advised *out);
+/* The window of a fault where a granularity was said for the pages touched; else as it is. */
+void hm_advised_window(struct hm_region *region, uint64_t block, const struct hm_mask *touched,
+                       struct hm_mask *window);
+/* Pages that stay where they are. */
+struct hm_mask hm_pinned(struct hm_region *region, uint64_t block);
+void hm_advice_free(struct hm_region *region);
+
+/* placement.c: where a device's access to pages finds them */
+struct hm_placement {
+    struct hm_mask bring;  /* on the device */
+    struct hm_mask afar;   /* on the host, where the device reaches them */
+    struct hm_mask refuse; /* nowhere: they are pinned to another node */
+};
+/* With the stripe held. count: these are touches, which a policy may count. left: what a policy in
+ * Python leaves where it is; NULL: it was not asked. */
+struct hm_placement hm_place(struct hm_region *region, uint64_t block, uint32_t node,
+                             const struct hm_mask *mask, bool count, const uint64_t *left);
+/* Of the 64 KiB around pages that are reached from afar, what is mapped with them. */
+struct hm_mask hm_afar_window(struct hm_region *region, uint64_t block, uint32_t node,
+                              const struct hm_mask *afar);
+/* What is remembered of a block, made at first use; with the stripe held. NULL: no memory. */
+struct hm_history {
+    struct hm_history *next;                              /* of the region's */
+    uint16_t accesses[HM_MAX_NODES][HM_BLOCK_PAGES / 16]; /* from afar, by 64 KiB */
+    /* thrash.c: who last moved pages here by a fault, when; since when it thrashes, or 0 */
+    uint64_t last, last_thrashing;
+    uint32_t last_processor, resets, pins;
+    struct hm_thrashing_page *pages; /* NULL: only one processor did, or seldom */
+};
+struct hm_history *hm_history(struct hm_region *region, uint64_t block);
+void hm_history_free(struct hm_region *region);
+
+/* thrash.c, with the stripe held. Pages moved to the node, by its fault or because somebody asked.
+ */
+void hm_thrash_note(struct hm_region *region, uint64_t block, uint32_t node,
+                    const struct hm_mask *moved, bool by_fault);
+/* The node has a fault on the pages. It may have to wait, which takes simulated time, and pages may
+ * be pinned. */
+void hm_thrash_fault(struct hm_region *region, uint64_t block, uint32_t node,
+                     const struct hm_mask *touched);
+/* The pages of the mask that are pinned to the host. */
+struct hm_mask hm_thrash_is_pinned(struct hm_region *region, uint64_t block,
+                                   const struct hm_mask *mask);
+void hm_thrash_free(struct hm_history *history);
+
+/* copies.c: by node, the pages of a block of which it has a copy; with the stripe held */
+struct hm_copies {
+    uint64_t on[HM_MAX_NODES][HM_WORDS];
+};
+int hm_copies_init(struct hm_region *region);
+void hm_copies_deinit(struct hm_region *region);
+struct hm_mask hm_copies_on(const struct hm_region *region, uint64_t block, uint32_t node);
+void hm_copies_set(struct hm_region *region, uint64_t block, uint32_t node,
+                   const struct hm_mask *mask, bool there);
+/* End the copies of the pages: on one device, or with HM_HOST on all. Returns how many. */
+uint32_t hm_collapse(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
+                     uint32_t only);
+void hm_collapse_all(struct hm_region *region); /* takes the stripes itself */
+void hm_punch_runs(struct hm_region *region, uint32_t node, uint64_t block, const uint64_t *words);
+
 /* prefetch.c */
 struct hm_mask hm_prefetch_window(const struct hm_prefetch *policy, const struct hm_mask *resident,
                                   const struct hm_mask *touched, const struct hm_mask *inside,
                                   uint32_t faults, struct hm_stride *stride);
-void hm_prefetch_free(struct hm_core *core);
+/* A copy of bytes that stays as it is until the core ends: for settings that anybody may be reading
+ * while they are replaced. NULL: no memory. */
+const void *hm_publish(struct hm_core *core, const void *bytes, size_t size);
+void hm_published_free(struct hm_core *core);
 
 /* shared.c */
 int hm_shared_init(struct hm_region *region);
@@ -430,6 +521,10 @@ int hm_window_wake(struct hm_region *region, uint32_t node, uint64_t block,
  * leaves part of it done, as a copy does. */
 int hm_window_copy(struct hm_region *region, uint32_t node, uint64_t block, uint32_t first,
                    uint32_t count, const void *from);
+/* Have the worker map pages from afar and wake who waits for them. -EBUSY: later. -ENOTCONN: it
+ * can't. Waits for nobody; called without a stripe and with no block busy. */
+int hm_window_map_afar(struct hm_region *region, uint32_t node, uint64_t block,
+                       const struct hm_mask *mask);
 /* The pages of the block that may come as zeros; and that these are there now. */
 struct hm_mask hm_window_discards(struct hm_region *region, uint32_t node, uint64_t block);
 void hm_window_had(struct hm_region *region, uint32_t node, uint64_t block,

@@ -18,6 +18,7 @@ uint64_t hm_charge_faults(struct hm_core *core, uint32_t node, uint32_t faults)
 {
     uint64_t ns = (uint64_t)faults * core->nodes[node].cost.fault_ns;
     hm_count(&core->nodes[node].fault_ns, ns);
+    hm_count(&core->clock, ns);
     return ns;
 }
 
@@ -59,5 +60,6 @@ uint64_t hm_charge_copies(struct hm_core *core, uint32_t to, const struct hm_mas
         count = n;
         all += charge_run(core, from[first], to, count);
     }
+    hm_count(&core->clock, all);
     return all;
 }

@@ -86,6 +86,11 @@ struct hm_node_stats {
      */
     uint64_t refaulted_pages, thrashed_pages;
     uint64_t faults, fault_batches, operations; /* faults of the worker, reads that took them */
+    uint64_t mapped_pages;                      /* from afar */
+    uint64_t copies_begun, copies_ended;        /* of read-mostly pages */
+    /* Pages that the processor was found to thrash; times that it was made to wait for one; pages
+     * that its fault pinned to the host; how long it waited, simulated. */
+    uint64_t thrashing_pages, throttles, thrash_pins, throttle_ns;
     /* Simulated time, ns: of the faults that brought pages to the node, of copies to it and from
      * it. On node 0 of the CPU's faults and of all copies. */
     uint64_t fault_ns, copy_in_ns, copy_out_ns;
@@ -136,6 +141,23 @@ enum hm_prefetch_kind {
     HM_PREFETCH_ASK         /* the service asks a policy in Python each time */
 };
 
+/* Where a page comes to be that a device touches and no advice tells of. */
+enum hm_placement_kind {
+    HM_PLACE_FIRST_TOUCH, /* on the device */
+    HM_PLACE_PREFERRED,   /* where it is, unless advice says that it prefers the device */
+    HM_PLACE_NEVER,       /* on the host */
+    HM_PLACE_COUNTER      /* where it is, till the device's touches of its 64 KiB are `threshold` */
+};
+
+/* When processors that keep taking a page from each other are slowed down, and when it is pinned to
+ * the host: by the simulated clock. */
+struct hm_thrashing {
+    uint32_t threshold;     /* moves within a lapse that make a page thrash; 0: nothing does */
+    uint32_t pin_threshold; /* throttles, then it is pinned */
+    uint32_t max_resets;    /* times that a block's state is dropped after an epoch of peace */
+    uint64_t lapse_ns, nap_ns, epoch_ns, pin_ns; /* pin_ns 0: for ever */
+};
+
 struct hm_prefetch {
     uint32_t kind;
     uint32_t argument[4];
@@ -166,12 +188,15 @@ enum hm_job_kind {
 };
 
 enum hm_job_flags {
-    HM_JOB_EVICT = 1,   /* counts as an eviction */
-    HM_JOB_STAGING = 2, /* may use the staging reserve of the host */
-    HM_JOB_QUIET = 4,   /* no completion event: nobody waits */
-    HM_JOB_FAULT = 16,  /* MIGRATE: a program waits for it */
-    HM_JOB_CHOSEN = 8   /* MIGRATE, TOUCH: `window` says what to bring, not first and count or the
-                           node's policy */
+    HM_JOB_EVICT = 1,    /* counts as an eviction */
+    HM_JOB_HERE = 32,    /* TOUCH: nothing is mapped from afar, since the worker could not */
+    HM_JOB_ASKED = 64,   /* MIGRATE: somebody asked for it, so -EBUSY if a page may not go */
+    HM_JOB_PLACED = 128, /* MIGRATE: only what the device would have if it touched it */
+    HM_JOB_STAGING = 2,  /* may use the staging reserve of the host */
+    HM_JOB_QUIET = 4,    /* no completion event: nobody waits */
+    HM_JOB_FAULT = 16,   /* MIGRATE: a program waits for it */
+    HM_JOB_CHOSEN = 8    /* MIGRATE, TOUCH: `window` says what to bring, not first and count or the
+                            node's policy */
 };
 
 struct hm_job {
@@ -179,6 +204,7 @@ struct hm_job {
     uint64_t ino, block;
     uint32_t kind, node, flags;
     uint32_t first, count, limit; /* pages */
+    uint32_t source;              /* with EVICT: the device that is to have room */
     uint32_t reserved;            /* pages reserved on node for this job; the rest is released */
     uint32_t offset, length;      /* bytes in the block, for device operations */
     uint32_t byte;                /* FILL: the value. CRC: the running value */
@@ -186,6 +212,7 @@ struct hm_job {
     void *buffer;                 /* READ, WRITE: length bytes that outlive the job */
     uint64_t pages[8], stores[8]; /* TOUCH: pages of the block; stores are among pages */
     uint64_t window[8];
+    uint64_t afar[8]; /* TOUCH, CHOSEN: pages that a policy leaves where they are */
 };
 
 enum hm_event_kind {
@@ -233,6 +260,11 @@ int hm_prefetch_hint(const struct hm_prefetch *policy, const uint64_t resident[8
                      const uint64_t touched[8], const uint64_t inside[8], uint32_t faults,
                      struct hm_stride *stride, uint64_t out[8]);
 
+/* EINVAL: no such kind. From the next fault on; may be called at any time. */
+int hm_placement_set(struct hm_core *core, uint32_t node, uint32_t kind, uint32_t threshold);
+
+int hm_thrashing_set(struct hm_core *core, const struct hm_thrashing *policy);
+
 int hm_core_create(const struct hm_config *config, struct hm_core **ret);
 /* Ends all threads, closes all descriptors. No other call may be under way. */
 void hm_core_destroy(struct hm_core *core);
@@ -258,16 +290,56 @@ int64_t hm_region_seek(struct hm_core *core, uint64_t ino, uint64_t offset, int 
 struct hm_block *hm_region_blocks(struct hm_core *core, uint64_t ino);
 /* Numbers of touched blocks >= from, ascending; returns how many were written. */
 int hm_region_touched(struct hm_core *core, uint64_t ino, uint64_t from, uint64_t *out, int max);
-/* present by owner -> pages[16], then dirty on the host, dirty on devices, cached, kept, reserved
- */
-int hm_region_residency(struct hm_core *core, uint64_t ino, uint64_t out[21]);
+/* present by owner -> pages[16], then dirty on the host, dirty on devices, cached, kept, reserved,
+ * copies of read-mostly pages on devices */
+int hm_region_residency(struct hm_core *core, uint64_t ino, uint64_t out[22]);
 uint64_t hm_region_max_bytes(void);
+
+/* ---- advice ------------------------------------------------------------------------------- */
+
+/* What a program said of pages [first, first+count) of a region: what cudaMemAdvise and the
+ * attributes of KFD's SVM can say. */
+struct hm_advice {
+    uint64_t first, count;
+    uint8_t read_mostly;  /* devices that load get copies; a store ends them */
+    uint8_t preferred;    /* 1 + the node; 0: none */
+    uint8_t granularity;  /* 1 + log2 of the pages that come with a fault; 0: the policy says */
+    uint8_t pinned;       /* stays on its node */
+    uint8_t no_migrate;   /* stays on the host, which devices reach from afar */
+    uint8_t prefetched;   /* 1 + the node that somebody last asked to have it; 0: nobody did */
+    uint16_t accessed_by; /* by node: maps it from afar rather than moving it */
+};
+
+enum hm_advice_field {
+    HM_ADVICE_READ_MOSTLY,
+    HM_ADVICE_PREFERRED,
+    HM_ADVICE_GRANULARITY,
+    HM_ADVICE_PINNED,
+    HM_ADVICE_NO_MIGRATE,
+    HM_ADVICE_PREFETCHED,
+    HM_ADVICE_ACCESSED_BY,   /* value: a node to add */
+    HM_ADVICE_UNACCESSED_BY, /* value: a node to take away */
+};
+
+/* Say one thing of pages [first, first+count), from the next fault on; moves nothing, but the end
+ * of read-mostly ends the copies. EINVAL: no such field, value or page. */
+int hm_advise(struct hm_core *core, uint64_t ino, uint64_t first, uint64_t count, uint32_t field,
+              uint32_t value);
+/* A file of the region was opened for writing, or (by -1) closed. The first ends all copies of
+ * read-mostly pages. */
+int hm_region_writers(struct hm_core *core, uint64_t ino, int by);
+/* The pages of a block of which a device has copies. */
+int hm_copies(struct hm_core *core, uint64_t ino, uint64_t block, uint32_t node, uint64_t out[8]);
+/* What was said, from page `from` on, in order, ranges that differ; returns how many. */
+int hm_advice_get(struct hm_core *core, uint64_t ino, uint64_t from, struct hm_advice *out,
+                  int max);
 
 /* ---- devices' workers --------------------------------------------------------------------- */
 
-/* A worker's userfaultfd, registered by it for missing pages and write-protection. Belongs to the
- * core from now on if this succeeds. EBUSY: the device has one. */
-int hm_device_attach(struct hm_core *core, uint32_t node, int uffd);
+/* A worker's userfaultfd, registered by it for missing pages and write-protection, and our end of
+ * the SOCK_SEQPACKET pair whose other end it gave to hm_afar_start; -1: it maps nothing from afar.
+ * Both belong to the core from now on if this succeeds. EBUSY: the device has one. */
+int hm_device_attach(struct hm_core *core, uint32_t node, int uffd, int afar);
 /* The worker is gone: forget its windows. Pages stay where they are. */
 int hm_device_detach(struct hm_core *core, uint32_t node);
 /* The worker maps the region's pool of its node at address, whole blocks, and has not touched it
@@ -281,6 +353,17 @@ int hm_device_unmap(struct hm_core *core, uint32_t node, uint64_t ino);
 int hm_device_discard(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t bytes);
 /* A new descriptor of the region's pool on the node, or -errno. */
 int hm_pool_descriptor(struct hm_core *core, uint64_t ino, uint32_t node);
+
+/* In a worker: a thread of its own, which maps files of the mount where the core says so, while the
+ * kernel's own threads wait for that. It keeps both descriptors. */
+struct hm_afar;
+int hm_afar_start(int socket, int uffd, struct hm_afar **ret);
+/* A launch begins that uses the region mapped at address: where its file is. */
+int hm_afar_allow(struct hm_afar *afar, uint64_t ino, uint64_t address, uint64_t bytes,
+                  const char *path, int writable);
+/* The launch has ended: no more is mapped, all files are closed. The regions of which something was
+ * mapped from afar; returns how many. */
+int hm_afar_end(struct hm_afar *afar, uint64_t *inos, int max);
 
 /* ---- room --------------------------------------------------------------------------------- */
 

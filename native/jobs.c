@@ -32,14 +32,59 @@ static int job_check(struct hm_core *core, const struct hm_job *job)
     return job->first >= HM_BLOCK_PAGES || job->count > HM_BLOCK_PAGES - job->first ? -EINVAL : 0;
 }
 
+/* Whether pages of the mask that are elsewhere may not come to the job's node. */
+static bool any_stays(const struct transaction *t, const struct hm_mask *mask)
+{
+    struct hm_mask stay = hm_stay(t);
+    HM_EACH_PAGE (page, stay.word)
+        if (hm_test(mask->word, page) && hm_test(t->record->present, page) &&
+            t->record->owner[page] != t->job->node)
+            return true;
+    return false;
+}
+
+/* What an operation to come will have on the device: of read-mostly pages it has none. */
+static struct hm_mask placed(const struct transaction *t, const struct hm_mask *mask)
+{
+    struct hm_placement place = hm_place(t->region, t->block, t->job->node, mask, false, NULL);
+    struct hm_advised said;
+    hm_advised(t->region, t->block, t->job->node, &said);
+    HM_EACH_WORD (w)
+        place.bring.word[w] &= ~said.read_mostly.word[w];
+    return place.bring;
+}
+
+/* Of read-mostly pages who asks for them gets copies; `mask` is left with the others. */
+static int duplicate_asked(struct transaction *t, struct hm_mask *mask)
+{
+    struct hm_advised said;
+    struct hm_mask copy;
+    if (!hm_advised(t->region, t->block, t->job->node, &said))
+        return 0;
+    HM_EACH_WORD (w) {
+        copy.word[w] = mask->word[w] & said.read_mostly.word[w] & t->record->present[w];
+        mask->word[w] &= ~copy.word[w];
+    }
+    HM_EACH_PAGE (page, copy.word)
+        if (t->record->owner[page] == t->job->node)
+            copy.word[page / 64] &= ~(1ULL << (page % 64));
+    return hm_bits(copy.word) ? hm_duplicate(t, &copy) : 0;
+}
+
 static int run_touched(struct transaction *t)
 {
     const struct hm_job *job = t->job;
     struct hm_mask mask = job_mask(job);
-    int error;
+    int error = 0;
     switch (job->kind) {
     case HM_JOB_MIGRATE:
-        return hm_bring(t, &mask, false, job->limit ? job->limit : HM_BLOCK_PAGES);
+        if (job->flags & HM_JOB_ASKED && any_stays(t, &mask))
+            return -EPERM;
+        if (job->flags & HM_JOB_PLACED)
+            mask = placed(t, &mask);
+        if (job->flags & HM_JOB_ASKED && job->node != HM_HOST)
+            error = duplicate_asked(t, &mask);
+        return error ? error : hm_bring(t, &mask, false, job->limit ? job->limit : HM_BLOCK_PAGES);
     case HM_JOB_RECALL:
         error = hm_recall(t->region, t->block, &mask);
         hm_thaw(t->record, t->stripe);
@@ -70,6 +115,8 @@ static void finish(struct transaction *t, bool held)
         /* Not before: the next fault of the worker would sometimes find the block busy, and others
          * be evicted in its place. */
         hm_window_wake(t->region, t->job->node, t->block, &t->wake);
+        if (hm_bits(t->afar.word) && !t->event.result)
+            t->event.result = hm_window_map_afar(t->region, t->job->node, t->block, &t->afar);
         hm_replay(t->region, t->block);
         pthread_mutex_lock(&t->stripe->lock);
         for (at = &t->stripe->deferred; !t->record->busy && *at; at = &(*at)->next)

@@ -7,24 +7,41 @@
 typedef void use_bytes(const struct hm_job *job, struct hm_event *event, uint32_t at,
                        const uint8_t *bytes, uint32_t n);
 
+/* Where the bytes of an operation's pages are: on the device, or on the host, from afar. */
+struct places {
+    struct hm_mask here, host;
+};
+
+/* The pool of the run of pages that begins at `page` and ends before *end; NULL: they are holes. */
+static struct hm_pool *pool_of(struct transaction *t, const struct places *places, uint32_t page,
+                               uint32_t *end)
+{
+    const struct hm_mask *mask = hm_test(places->here.word, page)   ? &places->here
+                                 : hm_test(places->host.word, page) ? &places->host
+                                                                    : NULL;
+    uint32_t last = page + 1;
+    while (last < *end &&
+           (mask ? hm_test(mask->word, last)
+                 : !hm_test(places->here.word, last) && !hm_test(places->host.word, last)))
+        last++;
+    *end = last;
+    return mask ? &t->region->pools[mask == &places->here ? t->job->node : HM_HOST] : NULL;
+}
+
 /* What a device reads of [offset, offset+length) of the block, run by run: the bytes of the pages
  * that are there, zeros for the others. */
-static int each_run(struct transaction *t, const struct hm_mask *there, use_bytes *use)
+static int each_run(struct transaction *t, const struct places *places, use_bytes *use)
 {
     const struct hm_job *job = t->job;
-    uint32_t at = 0;
+    uint32_t last = (job->offset + job->length - 1) / HM_PAGE_SIZE, at = 0;
     while (at < job->length) {
-        uint32_t page = (job->offset + at) / HM_PAGE_SIZE, end = page + 1;
-        bool present = hm_test(there->word, page);
-        uint32_t last = (job->offset + job->length - 1) / HM_PAGE_SIZE, n;
+        uint32_t end = last + 1, n;
+        struct hm_pool *pool = pool_of(t, places, (job->offset + at) / HM_PAGE_SIZE, &end);
         const uint8_t *bytes = t->core->zeros;
-        while (end <= last && hm_test(there->word, end) == present)
-            end++;
         n = end * HM_PAGE_SIZE - (job->offset + at);
         n = n < job->length - at ? n : job->length - at;
-        if (present) {
-            struct hm_pool *pool = hm_region_pool(t->region, job->node);
-            bytes = pool ? hm_pool_map(pool, t->block * HM_BLOCK_BYTES) : NULL;
+        if (pool) {
+            bytes = hm_pool_map(pool, t->block * HM_BLOCK_BYTES);
             if (!bytes)
                 return -ENOMEM;
             bytes += job->offset + at;
@@ -50,75 +67,173 @@ static void use_crc(const struct hm_job *job, struct hm_event *event, uint32_t a
     event->crc = (uint32_t)crc32(event->crc, bytes, n);
 }
 
-static int store(struct transaction *t)
+static int store(struct transaction *t, const struct places *places)
 {
     const struct hm_job *job = t->job;
-    struct hm_pool *pool = hm_region_pool(t->region, job->node);
-    uint8_t *to = pool ? hm_pool_map(pool, t->block * HM_BLOCK_BYTES) : NULL;
-    if (!to)
-        return -ENOMEM;
-    if (job->kind == HM_JOB_FILL)
-        memset(to + job->offset, (int)job->byte, job->length);
-    else
-        memcpy(to + job->offset, job->buffer, job->length);
+    uint32_t last = (job->offset + job->length - 1) / HM_PAGE_SIZE, at = 0;
+    while (at < job->length) {
+        uint32_t end = last + 1, n;
+        struct hm_pool *pool = pool_of(t, places, (job->offset + at) / HM_PAGE_SIZE, &end);
+        uint8_t *to = pool ? hm_pool_map(pool, t->block * HM_BLOCK_BYTES) : NULL;
+        n = end * HM_PAGE_SIZE - (job->offset + at);
+        n = n < job->length - at ? n : job->length - at;
+        if (pool && !to)
+            return -ENOMEM;
+        if (to && job->kind == HM_JOB_FILL)
+            memset(to + job->offset + at, (int)job->byte, n);
+        else if (to)
+            memcpy(to + job->offset + at, (const uint8_t *)job->buffer + at, n);
+        at += n;
+    }
     hm_region_changed(t->region, true);
     return 0;
+}
+
+static struct hm_mask owned(const struct transaction *t, uint32_t node)
+{
+    struct hm_mask mask = {{0}};
+    HM_EACH_PAGE (page, t->record->present)
+        if (t->record->owner[page] == node)
+            mask.word[page / 64] |= 1ULL << (page % 64);
+    return mask;
 }
 
 /* A truncate or punch since the pages came took some away that the operation may have allocated
  * again: a load from a hole through the mapping allocates, too. And stores past a new end of the
  * file must not show when it grows. The stripe is held. */
-static void drop_strays(struct transaction *t, const struct hm_mask *mask)
+static void drop_strays(struct transaction *t, const struct hm_mask *mask, uint32_t node)
 {
-    uint64_t gone[HM_WORDS] = {0};
+    struct hm_mask there = owned(t, node), gone;
     uint64_t size = hm_region_size(t->region);
     uint32_t last = (uint32_t)(size % HM_BLOCK_BYTES / HM_PAGE_SIZE);
-    HM_EACH_PAGE (page, mask->word)
-        if (t->record->owner[page] != t->job->node)
-            gone[page / 64] |= 1ULL << (page % 64);
-    hm_punch_runs(t->region, t->job->node, t->block, gone);
+    HM_EACH_WORD (w)
+        gone.word[w] = mask->word[w] & ~there.word[w];
+    if (node == HM_HOST)
+        HM_EACH_WORD (w)
+            gone.word[w] &= ~t->record->kept[w];
+    hm_punch_runs(t->region, node, t->block, gone.word);
     if (size % HM_PAGE_SIZE && size / HM_BLOCK_BYTES == t->block && hm_test(mask->word, last) &&
-        t->record->owner[last] == t->job->node)
+        hm_test(there.word, last))
         hm_zero_part(t->region, size, (size / HM_PAGE_SIZE + 1) * HM_PAGE_SIZE);
+}
+
+/* ---- from afar ------------------------------------------------------------------------------ */
+
+/* Have the pages that the operation reaches from afar at home, out of the CPU's hands, and for a
+ * store present. On success the block is FROZEN. */
+static int hold_afar(struct transaction *t, const struct hm_mask *afar, bool stores)
+{
+    struct hm_job home = {.node = HM_HOST, .flags = t->job->flags & HM_JOB_STAGING};
+    struct transaction back = *t;
+    struct hm_block *record = t->record;
+    struct hm_mask inside, fill;
+    int error;
+    back.job = &home;
+    back.reserved = 0;
+    back.charged = 0;
+    for (;;) {
+        uint32_t before;
+        error = hm_bring(&back, afar, false, HM_BLOCK_PAGES);
+        hm_release(t->core, HM_HOST, back.reserved);
+        back.reserved = 0;
+        t->charged += back.charged;
+        back.charged = 0;
+        if (!error)
+            error = hm_recall(t->region, t->block, afar);
+        if (error)
+            return error == -ENOSPC ? -ENOBUFS : error; /* it is the host that is full */
+        while (record->inflight)
+            pthread_cond_wait(&t->stripe->changed, &t->stripe->lock);
+        if (hm_any(record->device, afar->word)) { /* truncated and filled anew meanwhile */
+            hm_thaw(record, t->stripe);
+            continue;
+        }
+        if (!stores)
+            return 0;
+        inside = hm_inside_file(t->region, t->block);
+        HM_EACH_WORD (w)
+            fill.word[w] = afar->word[w] & ~record->present[w] & inside.word[w];
+        before = hm_bits(fill.word);
+        if (hm_reserve(t->core, HM_HOST, before, 0)) {
+            hm_thaw(record, t->stripe);
+            return -ENOBUFS;
+        }
+        HM_EACH_WORD (w) {
+            record->present[w] |= fill.word[w];
+            record->dirty[w] |= afar->word[w] & record->present[w];
+        }
+        hm_block_pages(t->region, record, HM_HOST, before);
+        return 0;
+    }
+}
+
+/* Read-mostly pages are looked at where they are: a copy might end while it is read. */
+static void look_from_afar(const struct transaction *t, struct hm_placement *place)
+{
+    struct hm_advised said;
+    if (!hm_advised(t->region, t->block, t->job->node, &said))
+        return;
+    HM_EACH_WORD (w) {
+        uint64_t pages = place->bring.word[w] & said.read_mostly.word[w] & ~t->record->device[w];
+        place->bring.word[w] &= ~pages;
+        place->afar.word[w] |= pages;
+    }
 }
 
 int hm_operate(struct transaction *t, const struct hm_mask *mask)
 {
     const struct hm_job *job = t->job;
-    bool stores = job->kind == HM_JOB_WRITE || job->kind == HM_JOB_FILL;
-    struct hm_mask there = {{0}};
+    bool stores = job->kind == HM_JOB_WRITE || job->kind == HM_JOB_FILL, afar;
+    struct hm_placement place;
+    struct places places;
     uint32_t generation;
     int error;
     if (hm_is_shared(t->region))
         return hm_shared_operate(t);
-    error = hm_bring(t, mask, stores, HM_BLOCK_PAGES);
+    place = hm_place(t->region, t->block, job->node, mask, true, NULL);
+    if (hm_bits(place.refuse.word))
+        return -EPERM;
+    if (!stores)
+        look_from_afar(t, &place);
+    afar = hm_bits(place.afar.word) != 0;
+    error = hm_bring(t, &place.bring, stores, HM_BLOCK_PAGES);
+    if (!error && afar)
+        error = hold_afar(t, &place.afar, stores);
     if (error)
         return error;
-    HM_EACH_PAGE (page, t->record->present)
-        if (t->record->owner[page] == job->node)
-            there.word[page / 64] |= 1ULL << (page % 64);
+    places.here = owned(t, job->node);
+    places.host = owned(t, HM_HOST);
+    HM_EACH_WORD (w)
+        places.host.word[w] &= place.afar.word[w];
     hm_count(&t->core->nodes[job->node].operations, 1);
     t->record->last_device = hm_tick(t->core);
     t->record->uses += t->record->uses < UINT32_MAX;
     generation = t->record->generation;
     if (stores)
-        hm_mark_written(t, mask);
+        hm_mark_written(t, &place.bring);
+    if (afar)
+        t->charged += hm_charge_copies(t->core, job->node, &places.host, t->record->owner);
     pthread_mutex_unlock(&t->stripe->lock);
     if (stores)
-        error = store(t);
+        error = store(t, &places);
     else
-        error = each_run(t, &there, job->kind == HM_JOB_READ ? use_read : use_crc);
+        error = each_run(t, &places, job->kind == HM_JOB_READ ? use_read : use_crc);
     pthread_mutex_lock(&t->stripe->lock);
-    if (stores || t->record->generation != generation)
-        drop_strays(t, mask);
+    if (stores || t->record->generation != generation) {
+        drop_strays(t, &place.bring, job->node);
+        if (afar)
+            drop_strays(t, &place.afar, HM_HOST);
+    }
+    if (afar)
+        hm_thaw(t->record, t->stripe);
     return error;
 }
 
 /* A block that nobody touched: nothing to move, and reading it gives zeros. */
 int hm_operate_untouched(struct transaction *t)
 {
-    static const struct hm_mask nothing;
+    static const struct places nowhere;
     if (t->job->kind == HM_JOB_READ || t->job->kind == HM_JOB_CRC)
-        return each_run(t, &nothing, t->job->kind == HM_JOB_READ ? use_read : use_crc);
+        return each_run(t, &nowhere, t->job->kind == HM_JOB_READ ? use_read : use_crc);
     return 0;
 }

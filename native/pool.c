@@ -157,3 +157,16 @@ uint64_t hm_pool_allocated(struct hm_pool *pool)
         return 0;
     return (uint64_t)status.st_blocks * 512 / HM_PAGE_SIZE;
 }
+
+void *hm_reserve_memory(size_t bytes)
+{
+    void *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return map == MAP_FAILED ? NULL : map;
+}
+
+void hm_free_memory(void *memory, size_t bytes)
+{
+    if (memory)
+        munmap(memory, bytes);
+}

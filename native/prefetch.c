@@ -135,35 +135,42 @@ int hm_prefetch_hint(const struct hm_prefetch *policy, const uint64_t resident[8
 
 /* ---- which policy a node has ---------------------------------------------------------------- */
 
-struct hm_retired {
-    struct hm_prefetch policy; /* first, so that a pointer to it is one to the whole */
-    struct hm_retired *next;
+struct hm_published {
+    struct hm_published *next;
+    uint64_t bytes[];
 };
+
+const void *hm_publish(struct hm_core *core, const void *bytes, size_t size)
+{
+    struct hm_published *made = malloc(sizeof(*made) + size);
+    if (!made)
+        return NULL;
+    memcpy(made->bytes, bytes, size);
+    made->next = atomic_load(&core->published);
+    while (!atomic_compare_exchange_weak(&core->published, &made->next, made))
+        ;
+    return made->bytes;
+}
+
+void hm_published_free(struct hm_core *core)
+{
+    struct hm_published *next;
+    for (struct hm_published *at = atomic_load(&core->published); at; at = next) {
+        next = at->next;
+        free(at);
+    }
+}
 
 int hm_prefetch_set(struct hm_core *core, uint32_t node, const struct hm_prefetch *policy)
 {
-    struct hm_retired *made;
+    const struct hm_prefetch *published;
     if (node >= core->config.nodes)
         return -ENODEV;
     if (policy->kind > HM_PREFETCH_ASK)
         return -EINVAL;
-    made = malloc(sizeof(*made));
-    if (!made)
+    published = hm_publish(core, policy, sizeof(*policy));
+    if (!published)
         return -ENOMEM;
-    made->policy = *policy;
-    /* Whoever reads the old one may still do so: all of them are freed with the core. */
-    made->next = atomic_load(&core->policies);
-    while (!atomic_compare_exchange_weak(&core->policies, &made->next, made))
-        ;
-    atomic_store(&core->prefetch[node], &made->policy);
+    atomic_store(&core->prefetch[node], published);
     return 0;
-}
-
-void hm_prefetch_free(struct hm_core *core)
-{
-    struct hm_retired *next;
-    for (struct hm_retired *at = atomic_load(&core->policies); at; at = next) {
-        next = at->next;
-        free(at);
-    }
 }

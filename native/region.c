@@ -42,6 +42,9 @@ struct hm_region *hm_region_get(struct hm_core *core, uint64_t ino)
 static void region_free(struct hm_region *region)
 {
     hm_unlist(region);
+    hm_history_free(region);
+    hm_copies_deinit(region);
+    hm_advice_free(region);
     hm_shared_deinit(region);
     for (uint32_t node = 0; node < HM_MAX_NODES; node++)
         hm_pool_close(&region->pools[node]);
@@ -103,6 +106,7 @@ int hm_region_create(struct hm_core *core, uint64_t ino, uint32_t mode, uint32_t
     region->refs = 1;
     region->directory_fd = -1;
     pthread_mutex_init(&region->pools_lock, NULL);
+    pthread_rwlock_init(&region->advice_lock, NULL);
     for (uint32_t node = 0; node < HM_MAX_NODES; node++)
         region->pools[node].fd = -1;
     region->kind = core->config.kind;
@@ -215,18 +219,21 @@ struct hm_block *hm_region_blocks(struct hm_core *core, uint64_t ino)
     return blocks;
 }
 
-int hm_region_residency(struct hm_core *core, uint64_t ino, uint64_t out[21])
+int hm_region_residency(struct hm_core *core, uint64_t ino, uint64_t out[22])
 {
     struct hm_region *region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
-    memset(out, 0, 21 * sizeof(*out));
+    memset(out, 0, 22 * sizeof(*out));
     for (uint64_t b = 0; (b = next_touched(region, b)) < HM_MAX_BLOCKS; b++) {
         struct hm_stripe *stripe = hm_stripe_of(core, ino, b);
         const struct hm_block *block = &region->blocks[b];
         pthread_mutex_lock(&stripe->lock);
-        for (uint32_t node = 0; node < HM_MAX_NODES; node++)
+        for (uint32_t node = 0; node < HM_MAX_NODES; node++) {
+            struct hm_mask copies = hm_copies_on(region, b, node);
             out[node] += block->pages[node];
+            out[21] += hm_bits(copies.word);
+        }
         HM_EACH_WORD (w) {
             uint64_t seen = block->cached[w] | block->recalling[w];
             out[16] += hm_popcount(block->dirty[w] & ~block->device[w]);
@@ -248,10 +255,13 @@ int hm_zero_part(struct hm_region *region, uint64_t from, uint64_t to)
     static const uint8_t zeros[HM_PAGE_SIZE];
     struct hm_block *block = &region->blocks[from / HM_BLOCK_BYTES];
     uint32_t page = (uint32_t)(from / HM_PAGE_SIZE % HM_BLOCK_PAGES);
+    struct hm_mask one;
     int error = 0;
     block->generation++;
     if (!hm_test(block->present, page))
         return 0;
+    one = hm_mask_range(page, 1);
+    hm_collapse(region, from / HM_BLOCK_BYTES, &one, HM_HOST);
     error = hm_pool_write(&region->pools[block->owner[page]], from, zeros, to - from);
     if (!error && hm_test(block->kept, page))
         error = hm_pool_write(&region->pools[HM_HOST], from, zeros, to - from);

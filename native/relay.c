@@ -21,6 +21,7 @@
 #define INIT_EXT (1u << 30)
 #define FLAGS2_PASSTHROUGH (1u << 5) /* bit 37 */
 #define OPEN_PASSTHROUGH (1u << 7)
+#define HANDLE_KILLPRIV_V2 (1u << 28) /* 7.33 */
 
 /* Sizes and places in the INIT reply of protocol 7.28 and later. */
 #define MAX_BACKGROUND 4096 /* parked READs must not keep a recall's WRITEs from being sent */
@@ -50,6 +51,7 @@ struct hm_relay {
     pthread_t outbound_thread, notify_thread, inbound_thread;
     _Atomic uint64_t init_unique;
     bool offered;                 /* passthrough, by the kernel; set before any OPEN */
+    bool killpriv;                /* the same of HANDLE_KILLPRIV_V2 */
     pthread_mutex_t tracked_lock; /* guards tracked and again; taken alone */
     struct tracked tracked[TRACKED];
     uint64_t again;             /* the interrupted request last answered with EAGAIN */
@@ -141,6 +143,7 @@ static void init_request(struct hm_relay *relay, uint8_t *message, size_t length
     relay->init_unique = header->unique;
     relay->offered = length >= sizeof(*header) + 20 && in->flags & INIT_EXT &&
                      in->flags2 & FLAGS2_PASSTHROUGH && relay->core->config.kind != HM_KIND_PRIVATE;
+    relay->killpriv = length >= sizeof(*header) + 16 && in->flags & HANDLE_KILLPRIV_V2;
     /* No splicing of a socket. O_TRUNC comes as SETATTR. What changes is told by recalls, never by
      * a changed mtime. The page cache never holds the only size, so there is no writeback cache. */
     in->flags &=
@@ -162,6 +165,10 @@ static void init_reply(struct hm_relay *relay, uint8_t *message, size_t length)
     out->max_write = HM_MAX_WRITE;
     out->max_pages = REPLY_PAGES;
     out->time_gran = 1;
+    /* Without it the kernel asks for a security.capability before each write(2), since there are
+     * extended attributes. With it we drop set-uid bits at writes. */
+    if (relay->killpriv)
+        out->flags |= HANDLE_KILLPRIV_V2;
     if (relay->offered) {
         out->flags |= INIT_EXT;
         out->flags2 = FLAGS2_PASSTHROUGH;

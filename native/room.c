@@ -129,7 +129,7 @@ void hm_core_destroy(struct hm_core *core)
     free(core->list);
     free(core->events);
     free(core->gate);
-    hm_prefetch_free(core);
+    hm_published_free(core);
     free(core);
 }
 
@@ -183,6 +183,20 @@ void hm_release(struct hm_core *core, uint32_t node, uint64_t pages)
 /* For readers that do without the stripe: stale numbers cost them time, never a page. */
 #define HM_UNLOCKED __attribute__((no_sanitize("thread")))
 
+/* Pages on the node that may leave it. */
+HM_UNLOCKED static uint32_t movable(const struct hm_listed *at, uint32_t node)
+{
+    const struct hm_block *block = &at->region->blocks[at->block];
+    struct hm_mask pinned, copies = hm_copies_on(at->region, at->block, node);
+    uint32_t pages = block->pages[node] + hm_bits(copies.word);
+    if (!pages || !at->region->advised)
+        return pages;
+    pinned = hm_pinned(at->region, at->block);
+    HM_EACH_PAGE (page, pinned.word)
+        pages -= hm_test(block->present, page) && block->owner[page] == node;
+    return pages;
+}
+
 HM_UNLOCKED static struct hm_candidate candidate_of(const struct hm_listed *at, uint32_t node)
 {
     const struct hm_block *block = &at->region->blocks[at->block];
@@ -193,7 +207,7 @@ HM_UNLOCKED static struct hm_candidate candidate_of(const struct hm_listed *at, 
                                  .last_migrated = block->last_migrated,
                                  .arrived = block->arrived,
                                  .uses = block->uses,
-                                 .pages = block->pages[node],
+                                 .pages = movable(at, node),
                                  .held = block->busy || block->parked ||
                                          at->region->kind == HM_KIND_DAX};
     if (node == HM_HOST)
@@ -282,6 +296,13 @@ int hm_node_stats_get(struct hm_core *core, uint32_t node, struct hm_node_stats 
                                   .refaulted_pages = n->refaulted_pages,
                                   .thrashed_pages = n->thrashed_pages,
                                   .faults = n->faults,
+                                  .mapped_pages = n->mapped_pages,
+                                  .copies_begun = n->copies_begun,
+                                  .copies_ended = n->copies_ended,
+                                  .thrashing_pages = n->thrashing_pages,
+                                  .throttles = n->throttles,
+                                  .thrash_pins = n->thrash_pins,
+                                  .throttle_ns = n->throttle_ns,
                                   .fault_batches = n->fault_batches,
                                   .operations = n->operations,
                                   .fault_ns = n->fault_ns,
@@ -367,6 +388,25 @@ struct audit {
         }                                                                                          \
     } while (0)
 
+static void audit_copies(struct audit *a, struct hm_region *region, uint64_t b, uint64_t *copied)
+{
+    const struct hm_block *block = &region->blocks[b];
+    unsigned long long ino = region->ino, nr = b;
+    for (uint32_t node = 1; node < a->core->config.nodes; node++) {
+        struct hm_mask copies = hm_copies_on(region, b, node);
+        HM_EACH_WORD (w) {
+            AUDIT(a, !(copies.word[w] & (block->device[w] | ~block->present[w])),
+                  "region %llu block %llu: dev%u has a copy of a page that is not the host's", ino,
+                  nr, node - 1);
+            AUDIT(a, !(region->writers && copies.word[w] & block->cached[w]),
+                  "region %llu block %llu: the CPU may store to a page that dev%u has a copy of",
+                  ino, nr, node - 1);
+        }
+        copied[node] += hm_bits(copies.word);
+        a->used[node] += hm_bits(copies.word);
+    }
+}
+
 static void audit_block(struct audit *a, struct hm_region *region, uint64_t b, uint64_t *pages,
                         uint64_t *kept)
 {
@@ -405,17 +445,18 @@ static void audit_block(struct audit *a, struct hm_region *region, uint64_t b, u
 
 static void audit_region(struct audit *a, struct hm_region *region)
 {
-    uint64_t pages[HM_MAX_NODES] = {0}, kept = 0, from = 0, b;
+    uint64_t pages[HM_MAX_NODES] = {0}, copied[HM_MAX_NODES] = {0}, kept = 0, from = 0, b;
     unsigned long long ino = region->ino;
     while (hm_region_touched(a->core, region->ino, from, &b, 1) == 1) {
         struct hm_stripe *stripe = hm_stripe_of(a->core, region->ino, b);
         pthread_mutex_lock(&stripe->lock);
         audit_block(a, region, b, pages, &kept);
+        audit_copies(a, region, b, copied);
         pthread_mutex_unlock(&stripe->lock);
         from = b + 1;
     }
     for (uint32_t node = 0; node < a->core->config.nodes; node++) {
-        uint64_t held = pages[node] + (node == HM_HOST ? kept : 0);
+        uint64_t held = pages[node] + copied[node] + (node == HM_HOST ? kept : 0);
         uint64_t there = hm_pool_allocated(&region->pools[node]);
         AUDIT(a, pages[node] == hm_region_pages(region, node),
               "region %llu: %llu pages on node %u, its record says %llu", ino,

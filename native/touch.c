@@ -15,10 +15,12 @@ static struct hm_mask touch_window(const struct transaction *t, const struct hm_
             window.word[w] = (t->job->window[w] | touched->word[w]) & inside.word[w];
         return window;
     }
+    resident = hm_copies_on(t->region, t->block, t->job->node);
     HM_EACH_PAGE (page, record->device)
         if (record->owner[page] == t->job->node)
             resident.word[page / 64] |= 1ULL << (page % 64);
     window = hm_prefetch_window(policy, &resident, touched, &inside, record->device_faults, stride);
+    hm_advised_window(t->region, t->block, touched, &window);
     HM_EACH_WORD (w)
         holes |= (touched->word[w] & inside.word[w] & ~record->present[w]) != 0;
     HM_EACH_WORD (w)
@@ -96,23 +98,122 @@ static void count_refault(const struct transaction *t, const struct hm_mask *arr
         hm_count(&node->thrashed_pages, pages);
 }
 
+/* What a policy in Python leaves where it is. */
+static const uint64_t *left(const struct hm_job *job)
+{
+    return job->flags & HM_JOB_CHOSEN && hm_bits(job->afar) ? job->afar : NULL;
+}
+
+/* Take from `touched`, and from `stores`, what does not come to the device, and fill in what is
+ * mapped from afar instead. -EPERM: some of it is pinned elsewhere. */
+static int place(struct transaction *t, struct hm_mask *touched, struct hm_mask *stores, bool count)
+{
+    struct hm_mask inside = hm_inside_file(t->region, t->block), within;
+    struct hm_placement found;
+    HM_EACH_WORD (w)
+        within.word[w] = touched->word[w] & inside.word[w];
+    if (count) {
+        struct hm_mask coming = elsewhere(t, &within);
+        hm_thrash_fault(t->region, t->block, t->job->node, &coming);
+    }
+    found = hm_place(t->region, t->block, t->job->node, &within, count, left(t->job));
+    if (hm_bits(found.refuse.word))
+        return -EPERM;
+    if (!hm_bits(found.afar.word) || t->job->flags & HM_JOB_HERE)
+        return 0;
+    HM_EACH_WORD (w) {
+        touched->word[w] &= ~found.afar.word[w];
+        stores->word[w] &= ~found.afar.word[w];
+    }
+    t->afar = hm_afar_window(t->region, t->block, t->job->node, &found.afar);
+    return 0;
+}
+
+/* Leave to the window what may come to the device. */
+static void placeable(const struct transaction *t, const struct hm_mask *touched,
+                      struct hm_mask *window)
+{
+    struct hm_mask rest;
+    struct hm_placement found;
+    HM_EACH_WORD (w)
+        rest.word[w] = window->word[w] & ~touched->word[w];
+    found = hm_place(t->region, t->block, t->job->node, &rest, false, left(t->job));
+    HM_EACH_WORD (w)
+        window->word[w] &= touched->word[w] | found.bring.word[w];
+}
+
+/* What is reached from afar costs a fault, and the link what it would cost to fetch it once: how
+ * often it is used nobody sees. */
+static void charge_afar(struct transaction *t)
+{
+    static const uint8_t host[HM_BLOCK_PAGES];
+    if (!hm_bits(t->afar.word))
+        return;
+    t->charged += hm_charge_faults(t->core, t->job->node, 1);
+    t->charged += hm_charge_copies(t->core, t->job->node, &t->afar, host);
+    t->record->last_cpu = hm_tick(t->core);
+}
+
+/* Of the window, the read-mostly pages that are only loaded from: they are copied. Taken off the
+ * window, since they don't become the device's. */
+static struct hm_mask take_copies(const struct transaction *t, const struct hm_mask *stores,
+                                  struct hm_mask *window)
+{
+    const struct hm_block *record = t->record;
+    struct hm_mask copy = {{0}};
+    struct hm_advised said;
+    if (!atomic_load(&t->region->copies) || !hm_advised(t->region, t->block, t->job->node, &said))
+        return copy;
+    HM_EACH_WORD (w) {
+        uint64_t there = record->present[w] | record->cached[w] | record->recalling[w];
+        copy.word[w] = window->word[w] & said.read_mostly.word[w] & there & ~stores->word[w];
+    }
+    HM_EACH_PAGE (page, copy.word)
+        if (hm_test(record->device, page) && record->owner[page] == t->job->node)
+            copy.word[page / 64] &= ~(1ULL << (page % 64));
+    HM_EACH_WORD (w)
+        window->word[w] &= ~copy.word[w];
+    return copy;
+}
+
 int hm_touch(struct transaction *t)
 {
     struct hm_block *record = t->record;
     struct hm_mask touched = touched_pages(t->job), stores, window, arriving, inside, past;
+    struct hm_mask copy, copied;
     struct hm_stride stride = record->stride;
     uint32_t faults = record->device_faults;
     int error;
     memcpy(stores.word, t->job->stores, sizeof(stores));
+    error = place(t, &touched, &stores, true);
+    if (error)
+        return error;
+    if (!hm_bits(touched.word)) {
+        charge_afar(t);
+        return 0;
+    }
     window = touch_window(t, &touched, &stride);
+    placeable(t, &touched, &window);
+    copy = take_copies(t, &stores, &window);
+    if (hm_bits(copy.word)) {
+        struct hm_mask had = hm_copies_on(t->region, t->block, t->job->node);
+        HM_EACH_WORD (w)
+            copied.word[w] = copy.word[w] & touched.word[w] & ~had.word[w];
+        error = hm_duplicate(t, &copy);
+        if (error)
+            return error;
+        t->charged += hm_charge_faults(t->core, t->job->node, hm_bits(copied.word));
+    }
     arriving = elsewhere(t, &window);
     t->blank = blank_pages(t, &stores);
     error = hm_bring(t, &window, true, HM_BLOCK_PAGES);
     if (error)
         return error;
+    charge_afar(t);
     HM_EACH_WORD (w)
         past.word[w] = arriving.word[w] & touched.word[w];
     t->charged += hm_charge_faults(t->core, t->job->node, hm_bits(past.word));
+    hm_thrash_note(t->region, t->block, t->job->node, &t->moved, true);
     count_refault(t, &arriving);
     record->device_faults += record->device_faults < UINT16_MAX;
     record->uses += record->uses < UINT32_MAX;
@@ -145,7 +246,8 @@ bool hm_touch_is_easy(const struct transaction *t)
     if (record->busy || record->inflight)
         return false;
     window = touch_window(t, &touched, &stride);
-    if (hm_any(record->cached, window.word))
+    placeable(t, &touched, &window);
+    if (hm_any(record->cached, window.word) || atomic_load(&t->region->copies))
         return false;
     HM_EACH_WORD (w)
         window.word[w] &= ~record->device[w];

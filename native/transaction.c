@@ -39,15 +39,25 @@ struct hm_mask hm_inside_file(struct hm_region *region, uint64_t block)
     return hm_mask_range(0, pages < HM_BLOCK_PAGES ? (uint32_t)pages : HM_BLOCK_PAGES);
 }
 
+struct hm_mask hm_stay(const struct transaction *t)
+{
+    struct hm_advised said;
+    hm_advised(t->region, t->block, t->job->node, &said);
+    if (t->job->node != HM_HOST)
+        HM_EACH_WORD (w)
+            said.pinned.word[w] |= said.no_migrate.word[w];
+    return said.pinned;
+}
+
 static void make_plan(const struct transaction *t, const struct hm_mask *mask, bool populate,
-                      uint32_t limit, struct plan *plan)
+                      uint32_t limit, const struct hm_mask *stay, struct plan *plan)
 {
     const struct hm_block *record = t->record;
-    struct hm_mask wanted;
+    struct hm_mask wanted, there = hm_copies_on(t->region, t->block, t->job->node);
     memset(plan, 0, sizeof(*plan));
     memcpy(plan->from, record->owner, sizeof(plan->from));
     HM_EACH_WORD (w)
-        wanted.word[w] = mask->word[w] & record->present[w];
+        wanted.word[w] = mask->word[w] & record->present[w] & ~stay->word[w];
     HM_EACH_PAGE (page, wanted.word) {
         uint64_t bit = 1ULL << (page % 64);
         uint32_t w = page / 64;
@@ -57,6 +67,8 @@ static void make_plan(const struct transaction *t, const struct hm_mask *mask, b
             continue;
         plan->move.word[w] |= bit;
         plan->moves++;
+        if (there.word[w] & bit)
+            continue; /* the device has the bytes, and the room for them */
         if (t->blank.word[w] & bit)
             plan->blank.word[w] |= bit;
         else if (t->job->node != HM_HOST || !(record->kept[w] & bit))
@@ -180,6 +192,41 @@ static void discard(struct transaction *t, const struct plan *plan)
     hm_count(&t->core->count.migrations_discarded, 1);
 }
 
+/* Copies of read-mostly pages that end because a device becomes the owner, or begin because it was:
+ * the old owner keeps its page as a copy if nobody may store to the host's unannounced. */
+static void flip_copies(struct transaction *t, const struct plan *plan,
+                        struct hm_mask freed[HM_MAX_NODES])
+{
+    struct hm_advised said;
+    uint32_t to = t->job->node;
+    if (!atomic_load(&t->region->copies))
+        return;
+    if (to != HM_HOST)
+        for (uint32_t node = 1; node < t->core->config.nodes; node++) {
+            struct hm_mask copies = hm_copies_on(t->region, t->block, node);
+            HM_EACH_WORD (w)
+                copies.word[w] &= plan->move.word[w];
+            if (node != to) {
+                HM_EACH_WORD (w)
+                    freed[node].word[w] |= copies.word[w];
+                hm_count(&t->core->nodes[node].copies_ended, hm_bits(copies.word));
+            }
+            hm_copies_set(t->region, t->block, node, &copies, false);
+        }
+    if (to != HM_HOST || t->job->flags & HM_JOB_EVICT || atomic_load(&t->region->writers) ||
+        !hm_advised(t->region, t->block, HM_HOST, &said))
+        return;
+    for (uint32_t node = 1; node < t->core->config.nodes; node++) {
+        struct hm_mask stays;
+        HM_EACH_WORD (w) {
+            stays.word[w] = freed[node].word[w] & said.read_mostly.word[w];
+            freed[node].word[w] &= ~stays.word[w];
+        }
+        hm_copies_set(t->region, t->block, node, &stays, true);
+        hm_count(&t->core->nodes[node].copies_begun, hm_bits(stays.word));
+    }
+}
+
 /* Change the owner of plan->move and give plan->fill its first. The stripe is held, the copies are
  * made, the generation was checked. Which pages each node loses for good comes back in `freed`. */
 static void flip(struct transaction *t, const struct plan *plan, struct hm_mask freed[HM_MAX_NODES])
@@ -217,6 +264,7 @@ static void flip(struct transaction *t, const struct plan *plan, struct hm_mask 
         if (!(record->kept[w] & bit) || from != HM_HOST)
             freed[from].word[w] |= bit;
     }
+    flip_copies(t, plan, freed);
     for (uint32_t node = 0; node < t->core->config.nodes; node++) {
         if (!moved[node])
             continue;
@@ -248,6 +296,11 @@ static void count_migration(struct transaction *t, const struct plan *plan,
     }
     hm_count(&core->count.migrations, 1);
     t->charged += hm_charge_copies(core, t->job->node, &plan->copy, plan->from);
+    if (t->job->kind == HM_JOB_TOUCH)
+        t->moved = plan->move; /* it is not over yet */
+    else if (!(t->job->flags & HM_JOB_EVICT))
+        hm_thrash_note(t->region, t->block, t->job->node, &plan->move,
+                       t->job->kind != HM_JOB_MIGRATE || t->job->flags & HM_JOB_FAULT);
     t->event.moved += plan->moves;
     t->event.saved += plan->moves - plan->copies;
     t->record->last_migrated = hm_tick(t->core);
@@ -260,7 +313,7 @@ static void count_migration(struct transaction *t, const struct plan *plan,
     }
 }
 
-static int take_room(struct transaction *t, uint32_t pages, enum hm_room room)
+int hm_take_room(struct transaction *t, uint32_t pages, enum hm_room room)
 {
     uint32_t missing = pages > t->reserved ? pages - t->reserved : 0;
     int error = hm_reserve(t->core, t->job->node, missing, room != HM_ROOM);
@@ -282,10 +335,13 @@ int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, u
     static const struct hm_mask nothing;
     /* What comes home is owned by devices, so the CPU has none of it. */
     const struct hm_mask *from_cpu = t->job->node == HM_HOST ? &nothing : mask;
-    struct hm_mask freed[HM_MAX_NODES];
+    struct hm_mask freed[HM_MAX_NODES], stay;
     struct plan plan;
     if (hm_is_shared(t->region))
         return hm_shared_relabel(t, mask, limit);
+    stay = hm_stay(t);
+    if (t->job->flags & HM_JOB_EVICT && t->job->source)
+        t->event.moved += hm_collapse(t->region, t->block, mask, t->job->source);
     for (;;) {
         uint32_t generation, room;
         int error = hm_recall(t->region, t->block, from_cpu);
@@ -294,9 +350,9 @@ int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, u
         while (record->inflight)
             pthread_cond_wait(&t->stripe->changed, &t->stripe->lock);
         generation = record->generation;
-        make_plan(t, mask, populate, limit, &plan);
+        make_plan(t, mask, populate, limit, &stay, &plan);
         room = plan.copies + plan.fills + hm_bits(plan.blank.word);
-        error = take_room(t, room, t->job->flags & HM_JOB_STAGING ? HM_ROOM_STAGING : HM_ROOM);
+        error = hm_take_room(t, room, t->job->flags & HM_JOB_STAGING ? HM_ROOM_STAGING : HM_ROOM);
         if (error || !(plan.moves + plan.fills)) {
             hm_thaw(record, t->stripe);
             return error;
@@ -328,18 +384,19 @@ int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, u
 int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
                   const struct hm_mask *overwritten, enum hm_room room)
 {
-    struct hm_job job = {.node = HM_HOST};
+    struct hm_job job = {.node = HM_HOST, .flags = HM_JOB_FAULT};
     struct transaction t = {.core = region->core,
                             .region = region,
                             .stripe = hm_stripe_of(region->core, region->ino, block),
                             .record = &region->blocks[block],
                             .block = block,
                             .job = &job};
+    static const struct hm_mask none; /* a pinned page is asked for only if a store would be lost */
     struct hm_mask freed[HM_MAX_NODES], carry;
     struct plan plan;
     int error;
-    make_plan(&t, mask, false, HM_BLOCK_PAGES, &plan);
-    error = take_room(&t, plan.copies, room);
+    make_plan(&t, mask, false, HM_BLOCK_PAGES, &none, &plan);
+    error = hm_take_room(&t, plan.copies, room);
     if (error)
         return error;
     HM_EACH_WORD (w)

@@ -13,6 +13,8 @@ struct transaction {
     uint32_t reserved;    /* pages reserved on job->node and not used yet */
     struct hm_mask blank; /* TOUCH: pages whose old bytes the worker's kernel does without */
     struct hm_mask wake;  /* TOUCH: pages whose waiters are woken once the block is free */
+    struct hm_mask afar;  /* TOUCH: pages that the worker maps from afar then */
+    struct hm_mask moved; /* TOUCH: pages that came from another node */
     uint64_t charged;     /* ns, by the simulated clock */
     struct hm_event event;
 };
@@ -21,9 +23,15 @@ struct transaction {
  * there, at most `limit` pages. The stripe is held and the block busy, on return too; the lock is
  * dropped for the recall, the copy and the punch. */
 int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, uint32_t limit);
-void hm_punch_runs(struct hm_region *region, uint32_t node, uint64_t block, const uint64_t *words);
+/* Reserve pages on the job's node beyond what the job brought along. -ENOSPC: event.need is set. */
+int hm_take_room(struct transaction *t, uint32_t pages, enum hm_room room);
+/* copies.c: give job->node copies of the pages that have bytes. As hm_bring. */
+int hm_duplicate(struct transaction *t, const struct hm_mask *mask);
 /* Mark before the first byte changes: from here on no kept copy may pass for the page. */
 void hm_mark_written(struct transaction *t, const struct hm_mask *mask);
+
+/* Pages that may not go to the job's node. */
+struct hm_mask hm_stay(const struct transaction *t);
 
 /* operation.c: a device's read, write, fill or checksum */
 int hm_operate(struct transaction *t, const struct hm_mask *mask);

@@ -15,6 +15,7 @@
  * by waking it, whatever became of the page meanwhile: an access that still can't go on faults
  * anew.
  */
+#include "afar.h"
 #include "core.h"
 
 #include <fcntl.h>
@@ -23,6 +24,7 @@
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #define BATCH 64 /* faults taken at a time */
@@ -31,17 +33,17 @@ void hm_devices_init(struct hm_core *core)
 {
     for (uint32_t node = 0; node < HM_MAX_NODES; node++) {
         pthread_rwlock_init(&core->device[node].lock, NULL);
-        core->device[node].uffd = core->device[node].stop_fd = -1;
+        core->device[node].uffd = core->device[node].stop_fd = core->device[node].afar = -1;
     }
 }
 
 /* ---- what a worker may do ----------------------------------------------------------------- */
 
-/* 0 also when the worker is gone or has unmapped the range: nobody can store there any more. */
+/* 0 also when the worker is gone: nobody can store there any more. */
 static int uffd_ioctl(int uffd, unsigned long request, void *argument)
 {
     while (ioctl(uffd, request, argument) < 0) {
-        if (errno == ESRCH || errno == ENOENT)
+        if (errno == ESRCH)
             return 0;
         if (errno != EAGAIN && errno != EINTR)
             return -errno;
@@ -55,11 +57,20 @@ static struct uffdio_range range_of(uint64_t window, uint64_t block, uint32_t fi
                                  (uint64_t)count * HM_PAGE_SIZE};
 }
 
+/* -ENOENT: a part of it is not the window's any more, because it is unmapped or, from afar, mapped
+ * from the mount. Then the kernel stops at that part, so it is done page by page. */
 static int write_protect(int uffd, struct uffdio_range range, bool on)
 {
-    struct uffdio_writeprotect request = {range, on ? UFFDIO_WRITEPROTECT_MODE_WP
-                                                    : UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
-    return uffd_ioctl(uffd, UFFDIO_WRITEPROTECT, &request);
+    uint64_t mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : UFFDIO_WRITEPROTECT_MODE_DONTWAKE;
+    struct uffdio_writeprotect request = {range, mode};
+    int error = uffd_ioctl(uffd, UFFDIO_WRITEPROTECT, &request);
+    for (uint64_t at = 0; error == -ENOENT && at < range.len; at += HM_PAGE_SIZE) {
+        struct uffdio_writeprotect page = {{range.start + at, HM_PAGE_SIZE}, mode};
+        int result = uffd_ioctl(uffd, UFFDIO_WRITEPROTECT, &page);
+        if (result && result != -ENOENT)
+            error = result;
+    }
+    return error == -ENOENT ? 0 : error;
 }
 
 static int wake(int uffd, struct uffdio_range range)
@@ -130,6 +141,47 @@ int hm_window_copy(struct hm_region *region, uint32_t node, uint64_t block, uint
         error = -errno;
     pthread_rwlock_unlock(&device->lock);
     return error;
+}
+
+int hm_window_map_afar(struct hm_region *region, uint32_t node, uint64_t block,
+                       const struct hm_mask *mask)
+{
+    struct hm_device *device = &region->core->device[node];
+    int error = 0;
+    pthread_rwlock_rdlock(&device->lock);
+    if (device->afar < 0)
+        error = -ENOTCONN;
+    for (uint32_t first = 0, count; !error && hm_next_run(mask->word, &first, &count);
+         first += count) {
+        struct hm_afar_request request = {.ino = region->ino,
+                                          .offset = block * HM_BLOCK_BYTES +
+                                                    (uint64_t)first * HM_PAGE_SIZE,
+                                          .length = (uint64_t)count * HM_PAGE_SIZE};
+        if (send(device->afar, &request, sizeof(request), MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
+            error = errno == EAGAIN ? -EBUSY : -ENOTCONN;
+        else
+            hm_count(&region->core->nodes[node].mapped_pages, count);
+    }
+    pthread_rwlock_unlock(&device->lock);
+    return error;
+}
+
+/* What the helper could not map is brought after all. */
+static void take_refusals(struct hm_core *core, uint32_t node)
+{
+    struct hm_device *device = &core->device[node];
+    struct hm_afar_request request;
+    while (recv(device->afar, &request, sizeof(request), MSG_DONTWAIT) == sizeof(request)) {
+        uint32_t first = (uint32_t)(request.offset % HM_BLOCK_BYTES / HM_PAGE_SIZE);
+        struct hm_job job = {.kind = HM_JOB_TOUCH,
+                             .node = node,
+                             .ino = request.ino,
+                             .block = request.offset / HM_BLOCK_BYTES};
+        struct hm_mask pages =
+            hm_mask_range(first, (uint32_t)(request.length / HM_PAGE_SIZE) & 0x3ff);
+        memcpy(job.pages, pages.word, sizeof(job.pages));
+        hm_touch_report(core, &job, -ENOTCONN, 0);
+    }
 }
 
 /* ---- what need not be copied to a worker --------------------------------------------------- */
@@ -309,13 +361,17 @@ static void *fault_thread(void *arg)
 {
     struct hm_device *device = arg;
     struct hm_core *core = device->core;
-    struct pollfd ready[2] = {{.fd = device->uffd, .events = POLLIN},
-                              {.fd = device->stop_fd, .events = POLLIN}};
+    uint32_t node = (uint32_t)(device - core->device);
+    struct pollfd ready[3] = {{.fd = device->uffd, .events = POLLIN},
+                              {.fd = device->stop_fd, .events = POLLIN},
+                              {.fd = device->afar, .events = POLLIN}};
     for (;;) {
-        while (take_faults(core, (uint32_t)(device - core->device)))
+        while (take_faults(core, node))
             ;
-        if (poll(ready, 2, -1) < 0 && errno != EINTR)
+        if (poll(ready, 3, -1) < 0 && errno != EINTR)
             break;
+        if (ready[2].revents & POLLIN)
+            take_refusals(core, node);
         if (ready[1].revents || ready[0].revents & (POLLERR | POLLHUP | POLLNVAL))
             break;
     }
@@ -324,7 +380,7 @@ static void *fault_thread(void *arg)
 
 /* ---- workers and windows ------------------------------------------------------------------ */
 
-int hm_device_attach(struct hm_core *core, uint32_t node, int uffd)
+int hm_device_attach(struct hm_core *core, uint32_t node, int uffd, int afar)
 {
     struct hm_device *device = &core->device[node];
     int error = 0;
@@ -340,10 +396,11 @@ int hm_device_attach(struct hm_core *core, uint32_t node, int uffd)
     if (!error) {
         device->core = core;
         device->uffd = uffd;
+        device->afar = afar;
         error = -pthread_create(&device->thread, NULL, fault_thread, device);
         if (error) {
             close(device->stop_fd);
-            device->uffd = device->stop_fd = -1;
+            device->uffd = device->stop_fd = device->afar = -1;
         }
     }
     pthread_rwlock_unlock(&device->lock);
@@ -375,7 +432,9 @@ int hm_device_detach(struct hm_core *core, uint32_t node)
     device->windows_used = 0;
     close(device->uffd);
     close(device->stop_fd);
-    device->uffd = device->stop_fd = -1;
+    if (device->afar >= 0)
+        close(device->afar);
+    device->uffd = device->stop_fd = device->afar = -1;
     pthread_rwlock_unlock(&device->lock);
     return 0;
 }

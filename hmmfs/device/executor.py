@@ -27,9 +27,11 @@ from hmmfs.memory import (
     BLOCK_PAGES,
     HOST,
     PAGE_SIZE,
+    AdviceField,
     BlockKey,
     Core,
     Job,
+    JobFlag,
     JobKind,
     JobResult,
     Region,
@@ -80,11 +82,17 @@ def pages(places: Iterator[Span]) -> int:
     )
 
 
-def _migration(region: Region, span: Span, node: int) -> Job:
+def _migration(region: Region, span: Span, node: int, flags: JobFlag) -> Job:
     first = span.offset // PAGE_SIZE
     last = (span.offset + span.length - 1) // PAGE_SIZE
     return Job(
-        JobKind.MIGRATE, region.ino, span.block, node=node, first=first, count=last - first + 1
+        JobKind.MIGRATE,
+        region.ino,
+        span.block,
+        node=node,
+        flags=flags,
+        first=first,
+        count=last - first + 1,
     )
 
 
@@ -116,14 +124,14 @@ class Executor:
     """One device. Submissions run one after the other, in the order in which they come."""
 
     def __init__(
-        self, core: Core, jobs: Jobs, rooms: Rooms, regions: RegionTable, node: int
+        self, core: Core, jobs: Jobs, rooms: Rooms, regions: RegionTable, node: int, path: str
     ) -> None:
         self._core = core
         self._jobs = jobs
         self._rooms = rooms
         self._regions = regions
         self._node = node
-        self.worker = Worker(core, node)
+        self.worker = Worker(core, node, path)
         self._turn = trio.Lock()
         self.queue: list[Entry] = []  # in the order in which they came
         self._entry: Entry  # whose turn it is
@@ -237,8 +245,11 @@ class Executor:
             )
 
         def job(span: Span) -> Job:
-            return _migration(region, span, node)
+            return _migration(region, span, node, JobFlag.ASKED)
 
+        first, stop = start // PAGE_SIZE, -(-end // PAGE_SIZE)
+        if first < stop:
+            region.advise(first, stop - first, AdviceField.PREFETCHED, 1 + node)
         with self._regions.using(region):
             places = touched_spans(region, start, end)
             await self._each(places, job, pages(touched_spans(region, start, end)))
@@ -391,7 +402,7 @@ class Executor:
     async def _fetch(self, region: Region, span: Span) -> None:
         """Bring what a later job will need. It may fail: then that job brings it itself."""
         with contextlib.suppress(HmmfsError):
-            await self._block(_migration(region, span, self._node))
+            await self._block(_migration(region, span, self._node, JobFlag.PLACED))
 
     async def _block(self, job: Job) -> JobResult:
         """Run a job on one block until it is done, making room as needed."""
@@ -447,6 +458,16 @@ class Executor:
             return HmmfsError(number, "The region was cut short meanwhile: grow it again.")
         if number == errno.ENOENT:
             return HmmfsError(number, "The region was removed meanwhile.")
+        if number == errno.EPERM:
+            return HmmfsError(
+                errno.EBUSY,
+                "Some of the pages are advised to stay where they are (pinned, or no_migrate): "
+                "unset that first.",
+            )
+        if number == errno.ENOBUFS:
+            return HmmfsError(
+                errno.ENOSPC, "Host memory has no room for pages that are reached there from afar."
+            )
         if number == errno.EOPNOTSUPP:
             return HmmfsError(number, "DAX memory never moves: mount with type=coherent for that.")
         return HmmfsError(number, f"{errno.errorcode.get(number, number)} from the native core.")

@@ -33,11 +33,13 @@ START_S = 30.0  # for python and numpy to come up on a loaded machine
 
 
 class Worker:
-    """The worker of the device on `node`."""
+    """The worker of the device on `node`. regions: the directory of the mount where it finds the
+    files that it maps from afar."""
 
-    def __init__(self, core: Core, node: int) -> None:
+    def __init__(self, core: Core, node: int, regions: str) -> None:
         self._core = core
         self._node = node
+        self._regions = os.fsencode(regions)
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: trio.socket.SocketType | None = None
         self._windows: dict[int, int] = {}  # bytes mapped, by inode number
@@ -62,7 +64,11 @@ class Worker:
             inos = [region.ino for region in regions]
             with self._discarding(regions, launch):
                 with trio.move_on_after(launch.limit or float("inf")):
-                    return self._outcome(await self._ask(("launch", inos, launch.payload)))
+                    message = ("launch", inos, launch.payload, self._files(regions, launch))
+                    outcome, mapped = await self._ask(message)
+                    for ino in mapped:
+                        self._drop(ino)
+                    return self._outcome(outcome)
             raise HmmfsError(
                 errno.ETIME, f"The kernel ran for more than {launch.limit:g} s, its limit."
             )
@@ -74,6 +80,21 @@ class Worker:
             raise
         finally:
             self._running = False
+
+    def _files(self, regions: Sequence[Region], launch: Launch) -> list[tuple[int, bytes, bool]]:
+        """(inode number, path, whether it is stored to) of each region that may be mapped from
+        afar."""
+        if self._core.kind is not Kind.PRIVATE:
+            return []
+        stored = {
+            region.ino
+            for region, use in zip(regions, launch.uses, strict=True)
+            if use.use != "reads"
+        }
+        named = {region.ino: region.name for region in regions if region.nlink}
+        return [
+            (ino, os.path.join(self._regions, name), ino in stored) for ino, name in named.items()
+        ]
 
     def fail(self, error: HmmfsError) -> None:
         """The kernel did what can't be served: end it, and say why."""
@@ -110,23 +131,31 @@ class Worker:
 
     async def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        with theirs:
-            command = [sys.executable, "-m", "hmmfs.device.worker", str(theirs.fileno())]
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
-            )
+        afar, mapper = socket.socketpair(
+            socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
+        )
+        with theirs, mapper:
+            fds = [theirs.fileno(), mapper.fileno()]
+            command = [sys.executable, "-m", "hmmfs.device.worker", *map(str, fds)]
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=fds)
         ours.setblocking(False)
         self._channel = trio.socket.from_stdlib_socket(ours)
+        with afar:
+            await self._attach(afar)
+
+    async def _attach(self, afar: socket.socket) -> None:
+        assert self._channel is not None
         with trio.move_on_after(START_S):
             _, ancillary, _, _ = await self._channel.recvmsg(HEADER.size, socket.CMSG_SPACE(4))
             if not ancillary:
                 raise await self._death("could not be started (see the daemon's log)")
             uffd = int.from_bytes(ancillary[0][2][:4], sys.byteorder)
             try:
-                self._core.device_attach(self._node, uffd)
+                self._core.device_attach(self._node, uffd, afar.fileno())
             except BaseException:
                 os.close(uffd)
                 raise
+            afar.detach()
             return
         raise HmmfsError(errno.ETIME, f"The worker did not answer within {START_S:g} s.")
 
@@ -167,9 +196,12 @@ class Worker:
             for ino in written.keys() & self._windows.keys():
                 self._core.device_discard(self._node, ino, 0)
 
-    async def _unmap(self, ino: int) -> None:
+    def _drop(self, ino: int) -> None:
         del self._windows[ino]
         self._core.device_unmap(self._node, ino)
+
+    async def _unmap(self, ino: int) -> None:
+        self._drop(ino)
         await self._ask(("unmap", ino))
 
     async def _ask(self, message: object, fd: int | None = None) -> Any:

@@ -7,10 +7,13 @@ with its length before it, and may carry a descriptor; every one gets an answer:
                                     ->  the address of the new window; without faults all of it is
                                         there at any time
     ("unmap", ino)                  ->  None
-    ("launch", windows, payload)    ->  ("done", pickle) or ("raised", one line, traceback)
+    ("launch", inos, payload, files)
+                                    ->  (("done", pickle) or ("raised", one line, traceback), inos)
 
 The window is the device's VRAM itself, mapped and registered with userfaultfd: whatever is not
-there is brought by the daemon while the access waits. A kernel can't tell.
+there is brought by the daemon while the access waits. A kernel can't tell. Or it is mapped from
+afar, from the region's file in the mount (native/afar.c): `files` says which that is. Windows of
+which something was mapped so are gone after the launch, and named in the answer.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from typing import Any
 import numpy as np
 
 from hmmfs.device.launches import Array
+from hmmfs.memory import Afar
 
 HEADER = struct.Struct("<Q")
 # userfaultfd(2), by machine; the ioctls are the same on all that have these headers.
@@ -112,6 +116,11 @@ class Windows:
         view.flags.writeable = array.use != "reads"
         return view
 
+    def allow(self, afar: Afar, files: list[tuple[int, bytes, bool]]) -> None:
+        for ino, path, writable in files:
+            if ino in self._at:
+                afar.allow(ino, *self._at[ino], path, writable=writable)
+
 
 def function_of(target: Any) -> Callable[..., Any]:
     """A callable as it is, ``module:name``, or ``file.py:name``."""
@@ -185,6 +194,7 @@ def main() -> None:
     uffd = open_userfaultfd()
     socket.send_fds(channel, [HEADER.pack(0)], [uffd])
     windows = Windows(uffd)
+    afar = Afar(int(sys.argv[2]), uffd)
     while True:
         header, fds, _, _ = socket.recv_fds(channel, HEADER.size, 1)
         if not header:
@@ -198,7 +208,13 @@ def main() -> None:
         elif kind == "unmap":
             windows.unmap(*rest)
         else:
-            answer = run(windows, *rest)
+            inos, payload, files = rest
+            windows.allow(afar, files)
+            outcome = run(windows, inos, payload)
+            mapped = afar.end(len(files))
+            for ino in mapped:
+                windows.unmap(ino)
+            answer = outcome, mapped
         for fd in fds:
             os.close(fd)
         data = pickle.dumps(answer)

@@ -14,12 +14,15 @@ import os
 import stat
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyfuse3
+import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from hmmfs.errors import HmmfsError, UsageError
+from hmmfs.filesystem import advice
 from hmmfs.filesystem.submit import MAX_READ, Submission
 from hmmfs.filesystem.tree import Action, Directory, Node, Setting, Submit, Text, Tree
 from hmmfs.memory import FIRST_REGION_INO, HOST, PAGE_SIZE, Core, Region, RegionTable
@@ -30,8 +33,16 @@ log = logging.getLogger(__name__)
 # Every change of a name in regions/ comes through the kernel, so it may believe them for long.
 REGION_ENTRY_TIMEOUT = 3600.0
 MAX_REGIONS = 8192
+ADVICE = b"user.hmmfs.advice"
+ENOATTR = pyfuse3.ENOATTR
 MAX_VALUE = 4096  # bytes written to a file that takes one value
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class RegionHandle:
+    region: Region
+    writes: bool
 
 
 class TextHandle:
@@ -54,7 +65,7 @@ class SubmitHandle:
         self.submission: Submission = node.open()
 
 
-Handle = Region | TextHandle | SubmitHandle | Action | Directory
+Handle = RegionHandle | TextHandle | SubmitHandle | Action | Directory
 
 
 def _answered(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -188,6 +199,9 @@ class Operations(pyfuse3.Operations):
             return self._attributes(found)
         if fields.update_size:
             self._truncate(found, attr.st_size)
+        if fields.update_uid or fields.update_gid or (fields.update_size and ctx.uid):
+            # The gate told the kernel that this is ours to do (HANDLE_KILLPRIV_V2).
+            found.mode &= ~(stat.S_ISUID | (stat.S_ISGID if found.mode & stat.S_IXGRP else 0))
         if fields.update_mode:
             found.mode = stat.S_IFREG | stat.S_IMODE(attr.st_mode)
         if fields.update_uid:
@@ -241,7 +255,7 @@ class Operations(pyfuse3.Operations):
         self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         region = self._make(parent, name, mode, ctx)
-        return self._open_region(region), self._attributes(region)
+        return await self._open_region(region, flags), self._attributes(region)
 
     async def mknod(
         self, parent: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
@@ -328,15 +342,20 @@ class Operations(pyfuse3.Operations):
         self._handles[fh] = handle
         return fh
 
-    def _open_region(self, region: Region) -> FileInfo:
-        """With what the page cache holds kept: what changes elsewhere is recalled from it."""
+    async def _open_region(self, region: Region, flags: int) -> FileInfo:
+        handle = RegionHandle(region, flags & os.O_ACCMODE != os.O_RDONLY)
         self._table.acquire(region)
-        return FileInfo(fh=self._handle(region), keep_cache=True)
+        if handle.writes and region.mostly:
+            # Copies of read-mostly pages end before anybody can store to them unannounced.
+            await trio.to_thread.run_sync(region.opened_for_writing)
+        elif handle.writes:
+            region.opened_for_writing()
+        return FileInfo(fh=self._handle(handle), keep_cache=True)
 
     async def open(self, ino: int, flags: int, ctx: RequestContext) -> FileInfo:
         found = self._find(ino)
         if isinstance(found, Region):
-            return self._open_region(found)
+            return await self._open_region(found, flags)
         if isinstance(found, Submit):
             return FileInfo(fh=self._handle(SubmitHandle(found)), direct_io=True, keep_cache=False)
         if isinstance(found, Action):
@@ -386,8 +405,10 @@ class Operations(pyfuse3.Operations):
 
     async def release(self, fh: int) -> None:
         handle = self._handles.pop(fh)
-        if isinstance(handle, Region):
-            self._table.release(handle)
+        if isinstance(handle, RegionHandle):
+            if handle.writes:
+                handle.region.closed_for_writing()
+            self._table.release(handle.region)
         elif isinstance(handle, SubmitHandle):
             handle.submission.interrupt()
             self._tree.close_call(handle.node)
@@ -400,6 +421,40 @@ class Operations(pyfuse3.Operations):
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         raise FUSEError(errno.ENOSYS)
+
+    # ---- extended attributes: what setfattr and getfattr say of a region
+
+    def _advised(self, inode: int, name: bytes) -> Region:
+        region = self._table.by_ino(inode)
+        if region is None or name != ADVICE:
+            raise FUSEError(ENOATTR)
+        return region
+
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        text = advice.shown(self._advised(inode, name)).encode()
+        if not text:
+            raise FUSEError(ENOATTR)
+        return text
+
+    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        region = self._table.by_ino(inode)
+        return [ADVICE] if region is not None and advice.shown(region) else []
+
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        if name != ADVICE and not name.startswith(b"user."):
+            raise FUSEError(errno.EOPNOTSUPP)
+        region = self._advised(inode, name)
+        try:
+            advice.apply(region, os.fsdecode(value), self._core.nodes)
+        except HmmfsError as error:
+            self._tree.errors.say(error.sentence)
+            raise
+
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        region = self._advised(inode, name)
+        if not advice.shown(region):
+            raise FUSEError(ENOATTR)
+        advice.apply(region, "all unset_all", self._core.nodes)
 
     # ---- the whole
 

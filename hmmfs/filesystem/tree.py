@@ -1,14 +1,15 @@
 """The tree of control files: what there is, who may read and write it, what it says.
 
 regions/NAME                      the data; served by the gate
-state/NAME/residency              where a region's pages are
+state/NAME/{residency,advice,prefetched}  where a region's pages are, what was said of them
 devices/devN/{type,stats,queue,last_error,submit,calls,reset,vram/{total,used}}
-devices/devN/policy/{prefetch,eviction,watermark}  policy/prefetch
+devices/devN/policy/{prefetch,eviction,placement,watermark}  policy/{prefetch,thrashing}
 stats audit topology version last_error
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 import re
 import stat
@@ -18,6 +19,8 @@ from typing import TypeVar
 
 import hmmfs
 from hmmfs.device import Executor
+from hmmfs.errors import HmmfsError
+from hmmfs.filesystem import advice
 from hmmfs.filesystem.submit import Submission
 from hmmfs.memory import HOST, PAGE_SIZE, Core, Region, RegionTable
 from hmmfs.policy import Policies
@@ -290,28 +293,37 @@ class Tree:
     def _policy(self, node: int) -> Directory:
         """policy/: of a device, or of the host, which evicts nothing."""
         policies, device = self._policies, node - 1 if node else None
-        children: dict[bytes, Node] = {
-            b"prefetch": self._setting(
-                lambda: line(policies.names(node)[0]),
-                lambda text: policies.set_prefetch(node, text),
-                device,
+
+        def file(name: str, store: Callable[[int, str], None]) -> Setting:
+            return self._setting(
+                lambda: line(policies.names(node)[name]), lambda text: store(node, text), device
             )
-        }
-        if node != HOST:
-            children[b"eviction"] = self._setting(
-                lambda: line(policies.names(node)[1]),
-                lambda text: policies.set_eviction(node, text),
-                device,
-            )
-            children[b"watermark"] = self._setting(
-                lambda: line(policies.watermark(node)),
-                lambda text: policies.set_watermark(node, text),
-                device,
-            )
+
+        children: dict[bytes, Node] = {b"prefetch": file("prefetch", policies.set_prefetch)}
+        if node == HOST:
+            children[b"thrashing"] = file("thrashing", lambda _, text: policies.set_thrashing(text))
+            return self._directory(children)
+        children[b"eviction"] = file("eviction", policies.set_eviction)
+        children[b"placement"] = file("placement", policies.set_placement)
+        children[b"watermark"] = self._setting(
+            lambda: line(policies.watermark(node)),
+            lambda text: policies.set_watermark(node, text),
+            device,
+        )
         return self._directory(children)
 
     def _region_state(self, region: Region) -> Node:
-        directory = self._directory({b"residency": self._text(lambda: self._residency(region))})
+        def store(text: str) -> None:
+            self._alive(region)
+            advice.apply(region, text, self._core.nodes)
+
+        directory = self._directory(
+            {
+                b"residency": self._text(lambda: self._residency(region)),
+                b"advice": self._setting(lambda: self._said(region), store, None),
+                b"prefetched": self._text(lambda: self._prefetched(region)),
+            }
+        )
         for node in (directory, *directory.children.values()):
             node.entry_timeout = 0.0
         return directory
@@ -322,9 +334,23 @@ class Tree:
         host = {f"host_{key}": value for key, value in self._core.node_stats(HOST).items()}
         return table({"pid": self._pid, **self._core.stats(), **host})
 
+    def _is_gone(self, region: Region) -> bool:
+        """Removed while a file of state/ was open."""
+        return self._table.by_ino(region.ino) is not region
+
+    def _alive(self, region: Region) -> None:
+        if self._is_gone(region):
+            raise HmmfsError(errno.ENOENT, "The region was removed meanwhile.")
+
+    def _said(self, region: Region) -> str:
+        return "" if self._is_gone(region) else advice.shown(region)
+
+    def _prefetched(self, region: Region) -> str:
+        return "" if self._is_gone(region) else advice.prefetched(region)
+
     def _residency(self, region: Region) -> str:
-        if self._table.by_ino(region.ino) is not region:
-            return ""  # removed while the file was open
+        if self._is_gone(region):
+            return ""
         found = region.residency()
         values = {"pages_host": found.pages[HOST]}
         for number, pages in enumerate(found.pages[1:]):
@@ -334,6 +360,7 @@ class Tree:
             "dirty_device": found.dirty_device,
             "cpu_cached": found.cpu_cached,
             "kept": found.kept,
+            "copies": found.copies,
             "reserved": found.reserved,
             "size": region.size,
         }

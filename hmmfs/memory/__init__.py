@@ -1,15 +1,15 @@
 """What is where: the native core, its regions and the table of their names."""
 
-from hmmfs.memory.core import (
+from hmmfs.memory.core import BLOCK_DTYPE, CANDIDATE_DTYPE, FIRST_REGION_INO, Afar, Core, Region
+from hmmfs.memory.regions import RegionTable
+from hmmfs.memory.types import (
     BLOCK_BYTES,
-    BLOCK_DTYPE,
     BLOCK_PAGES,
-    CANDIDATE_DTYPE,
-    FIRST_REGION_INO,
     HOST,
     PAGE_SIZE,
+    Advice,
+    AdviceField,
     BlockKey,
-    Core,
     Event,
     EventKind,
     FaultReason,
@@ -18,13 +18,12 @@ from hmmfs.memory.core import (
     JobKind,
     JobResult,
     Kind,
+    PlacementKind,
     PrefetchKind,
-    Region,
     Residency,
     Touch,
     page_set,
 )
-from hmmfs.memory.regions import RegionTable
 
 __all__ = [
     "BLOCK_BYTES",
@@ -34,6 +33,9 @@ __all__ = [
     "FIRST_REGION_INO",
     "HOST",
     "PAGE_SIZE",
+    "Advice",
+    "AdviceField",
+    "Afar",
     "BlockKey",
     "Core",
     "Event",
@@ -44,6 +46,7 @@ __all__ = [
     "JobKind",
     "JobResult",
     "Kind",
+    "PlacementKind",
     "PrefetchKind",
     "Region",
     "RegionTable",

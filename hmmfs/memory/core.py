@@ -5,23 +5,30 @@ Nothing here waits for another party. Sizes are in 4 KiB pages unless a name say
 
 from __future__ import annotations
 
-import enum
 import errno
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hmmfs._native import ffi, lib
 from hmmfs.errors import HmmfsError, check
+from hmmfs.memory.types import (
+    Advice,
+    AdviceField,
+    Event,
+    Job,
+    JobResult,
+    Kind,
+    PlacementKind,
+    PrefetchKind,
+    Residency,
+    Touch,
+    page_words,
+)
 
-PAGE_SIZE = 4096
-BLOCK_PAGES = 512
-BLOCK_BYTES = PAGE_SIZE * BLOCK_PAGES
-HOST = 0
 NAME_MAX = 255
 # The gate takes every inode from here on for a region; control files stay below.
 FIRST_REGION_INO = 1 << 32
@@ -36,6 +43,7 @@ NO_REGION = {
 EVENT_BATCH = 256
 # Blocks that hm_region_touched is asked for in one call.
 TOUCHED_BATCH = 1024
+ADVICE_BATCH = 256
 
 
 def _dtype(struct: str) -> np.dtype[np.void]:
@@ -65,139 +73,10 @@ BLOCK_DTYPE = _dtype("hm_block")
 CANDIDATE_DTYPE = _dtype("hm_candidate")
 
 
-class Kind(enum.Enum):
-    """What the regions of a mount are; named after the kinds of device memory that Linux has."""
-
-    PRIVATE = "private"  # a page is where its owner is; others take a fault to have it
-    COHERENT = "coherent"  # one memory for all; a page's owner is a label that migration changes
-    DAX = "dax"  # the same, and a device's for good
-
-    @property
-    def native(self) -> int:
-        return int(getattr(lib, f"HM_KIND_{self.name}"))
-
-
-class JobKind(enum.IntEnum):
-    MIGRATE = lib.HM_JOB_MIGRATE
-    RECALL = lib.HM_JOB_RECALL
-    READ = lib.HM_JOB_READ
-    WRITE = lib.HM_JOB_WRITE
-    FILL = lib.HM_JOB_FILL
-    CRC = lib.HM_JOB_CRC
-    FAIL = lib.HM_JOB_FAIL
-    TOUCH = lib.HM_JOB_TOUCH
-
-
-class JobFlag(enum.IntFlag):
-    NONE = 0
-    EVICT = lib.HM_JOB_EVICT
-    STAGING = lib.HM_JOB_STAGING
-    QUIET = lib.HM_JOB_QUIET
-    CHOSEN = lib.HM_JOB_CHOSEN
-    FAULT = lib.HM_JOB_FAULT
-
-
-class EventKind(enum.IntEnum):
-    FAULT = lib.HM_EVENT_FAULT
-    JOB = lib.HM_EVENT_JOB
-    INTERRUPT = lib.HM_EVENT_INTERRUPT
-    CLOSED = lib.HM_EVENT_CLOSED
-    LOW = lib.HM_EVENT_LOW
-    TOUCH = lib.HM_EVENT_TOUCH
-
-
-class PrefetchKind(enum.IntEnum):
-    TABLE = lib.HM_PREFETCH_TABLE
-    NEXT = lib.HM_PREFETCH_NEXT
-    SEQUENTIAL = lib.HM_PREFETCH_SEQUENTIAL
-    DENSITY = lib.HM_PREFETCH_DENSITY
-    ASK = lib.HM_PREFETCH_ASK
-
-
-class FaultReason(enum.IntEnum):
-    OWNER = lib.HM_FAULT_OWNER
-    NO_ROOM = lib.HM_FAULT_NO_ROOM
-
-
-class Touch(NamedTuple):
-    """The pages of a block that a worker's faults are about: two bitmaps of 64 bytes."""
-
-    pages: bytes
-    stores: bytes
-
-
-class BlockKey(NamedTuple):
-    ino: int
-    block: int
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """struct hm_job. `buffer` must stay as it is until the job has ended."""
-
-    kind: JobKind
-    ino: int
-    block: int
-    node: int = HOST
-    flags: JobFlag = JobFlag.NONE
-    first: int = 0
-    count: int = 0
-    limit: int = 0
-    reserved: int = 0
-    offset: int = 0
-    length: int = 0
-    byte: int = 0
-    error: int = 0
-    buffer: bytes | bytearray | memoryview | None = None
-    touch: Touch | None = None
-    window: NDArray[np.bool_] | None = None  # with CHOSEN: 512 booleans
-
-
-class JobResult(NamedTuple):
-    result: int  # 0 or -errno
-    need: int = 0
-    moved: int = 0
-    saved: int = 0
-    crc: int = 0
-
-
-class Event(NamedTuple):
-    kind: int
-    cookie: int
-    ino: int
-    block: int
-    reason: int
-    first: int
-    pages: int  # touched, from first on
-    result: JobResult
-    node: int = HOST  # TOUCH: whose worker
-    touch: Touch | None = None
-    window: bytes = b""  # FAULT: a bitmap of what the host's policy brings
-
-
-class Residency(NamedTuple):
-    pages: tuple[int, ...]  # by node
-    dirty_host: int
-    dirty_device: int
-    cpu_cached: int
-    kept: int
-    reserved: int
-
-
-def page_set(words: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """One of a block's bitmaps as 512 booleans."""
-    return np.unpackbits(words.view(np.uint8), bitorder="little").view(np.bool_)
-
-
-def page_words(pages: NDArray[np.bool_]) -> bytes:
-    """And back: the 64 bytes of a bitmap."""
-    return np.packbits(pages, bitorder="little").tobytes()
-
-
 class Region:
     """One region. Its record lives in the core, so every read is of the present moment."""
 
-    __slots__ = ("_blocks", "_core", "_record", "ino", "lookups", "users")
+    __slots__ = ("_blocks", "_core", "_record", "ino", "lookups", "mostly", "users")
 
     def __init__(self, core: Core, ino: int, record: Any) -> None:
         self._core = core
@@ -205,6 +84,7 @@ class Region:
         self._blocks: Any = None
         self.ino = ino
         self.lookups = 0  # of the kernel, given back by FORGET
+        self.mostly = False  # whether some of it was ever read-mostly
         self.users = 0  # open files, and device operations under way
 
     @property
@@ -314,10 +194,79 @@ class Region:
                 return
             first = found[-1] + 1
 
+    def advise(self, first: int, count: int, field: AdviceField, value: int) -> None:
+        """Say one thing of `count` pages from `first` on; see enum hm_advice_field."""
+        self.mostly |= field == AdviceField.READ_MOSTLY and value == 1
+        ret = lib.hm_advise(self._core.handle, self.ino, first, count, field, value)
+        if ret == -errno.ENOSPC:
+            raise HmmfsError(
+                errno.ENOSPC, "There is advice on more ranges than are kept: unset some."
+            )
+        check(ret, "Giving advice")
+
+    def opened_for_writing(self) -> None:
+        """Ends all copies of read-mostly pages if it is the first, which punches each of them."""
+        check(lib.hm_region_writers(self._core.handle, self.ino, 1), "Opening a region")
+
+    def closed_for_writing(self) -> None:
+        check(lib.hm_region_writers(self._core.handle, self.ino, -1), "Closing a region")
+
+    def copies(self, block: int, node: int) -> NDArray[np.uint64]:
+        """The bitmap of the pages of a block of which a device has copies."""
+        out = np.zeros(8, dtype=np.uint64)
+        words = ffi.cast("uint64_t *", ffi.from_buffer(out))
+        check(lib.hm_copies(self._core.handle, self.ino, block, node, words), "Listing copies")
+        return out
+
+    def advice(self) -> list[Advice]:
+        """What was said, in order, by ranges that differ."""
+        found: list[Advice] = []
+        out = ffi.new("struct hm_advice[]", ADVICE_BATCH)
+        while True:
+            start = found[-1].first + found[-1].count if found else 0
+            n = lib.hm_advice_get(self._core.handle, self.ino, start, out, ADVICE_BATCH)
+            check(n, "Reading advice")
+            found += [self._advice(out[i]) for i in range(n)]
+            if n < ADVICE_BATCH:
+                return found
+
+    def _advice(self, one: Any) -> Advice:
+        return Advice(
+            first=one.first,
+            count=one.count,
+            read_mostly=bool(one.read_mostly),
+            preferred=one.preferred - 1 if one.preferred else None,
+            granularity=1 << (one.granularity - 1) if one.granularity else None,
+            pinned=bool(one.pinned),
+            no_migrate=bool(one.no_migrate),
+            prefetched=one.prefetched - 1 if one.prefetched else None,
+            accessed_by=tuple(n for n in range(self._core.nodes) if one.accessed_by >> n & 1),
+        )
+
     def residency(self) -> Residency:
-        out = ffi.new("uint64_t[21]")
+        out = ffi.new("uint64_t[22]")
         check(lib.hm_region_residency(self._core.handle, self.ino, out), "Counting resident pages")
-        return Residency(tuple(out[0 : self._core.nodes]), *out[16:21])
+        return Residency(tuple(out[0 : self._core.nodes]), *out[16:22])
+
+
+class Afar:
+    """In a worker: the native thread that maps files of the mount over parts of its windows, for
+    as long as a launch lasts."""
+
+    def __init__(self, socket: int, uffd: int) -> None:
+        out = ffi.new("struct hm_afar **")
+        check(lib.hm_afar_start(socket, uffd, out), "Starting the mapper")
+        self._handle = out[0]
+
+    def allow(self, ino: int, address: int, size: int, path: bytes, *, writable: bool) -> None:
+        ret = lib.hm_afar_allow(self._handle, ino, address, size, path, writable)
+        check(ret, "Telling of a region's file")
+
+    def end(self, regions: int) -> list[int]:
+        """Close the files; the inode numbers of those of which something was mapped."""
+        inos = ffi.new("uint64_t[]", max(1, regions))
+        n = lib.hm_afar_end(self._handle, inos, regions)
+        return list(inos[0:n])
 
 
 class Core:
@@ -402,6 +351,25 @@ class Core:
         policy = ffi.new("struct hm_prefetch *", {"kind": kind, "argument": list(arguments)})
         check(lib.hm_prefetch_set(self.handle, node, policy), "Setting a prefetch policy")
 
+    def set_placement(self, node: int, kind: PlacementKind, threshold: int = 0) -> None:
+        """Where pages come to be that the device touches: from the next fault on."""
+        check(lib.hm_placement_set(self.handle, node, kind, threshold), "Setting a placement")
+
+    def set_thrashing(
+        self,
+        threshold: int,
+        pin_threshold: int,
+        max_resets: int,
+        lapse_ns: int,
+        nap_ns: int,
+        epoch_ns: int,
+        pin_ns: int,
+    ) -> None:
+        """struct hm_thrashing; threshold 0: nothing is done about it."""
+        values = (threshold, pin_threshold, max_resets, lapse_ns, nap_ns, epoch_ns, pin_ns)
+        policy = ffi.new("struct hm_thrashing *", values)
+        check(lib.hm_thrashing_set(self.handle, policy), "Setting a thrashing policy")
+
     def set_cost(
         self, node: int, fault_ns: int, run_ns: Sequence[int], peer_ns: Sequence[int]
     ) -> None:
@@ -414,9 +382,10 @@ class Core:
 
     # ---- devices' workers
 
-    def device_attach(self, node: int, uffd: int) -> None:
-        """The core takes the descriptor over if this succeeds, and reads its faults."""
-        check(lib.hm_device_attach(self.handle, node, uffd), "Attaching a worker")
+    def device_attach(self, node: int, uffd: int, afar: int = -1) -> None:
+        """The core takes the descriptors over if this succeeds: it reads faults from the one, and
+        asks the worker through the other to map pages from afar."""
+        check(lib.hm_device_attach(self.handle, node, uffd, afar), "Attaching a worker")
 
     def device_detach(self, node: int) -> None:
         """Waits for a native thread: call it from a thread. No worker: nothing to do."""
@@ -484,7 +453,7 @@ class Core:
         native.ino, native.block = job.ino, job.block
         native.kind, native.node, native.flags = job.kind, job.node, job.flags
         native.first, native.count, native.limit = job.first, job.count, job.limit
-        native.reserved = job.reserved
+        native.source, native.reserved = job.source, job.reserved
         native.offset, native.length = job.offset, job.length
         native.byte, native.error = job.byte, job.error
         keep = None
@@ -500,6 +469,7 @@ class Core:
             ffi.memmove(native.stores, job.touch.stores, 64)
         if job.window is not None:
             ffi.memmove(native.window, page_words(job.window), 64)
+        ffi.memmove(native.afar, bytes(64) if job.left is None else page_words(job.left), 64)
         check(lib.hm_submit(self.handle, native), "Submitting a job")
         return keep
 

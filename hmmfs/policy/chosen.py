@@ -6,7 +6,9 @@ default; whatever it would have decided is decided by the default then, so no pa
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmmfs.errors import UsageError
-from hmmfs.memory import BLOCK_PAGES, HOST, BlockKey, Core, PrefetchKind
+from hmmfs.memory import BLOCK_PAGES, HOST, BlockKey, Core, PlacementKind, PrefetchKind
 from hmmfs.policy.eviction import EvictionPolicy, LeastRecentlyUsed
+from hmmfs.policy.placement import BUILT_IN as PLACEMENTS
+from hmmfs.policy.placement import FirstTouch, PlacementPolicy
 from hmmfs.policy.prefetch import BUILT_IN, Fault, Grow, Pages, PrefetchPolicy
-from hmmfs.policy.registry import named_eviction, named_prefetch
+from hmmfs.policy.registry import (
+    named_eviction,
+    named_placement,
+    named_prefetch,
+    named_thrashing,
+)
+from hmmfs.policy.thrashing import ThrashingPolicy
 
 log = logging.getLogger(__name__)
 
@@ -26,21 +36,30 @@ class Policies:
     """`on_failure` is told the node and one sentence when a policy was replaced."""
 
     def __init__(
-        self, core: Core, prefetching: PrefetchPolicy, evicting: Callable[[], EvictionPolicy]
+        self, core: Core, *, prefetch: str, eviction: str, placement: str, thrashing: str
     ) -> None:
         self._core = core
-        # Devices share nothing: an eviction policy may keep count of what it has seen.
-        self._eviction = [evicting() for _ in range(core.nodes)]
-        self._prefetch: list[PrefetchPolicy] = [prefetching] * core.nodes
+        # Devices share nothing: a policy may keep count of what it has seen.
+        nodes = range(core.nodes)
+        self._eviction: list[EvictionPolicy] = [named_eviction(eviction) for _ in nodes]
+        self._prefetch: list[PrefetchPolicy] = [named_prefetch(prefetch) for _ in nodes]
+        self._placement: list[PlacementPolicy] = [named_placement(placement) for _ in nodes]
+        self._thrashing: ThrashingPolicy
+        self.set_thrashing(thrashing)
         self._asks = [False] * core.nodes
         self._watermarks = [(0, 0)] * core.nodes  # free pages, low and high; 0: none
         self.on_failure: Callable[[int, str], None] = lambda node, sentence: None
-        for node in range(core.nodes):
+        for node in nodes:
             self._set(node)
 
-    def names(self, node: int) -> tuple[str, str]:
-        """Of its prefetch policy and its eviction policy, as they are to be written."""
-        return shown(self._prefetch[node]), shown(self._eviction[node])
+    def names(self, node: int) -> dict[str, str]:
+        """Of a node's policies by what they decide, as they are to be written."""
+        return {
+            "prefetch": shown(self._prefetch[node]),
+            "eviction": shown(self._eviction[node]),
+            "placement": shown(self._placement[node]),
+            "thrashing": shown(self._thrashing),
+        }
 
     def set_prefetch(self, node: int, text: str) -> None:
         """UsageError: that is no policy, and the old one stays."""
@@ -50,6 +69,15 @@ class Policies:
     def set_eviction(self, node: int, text: str) -> None:
         self._eviction[node] = named_eviction(text)
         self._set(node)
+
+    def set_placement(self, node: int, text: str) -> None:
+        self._placement[node] = named_placement(text)
+        self._set(node)
+
+    def set_thrashing(self, text: str) -> None:
+        """Of the whole machine: it takes two to thrash."""
+        self._thrashing = named_thrashing(text)
+        self._core.set_thrashing(*dataclasses.astuple(self._thrashing.native()))
 
     def watermark(self, node: int) -> str:
         low, high = self._watermarks[node]
@@ -83,7 +111,11 @@ class Policies:
         """Tell the native core what it can do by itself."""
         policy = self._prefetch[node]
         native = policy.native() if type(policy) in BUILT_IN else None
-        if native is None or (node != HOST and self._eviction[node].observes):
+        placement = self._placement[node]
+        by_core = placement.native() if type(placement) in PLACEMENTS else None
+        if node != HOST:
+            self._core.set_placement(node, *(by_core or (PlacementKind.FIRST_TOUCH, 0)))
+        if native is None or (node != HOST and (by_core is None or self._eviction[node].observes)):
             native = PrefetchKind.ASK, ()
         self._asks[node] = native[0] == PrefetchKind.ASK
         self._core.set_prefetch(node, *native)
@@ -110,6 +142,24 @@ class Policies:
         if node != HOST and self._eviction[node].observes:
             self._tell(node, fault, pages)
         return pages
+
+    def left(self, node: int, fault: Fault) -> Pages | None:
+        """The pages that a policy of somebody's leaves where they are; None: the native core
+        decides that."""
+        policy = self._placement[node]
+        if type(policy) in PLACEMENTS:
+            return None
+        try:
+            pages = np.asarray(policy.brings(fault))
+            if pages.shape != (BLOCK_PAGES,) or pages.dtype != np.bool_:
+                raise ValueError(f"{pages.dtype} {pages.shape} instead of 512 booleans")
+        except Exception as error:
+            self._placement[node] = FirstTouch()
+            self._set(node)
+            self._report(node, policy, error, "first-touch")
+            return None
+        left: Pages = ~pages
+        return left
 
     def _tell(self, node: int, fault: Fault, pages: Pages) -> None:
         policy = self._eviction[node]
@@ -155,14 +205,15 @@ class Policies:
         self._report(node, policy, error, "lru")
 
     def _report(self, node: int, policy: Any, error: Exception, instead: str) -> None:
+        at = traceback.extract_tb(error.__traceback__)[-1]
         sentence = (
             f"The policy {shown(policy)} failed and is replaced by {instead}: "
-            f"{type(error).__name__}: {error}."
+            f"{type(error).__name__}: {error} ({at.filename}:{at.lineno})."
         )
-        log.warning("%s", sentence, exc_info=error if isinstance(error, ValueError) else None)
+        log.warning("%s", sentence)
         self.on_failure(node, sentence)
 
 
-def shown(policy: PrefetchPolicy | EvictionPolicy) -> str:
+def shown(policy: PrefetchPolicy | EvictionPolicy | PlacementPolicy | ThrashingPolicy) -> str:
     text = policy.__dict__.get("_text")
     return str(policy) if text is None else str(text)

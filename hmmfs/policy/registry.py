@@ -14,13 +14,17 @@ from typing import Any, TypeVar
 
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.policy import eviction as _eviction
+from hmmfs.policy import placement as _placement
 from hmmfs.policy import prefetch as _prefetch
+from hmmfs.policy import thrashing as _thrashing
 from hmmfs.policy.eviction import EvictionPolicy
+from hmmfs.policy.placement import PlacementPolicy
 from hmmfs.policy.prefetch import PrefetchPolicy
+from hmmfs.policy.thrashing import ThrashingPolicy
 
 GROUP = "hmmfs.policies"
 
-P = TypeVar("P", EvictionPolicy, PrefetchPolicy)
+P = TypeVar("P", EvictionPolicy, PlacementPolicy, PrefetchPolicy, ThrashingPolicy)
 
 
 def named_prefetch(text: str) -> PrefetchPolicy:
@@ -31,6 +35,17 @@ def named_prefetch(text: str) -> PrefetchPolicy:
 def named_eviction(text: str) -> EvictionPolicy:
     """The eviction policy that a text names."""
     return _made(text, EvictionPolicy, _eviction.BUILT_IN, "eviction")  # type: ignore[type-abstract]
+
+
+def named_placement(text: str) -> PlacementPolicy:
+    """The placement policy that a text names."""
+    kind = PlacementPolicy
+    return _made(text, kind, _placement.BUILT_IN, "placement")  # type: ignore[type-abstract]
+
+
+def named_thrashing(text: str) -> ThrashingPolicy:
+    """The thrashing policy that a text names."""
+    return _made(text, ThrashingPolicy, _thrashing.BUILT_IN, "thrashing")
 
 
 def _made(text: str, kind: type[P], built_in: tuple[type[P], ...], what: str) -> P:

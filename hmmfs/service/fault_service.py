@@ -46,6 +46,8 @@ from hmmfs.service.room import Rooms
 log = logging.getLogger(__name__)
 
 TOUCH_ATTEMPTS = 200
+# Times that programs keep a page from being moved before the device uses it from afar instead.
+PATIENT_ATTEMPTS = 8
 ATTEMPTS = 4  # at the policy's window, and again at just the pages touched
 
 
@@ -84,6 +86,12 @@ def _untouchable(number: int) -> HmmfsError:
         return HmmfsError(number, "The kernel touched a region past its end.")
     if number == errno.ENOENT:
         return HmmfsError(number, "The kernel touched a region that is gone.")
+    if number == errno.EPERM:
+        return HmmfsError(
+            errno.EBUSY,
+            "The kernel touched a page that is pinned elsewhere: unset that, or advise "
+            "accessed_by= for the device.",
+        )
     if number == errno.EBUSY:
         return HmmfsError(number, "Programs keep touching the pages faster than they can be moved.")
     name = errno.errorcode.get(number, str(number))
@@ -255,7 +263,13 @@ class FaultService:
             if result.result == -errno.EAGAIN:
                 job = self._chosen(job)
                 result = await self._jobs.run(job)
-            for _ in range(TOUCH_ATTEMPTS):
+            for attempt in range(TOUCH_ATTEMPTS):
+                if attempt == PATIENT_ATTEMPTS and not job.flags & JobFlag.HERE:
+                    job = self._from_afar(job)
+                if result.result == -errno.ENOTCONN:
+                    # It can't be mapped from afar, so it has to be brought.
+                    job = replace(job, flags=job.flags | JobFlag.HERE)
+                    result = await self._jobs.run(job)
                 if result.result == -errno.ENOSPC:
                     frees = self._on_host(key)
                     async with self._rooms.make(event.node, result.need, key, frees) as room:
@@ -273,17 +287,28 @@ class FaultService:
         except HmmfsError as error:
             self._on_lost(event.node, error)
 
+    def _from_afar(self, job: Job) -> Job:
+        """Without moving anything. What is nowhere, or can't be mapped, is brought all the same."""
+        assert job.touch is not None
+        touched = bitmap(job.touch.pages) | bitmap(job.touch.stores)
+        return replace(job, flags=job.flags | JobFlag.CHOSEN, window=touched, left=touched)
+
     def _chosen(self, job: Job) -> Job:
         """With the pages that the device's policy brings."""
         key = BlockKey(job.ino, job.block)
         assert job.touch is not None
         touched = bitmap(job.touch.pages) | bitmap(job.touch.stores)
-        fault = self._seen(key, job.node, touched, self._record(key))
+        record = self._record(key)
+        fault = self._seen(key, job.node, touched, record)
+        there = page_set(record["present"] | record["cached"] | record["recalling"])
         # Without what is there: if some of it has to make way, it is not to be brought again.
         window = self._policies.bring(job.node, fault) & ~fault.resident
         if not fault.touched[fault.inside & ~fault.present].any():
             window &= fault.present  # as native/touch.c: no holes come with pages that have bytes
-        return replace(job, flags=job.flags | JobFlag.CHOSEN, window=window)
+        left = self._policies.left(job.node, fault)
+        if left is not None:
+            left = left & there  # what is nowhere comes to its first user
+        return replace(job, flags=job.flags | JobFlag.CHOSEN, window=window, left=left)
 
     def _seen(self, key: BlockKey, node: int, touched: Pages, record: np.void) -> Fault:
         present = page_set(record["present"])

@@ -255,11 +255,12 @@ class Rooms:
             return None
         record = region.blocks(key.block, 1)[0]
         resident = page_set(record["present"]) & (record["owner"] == node)
+        resident = resident | page_set(region.copies(key.block, node))
         if not resident.any():
             return None
         window = self._policies.leaving(node, key, resident, need)
         flags = JobFlag.EVICT | JobFlag.CHOSEN
-        return Job(JobKind.MIGRATE, *key, node=HOST, flags=flags, window=window)
+        return Job(JobKind.MIGRATE, *key, node=HOST, flags=flags, source=node, window=window)
 
     # ---- the host
 

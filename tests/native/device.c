@@ -257,7 +257,7 @@ int main(int argc, char **argv)
     CHECK(pool >= 0, "pool");
     send_fd(channel[0], 0, pool);
     address = receive_fd(channel[0], &uffd);
-    CHECK(!hm_device_attach(core, 1, uffd), "attach");
+    CHECK(!hm_device_attach(core, 1, uffd, -1), "attach");
     CHECK(!hm_device_map(core, 1, INO, address, BYTES), "map");
     send_fd(channel[0], 0, pool);
     close(pool);

@@ -1,0 +1,175 @@
+/* In a device's worker: mapping files of the mount over parts of its windows.
+ *
+ * A window shows the device's own memory. Pages that the device is to reach on the host are mapped
+ * there from the region's file in the mount, like any program maps it, so that the device and all
+ * programs share the kernel's page cache. The core asks for that while a kernel's thread waits for
+ * its fault; this thread maps, and wakes it. It takes no part in Python, whose lock the waiting
+ * thread may hold.
+ *
+ * The daemon never waits for an answer: mmap waits for a thread of this process that is in a fault
+ * on the mount, which may wait for the daemon. So a window changes at a moment that the daemon does
+ * not know. It need not: what is mapped from afar is as right as any program's mapping, wherever
+ * the page is; and what it says of protection to a part that was just replaced reaches nobody.
+ *
+ * It ends with the launch: a file kept open would keep the mount busy. */
+#include "afar.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+struct file {
+    uint64_t ino, address, bytes;
+    char *path;
+    int fd; /* -1: not open yet */
+    bool writable, used;
+};
+
+struct hm_afar {
+    int socket, uffd;
+    pthread_mutex_t lock; /* guards files; held across open and mmap, which wait for the mount */
+    struct file *files;
+    int used;
+};
+
+static struct file *find(struct hm_afar *afar, uint64_t ino)
+{
+    for (int i = 0; i < afar->used; i++)
+        if (afar->files[i].ino == ino)
+            return &afar->files[i];
+    return NULL;
+}
+
+/* The file of that name may be another by now. */
+static int open_file(struct file *file)
+{
+    struct stat status;
+    if (file->fd >= 0)
+        return 0;
+    file->fd = open(file->path, (file->writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+    if (file->fd < 0)
+        return -errno;
+    if (fstat(file->fd, &status) == 0 && status.st_ino == file->ino)
+        return 0;
+    close(file->fd);
+    file->fd = -1;
+    return -ESTALE;
+}
+
+static int map(struct hm_afar *afar, const struct hm_afar_request *request)
+{
+    struct file *file = find(afar, request->ino);
+    int error;
+    void *at;
+    if (!file || request->offset > file->bytes || request->length > file->bytes - request->offset)
+        return -ENOENT;
+    error = open_file(file);
+    if (error)
+        return error;
+    at = (void *)(uintptr_t)(file->address + request->offset);
+    if (mmap(at, request->length, PROT_READ | (file->writable ? PROT_WRITE : 0),
+             MAP_SHARED | MAP_FIXED, file->fd, (off_t)request->offset) == MAP_FAILED)
+        return -errno;
+    file->used = true;
+    /* As the rest of the window: a child of a kernel does not see it. */
+    madvise(at, request->length, MADV_DONTFORK);
+    return 0;
+}
+
+static void *serve(void *arg)
+{
+    struct hm_afar *afar = arg;
+    struct hm_afar_request request;
+    ssize_t n;
+    while ((n = recv(afar->socket, &request, sizeof(request), 0)) != 0) {
+        struct uffdio_range range;
+        struct file *file;
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n != sizeof(request))
+            break;
+        pthread_mutex_lock(&afar->lock);
+        file = find(afar, request.ino);
+        range.start = file ? file->address + request.offset : 0;
+        range.len = request.length;
+        request.error = map(afar, &request);
+        pthread_mutex_unlock(&afar->lock);
+        /* When it failed the core has the pages brought, and wakes. */
+        if (request.error)
+            (void)!send(afar->socket, &request, sizeof(request), MSG_NOSIGNAL);
+        else
+            ioctl(afar->uffd, UFFDIO_WAKE, &range);
+    }
+    return NULL;
+}
+
+int hm_afar_start(int socket, int uffd, struct hm_afar **ret)
+{
+    struct hm_afar *afar = calloc(1, sizeof(*afar));
+    pthread_t thread;
+    int error;
+    if (!afar)
+        return -ENOMEM;
+    afar->socket = socket;
+    afar->uffd = uffd;
+    pthread_mutex_init(&afar->lock, NULL);
+    error = -pthread_create(&thread, NULL, serve, afar);
+    if (error) {
+        pthread_mutex_destroy(&afar->lock);
+        free(afar);
+        return error;
+    }
+    pthread_detach(thread); /* it ends with the process */
+    *ret = afar;
+    return 0;
+}
+
+int hm_afar_allow(struct hm_afar *afar, uint64_t ino, uint64_t address, uint64_t bytes,
+                  const char *path, int writable)
+{
+    struct file file = {.ino = ino,
+                        .address = address,
+                        .bytes = bytes,
+                        .path = strdup(path),
+                        .fd = -1,
+                        .writable = writable};
+    struct file *files;
+    int error = file.path ? 0 : -ENOMEM;
+    pthread_mutex_lock(&afar->lock);
+    files = error ? NULL : realloc(afar->files, ((size_t)afar->used + 1) * sizeof(*files));
+    if (files) {
+        afar->files = files;
+        files[afar->used++] = file;
+    } else {
+        free(file.path);
+        error = -ENOMEM;
+    }
+    pthread_mutex_unlock(&afar->lock);
+    return error;
+}
+
+int hm_afar_end(struct hm_afar *afar, uint64_t *inos, int max)
+{
+    int n = 0;
+    pthread_mutex_lock(&afar->lock);
+    for (int i = 0; i < afar->used; i++) {
+        struct file *file = &afar->files[i];
+        if (file->used && n < max)
+            inos[n++] = file->ino;
+        if (file->fd >= 0)
+            close(file->fd);
+        free(file->path);
+    }
+    afar->used = 0;
+    pthread_mutex_unlock(&afar->lock);
+    return n;
+}

@@ -1,0 +1,222 @@
+/* Read-mostly pages: copies of host-owned pages on devices that loaded from them.
+ *
+ * Always: a page with copies is the host's, and its bytes are equal everywhere. What could make
+ * them differ ends the copies first: a store by a device is a fault, since its copy is
+ * write-protected: the page becomes its own, and flip() takes the others' copies; a write(2), or
+ * the page cache's writeback, is a WRITE: it collapses what it covers; a store by a program through
+ * a mapping is announced by nobody. So the page cache may hold a page that has copies only while no
+ * file of the region is open for writing: no mapping can be stored to then, nor become so, for the
+ * kernel keeps a file open until its last mapping is gone. An open for writing collapses all copies
+ * before it is answered; and while there is one, making a copy recalls the page from the CPU, and a
+ * READ collapses what it hands out.
+ */
+#include "transaction.h"
+
+#include <stdlib.h>
+
+#define COPIES_BYTES (HM_MAX_BLOCKS * sizeof(struct hm_copies))
+
+int hm_copies_init(struct hm_region *region)
+{
+    int error = 0;
+    pthread_mutex_lock(&region->pools_lock);
+    if (!atomic_load(&region->copies)) {
+        void *map = hm_reserve_memory(COPIES_BYTES);
+        if (map)
+            atomic_store(&region->copies, map);
+        else
+            error = -ENOMEM;
+    }
+    pthread_mutex_unlock(&region->pools_lock);
+    return error;
+}
+
+void hm_copies_deinit(struct hm_region *region)
+{
+    hm_free_memory(atomic_load(&region->copies), COPIES_BYTES);
+}
+
+/* The block's copies; NULL: the region never had any. */
+static struct hm_copies *copies_of(const struct hm_region *region, uint64_t block)
+{
+    struct hm_copies *all = atomic_load_explicit(&region->copies, memory_order_acquire);
+    return all ? &all[block] : NULL;
+}
+
+struct hm_mask hm_copies_on(const struct hm_region *region, uint64_t block, uint32_t node)
+{
+    const struct hm_copies *copies = copies_of(region, block);
+    struct hm_mask mask = {{0}};
+    if (copies)
+        memcpy(mask.word, copies->on[node], sizeof(mask.word));
+    return mask;
+}
+
+void hm_copies_set(struct hm_region *region, uint64_t block, uint32_t node,
+                   const struct hm_mask *mask, bool there)
+{
+    struct hm_copies *copies = copies_of(region, block);
+    if (copies)
+        HM_EACH_WORD (w)
+            copies->on[node][w] =
+                there ? copies->on[node][w] | mask->word[w] : copies->on[node][w] & ~mask->word[w];
+}
+
+uint32_t hm_collapse(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
+                     uint32_t only)
+{
+    struct hm_copies *copies = copies_of(region, block);
+    uint32_t all = 0;
+    for (uint32_t node = 1; copies && node < region->core->config.nodes; node++) {
+        struct hm_mask gone;
+        uint32_t pages;
+        if (only != HM_HOST && only != node)
+            continue;
+        HM_EACH_WORD (w)
+            gone.word[w] = copies->on[node][w] & mask->word[w];
+        pages = hm_bits(gone.word);
+        if (!pages)
+            continue;
+        hm_copies_set(region, block, node, &gone, false);
+        hm_punch_runs(region, node, block, gone.word);
+        hm_release(region->core, node, pages);
+        hm_count(&region->core->nodes[node].copies_ended, pages);
+        all += pages;
+    }
+    return all;
+}
+
+void hm_collapse_all(struct hm_region *region)
+{
+    const struct hm_mask every = hm_mask_range(0, HM_BLOCK_PAGES);
+    uint64_t block, from = 0;
+    while (atomic_load(&region->copies) &&
+           hm_region_touched(region->core, region->ino, from, &block, 1) == 1) {
+        struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
+        pthread_mutex_lock(&stripe->lock);
+        hm_collapse(region, block, &every, HM_HOST);
+        pthread_mutex_unlock(&stripe->lock);
+        from = block + 1;
+    }
+}
+
+int hm_region_writers(struct hm_core *core, uint64_t ino, int by)
+{
+    struct hm_region *region = hm_region_get(core, ino);
+    if (!region)
+        return -ENOENT;
+    /* Counted first: a copy that is made meanwhile sees it, or is seen below. */
+    if (!atomic_fetch_add(&region->writers, (uint32_t)by) && by > 0)
+        hm_collapse_all(region);
+    hm_region_put(region);
+    return 0;
+}
+
+int hm_copies(struct hm_core *core, uint64_t ino, uint64_t block, uint32_t node, uint64_t out[8])
+{
+    struct hm_region *region;
+    struct hm_mask mask;
+    if (node >= core->config.nodes)
+        return -ENODEV;
+    region = hm_region_get(core, ino);
+    if (!region)
+        return -ENOENT;
+    mask = hm_copies_on(region, block, node);
+    memcpy(out, mask.word, sizeof(mask.word));
+    hm_region_put(region);
+    return 0;
+}
+
+/* ---- making them ---------------------------------------------------------------------------- */
+
+/* Pages of the mask that some other device owns. */
+static struct hm_mask away(const struct transaction *t, const struct hm_mask *mask)
+{
+    struct hm_mask other;
+    HM_EACH_WORD (w)
+        other.word[w] = mask->word[w] & t->record->device[w];
+    HM_EACH_PAGE (page, other.word)
+        if (t->record->owner[page] == t->job->node)
+            other.word[page / 64] &= ~(1ULL << (page % 64));
+    return other;
+}
+
+static int fetch_home(struct transaction *t, const struct hm_mask *mask)
+{
+    struct hm_job home = {.node = HM_HOST, .flags = t->job->flags & HM_JOB_STAGING};
+    struct transaction back = *t;
+    int error;
+    back.job = &home;
+    back.reserved = 0;
+    back.charged = 0;
+    error = hm_bring(&back, mask, false, HM_BLOCK_PAGES);
+    hm_release(t->core, HM_HOST, back.reserved);
+    t->charged += back.charged;
+    return error == -ENOSPC ? -ENOBUFS : error;
+}
+
+/* Copy the pages to the device, out of its worker's reach or protected. */
+static int copy_to(struct transaction *t, const struct hm_mask *mask)
+{
+    struct hm_pool *to = hm_region_pool(t->region, t->job->node);
+    int error = to ? hm_window_protect(t->region, t->job->node, t->block, mask) : -errno;
+    for (uint32_t first = 0, count; !error && hm_next_run(mask->word, &first, &count);
+         first += count)
+        error = hm_pool_copy(to, &t->region->pools[HM_HOST],
+                             t->block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE,
+                             (size_t)count * HM_PAGE_SIZE);
+    return error;
+}
+
+static void count_copies(struct transaction *t, const struct hm_mask *made)
+{
+    static const uint8_t host[HM_BLOCK_PAGES];
+    hm_copies_set(t->region, t->block, t->job->node, made, true);
+    hm_count(&t->core->nodes[t->job->node].copies_begun, hm_bits(made->word));
+    t->charged += hm_charge_copies(t->core, t->job->node, made, host);
+    t->event.moved += hm_bits(made->word);
+    t->record->last_migrated = hm_tick(t->core);
+}
+
+int hm_duplicate(struct transaction *t, const struct hm_mask *mask)
+{
+    static const struct hm_mask nothing;
+    struct hm_block *record = t->record;
+    for (;;) {
+        struct hm_mask other = away(t, mask), had, make;
+        bool writers = atomic_load(&t->region->writers) != 0;
+        uint32_t generation, pages;
+        int error = hm_bits(other.word) ? fetch_home(t, &other) : 0;
+        if (!error)
+            error = hm_recall(t->region, t->block, writers ? mask : &nothing);
+        if (error)
+            return error;
+        while (record->inflight)
+            pthread_cond_wait(&t->stripe->changed, &t->stripe->lock);
+        had = hm_copies_on(t->region, t->block, t->job->node);
+        HM_EACH_WORD (w)
+            make.word[w] = mask->word[w] & record->present[w] & ~record->device[w] & ~had.word[w];
+        pages = hm_bits(make.word);
+        error = hm_take_room(t, pages, t->job->flags & HM_JOB_STAGING ? HM_ROOM_STAGING : HM_ROOM);
+        if (error || !pages) {
+            hm_thaw(record, t->stripe);
+            return error;
+        }
+        generation = record->generation;
+        pthread_mutex_unlock(&t->stripe->lock);
+        error = copy_to(t, &make);
+        pthread_mutex_lock(&t->stripe->lock);
+        writers = atomic_load(&t->region->writers) != 0;
+        if (!error && record->generation == generation &&
+            !(writers && hm_any(record->cached, make.word))) {
+            count_copies(t, &make);
+            hm_thaw(record, t->stripe);
+            return 0;
+        }
+        hm_punch_runs(t->region, t->job->node, t->block, make.word);
+        t->reserved += pages;
+        hm_thaw(record, t->stripe);
+        if (error)
+            return error;
+    }
+}

@@ -1,0 +1,189 @@
+/* Where an access of a device finds its pages: the one place that decides between bringing them to
+ * the device, having it reach them on the host from afar, and refusing.
+ *
+ * The order of the rules is that of NVIDIA's UVM driver (block_select_processor_residency in
+ * uvm_va_block.c), for a machine where devices reach the host's memory, the host reaches none of
+ * theirs, and they reach each other's only by moving it. What advice leaves open the node's
+ * placement policy decides.
+ */
+#include "core.h"
+
+#include <stdlib.h>
+
+#define GROUP_PAGES 16 /* accesses from afar are counted, and mapped, by 64 KiB */
+
+int hm_placement_set(struct hm_core *core, uint32_t node, uint32_t kind, uint32_t threshold)
+{
+    if (node == HM_HOST || node >= core->config.nodes)
+        return -ENODEV;
+    if (kind > HM_PLACE_COUNTER || threshold > UINT16_MAX)
+        return -EINVAL;
+    atomic_store(&core->placement[node], kind | threshold << 8);
+    return 0;
+}
+
+/* The pages of the mask in whose 64 KiB the device's accesses have reached the threshold. */
+static struct hm_mask counted(struct hm_region *region, uint64_t block, uint32_t node,
+                              const struct hm_mask *mask, uint32_t threshold, bool count)
+{
+    struct hm_history *history = hm_history(region, block);
+    struct hm_mask ripe = {{0}};
+    uint32_t last = UINT32_MAX;
+    if (!history)
+        return ripe;
+    HM_EACH_PAGE (page, mask->word) {
+        uint16_t *accesses = &history->accesses[node][page / GROUP_PAGES];
+        if (count && page / GROUP_PAGES != last && *accesses < UINT16_MAX)
+            ++*accesses;
+        last = page / GROUP_PAGES;
+        if (*accesses >= threshold)
+            ripe.word[page / 64] |= 1ULL << (page % 64);
+    }
+    return ripe;
+}
+
+/* Of the pages that no advice says anything of, those that come to the device. */
+static struct hm_mask by_policy(struct hm_region *region, uint64_t block, uint32_t node,
+                                const struct hm_mask *mask, bool count, const uint64_t *left)
+{
+    static const struct hm_mask none;
+    struct hm_mask chosen;
+    uint32_t policy = atomic_load_explicit(&region->core->placement[node], memory_order_relaxed);
+    if (left) {
+        HM_EACH_WORD (w)
+            chosen.word[w] = mask->word[w] & ~left[w];
+        return chosen;
+    }
+    switch (policy & 0xff) {
+    case HM_PLACE_FIRST_TOUCH:
+        return *mask;
+    case HM_PLACE_COUNTER:
+        return counted(region, block, node, mask, policy >> 8, count);
+    default: /* HM_PLACE_PREFERRED: only where that was said; HM_PLACE_NEVER */
+        return none;
+    }
+}
+
+/* Whether placement is plain: everything comes to who touches it. */
+static bool is_plain(struct hm_region *region, uint32_t node, const uint64_t *left)
+{
+    return !left && !atomic_load_explicit(&region->core->thrashing, memory_order_relaxed) &&
+           !atomic_load_explicit(&region->advised, memory_order_relaxed) &&
+           !atomic_load_explicit(&region->core->placement[node], memory_order_relaxed);
+}
+
+struct hm_placement hm_place(struct hm_region *region, uint64_t block, uint32_t node,
+                             const struct hm_mask *mask, bool count, const uint64_t *left)
+{
+    const struct hm_block *record = &region->blocks[block];
+    struct hm_placement place = {.bring = *mask};
+    struct hm_mask mine = {{0}}, open, chosen, fought;
+    struct hm_advised said;
+    bool never = (atomic_load(&region->core->placement[node]) & 0xff) == HM_PLACE_NEVER;
+    if (is_plain(region, node, left))
+        return place;
+    hm_advised(region, block, node, &said);
+    fought = hm_thrash_is_pinned(region, block, mask);
+    HM_EACH_PAGE (page, record->device)
+        if (record->owner[page] == node)
+            mine.word[page / 64] |= 1ULL << (page % 64);
+    HM_EACH_WORD (w) {
+        /* A hole that a program was given may be full of its stores. */
+        uint64_t there = record->present[w] | record->cached[w] | record->recalling[w];
+        uint64_t host = there & ~record->device[w];
+        uint64_t pages = mask->word[w], fixed = said.pinned.word[w] & there & ~mine.word[w];
+        uint64_t away = said.mapped.word[w] | said.no_migrate.word[w];
+        place.bring.word[w] = 0;
+        /* 1. What is pinned stays, and is reached only where that was said as well. */
+        place.afar.word[w] = pages & fixed & host & away;
+        place.refuse.word[w] = pages & fixed & ~(host & away);
+        pages &= ~fixed;
+        /* 2. What both sides use at once stays on the host. */
+        place.afar.word[w] |= pages & said.no_migrate.word[w];
+        pages &= ~said.no_migrate.word[w];
+        /* 3. What is there, and what prefers to be. */
+        place.bring.word[w] |= pages & (mine.word[w] | said.here.word[w]);
+        /* Copies of read-mostly pages are made whatever else was said. */
+        place.bring.word[w] |= pages & said.read_mostly.word[w];
+        pages &= ~place.bring.word[w];
+        /* 4. What thrashed; what is on the host and may be reached there, or prefers to be there.
+         */
+        place.afar.word[w] |= pages & (fought.word[w] | said.at_host.word[w]);
+        place.afar.word[w] |= pages & host & said.mapped.word[w];
+        pages &= ~place.afar.word[w];
+        /* 5. What is nowhere yet comes to its first user, unless nothing ever does. */
+        if (!never) {
+            place.bring.word[w] |= pages & ~there;
+            pages &= there;
+        }
+        open.word[w] = pages;
+    }
+    chosen = by_policy(region, block, node, &open, count, left);
+    HM_EACH_WORD (w) {
+        place.bring.word[w] |= chosen.word[w];
+        place.afar.word[w] |= open.word[w] & ~chosen.word[w];
+    }
+    return place;
+}
+
+struct hm_mask hm_afar_window(struct hm_region *region, uint64_t block, uint32_t node,
+                              const struct hm_mask *afar)
+{
+    const struct hm_block *record = &region->blocks[block];
+    struct hm_mask inside = hm_inside_file(region, block), window = {{0}};
+    struct hm_placement place;
+    HM_EACH_PAGE (page, afar->word) {
+        struct hm_mask group = hm_mask_range(page / GROUP_PAGES * GROUP_PAGES, GROUP_PAGES);
+        HM_EACH_WORD (w)
+            window.word[w] |= group.word[w] & inside.word[w];
+    }
+    place = hm_place(region, block, node, &window, false, NULL);
+    HM_EACH_PAGE (page, place.afar.word)
+        if (record->owner[page] == node) /* reached from afar, it would come home */
+            place.afar.word[page / 64] &= ~(1ULL << (page % 64));
+    HM_EACH_WORD (w)
+        window.word[w] = place.afar.word[w] | afar->word[w];
+    return window;
+}
+
+/* ---- what is remembered of a block's past --------------------------------------------------- */
+
+#define BLOCK_POINTERS (HM_MAX_BLOCKS * sizeof(struct hm_history *))
+
+struct hm_history *hm_history(struct hm_region *region, uint64_t block)
+{
+    struct hm_history **table = atomic_load(&region->history), *made;
+    if (!table) {
+        void *map;
+        pthread_mutex_lock(&region->pools_lock);
+        table = atomic_load(&region->history);
+        map = table ? NULL : hm_reserve_memory(BLOCK_POINTERS);
+        if (map)
+            atomic_store(&region->history, map);
+        table = atomic_load(&region->history);
+        pthread_mutex_unlock(&region->pools_lock);
+        if (!table)
+            return NULL;
+    }
+    if (table[block])
+        return table[block];
+    made = calloc(1, sizeof(*made));
+    if (!made)
+        return NULL;
+    pthread_mutex_lock(&region->pools_lock);
+    made->next = region->histories;
+    region->histories = made;
+    pthread_mutex_unlock(&region->pools_lock);
+    return table[block] = made;
+}
+
+void hm_history_free(struct hm_region *region)
+{
+    struct hm_history *next;
+    for (struct hm_history *at = region->histories; at; at = next) {
+        next = at->next;
+        hm_thrash_free(at);
+        free(at);
+    }
+    hm_free_memory(atomic_load(&region->history), BLOCK_POINTERS);
+}

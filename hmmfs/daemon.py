@@ -54,7 +54,7 @@ def serve(path: str, config: Config, ready: Callable[[], None]) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     prefetch = named_prefetch(config.prefetch)
     named_eviction(config.eviction)  # wrong names are refused before anything is there
-    topology = links.topology(config.link, config.peer, config.devices)
+    topology = links.topology(config.link, config.peer, config.devices, config.topology)
     _check_type(config)
     watchdog = Watchdog.start()  # before there are threads
     try:
@@ -148,6 +148,7 @@ class _Daemon:
             policies,
             os.getpid(),
             topology=topology.matrix(),
+            distances=topology.distances(),
             shared=config.allow_other,
         )
         policies.on_failure = lambda node, sentence: self._tree.errors.say(

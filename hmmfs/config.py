@@ -35,6 +35,7 @@ class Config:
     thrashing: str = "off"
     link: str = "pcie3"
     peer: str = "none"
+    topology: str = ""
     fault_us: int = 45
     realtime: bool = False
     threads: int = 2
@@ -102,6 +103,11 @@ def _integer(low: int, high: int) -> Option:
     return Option(read, f"a whole number from {low} to {high}")
 
 
+def _file_or_pairs(text: str) -> str | None:
+    """A file's path made absolute, because the daemon leaves the directory it was started in."""
+    return os.path.abspath(text) if text.endswith(".toml") else text.strip() or None
+
+
 def _text(takes: str) -> Option:
     """For its own module to judge: of policies, installed packages and files add some."""
     return Option(lambda text: text if text.strip() else None, takes)
@@ -126,8 +132,11 @@ OPTIONS: dict[str, Option] = {
     "eviction": _text("an eviction policy, such as lru or lrm"),
     "placement": _text("a placement policy, such as first-touch or never"),
     "thrashing": _text("a thrashing policy: off or uvm"),
-    "link": _text("a link: pcie3, pcie4, pcie5, or LATENCY:BANDWIDTH as in 600ns:64G"),
+    "link": _text("a link, such as pcie4 or nvlink3, or LATENCY:BANDWIDTH as in 600ns:64G"),
     "peer": _text("none, or a link as link= does"),
+    "topology": Option(
+        _file_or_pairs, "FILE.toml, or the links of pairs as in host-dev0:pcie4+dev0-dev1:nvlink3"
+    ),
     "fault_us": _integer(0, 1_000_000),
     "realtime": _SWITCH,
     "threads": _integer(1, 64),

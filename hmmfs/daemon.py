@@ -63,7 +63,7 @@ def serve(path: str, config: Config, ready: Callable[[], None]) -> int:
     named_eviction(config.eviction)
     named_placement(config.placement)
     named_thrashing(config.thrashing)
-    topology = links.topology(config.link, config.peer, config.devices)
+    topology = links.topology(config.link, config.peer, config.devices, config.topology)
     _check_type(config)
     watchdog = Watchdog.start()  # before there are threads
     try:
@@ -163,6 +163,7 @@ class _Daemon:
             policies,
             os.getpid(),
             topology=topology.matrix(),
+            distances=topology.distances(),
             shared=config.allow_other,
         )
         policies.on_failure = lambda node, sentence: self._tree.errors.say(

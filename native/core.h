@@ -243,7 +243,7 @@ struct hm_node {
     uint64_t capacity;
     hm_counter
         watermark;       /* free pages below which the service is told; 0: it is not, or has been */
-    struct hm_cost cost; /* written before there is anything to charge */
+    uint32_t fault_cost; /* ns of one; written before there is anything to charge */
 };
 
 struct hm_counters {
@@ -290,6 +290,9 @@ struct hm_gate_thread {
 struct hm_core {
     struct hm_config config;
     struct hm_node nodes[HM_MAX_NODES];
+    /* By pair of nodes, [one][two] and [two][one] the same 513 numbers, owned by the core; NULL:
+     * no link. Written before there is anything to charge, so read without a lock. */
+    uint32_t *links[HM_MAX_NODES][HM_MAX_NODES];
     struct hm_device device[HM_MAX_NODES]; /* by node; the host's is not used */
     struct hm_counters count;
     hm_counter ticks; /* of hm_tick */
@@ -384,6 +387,7 @@ void hm_fail_parked(struct hm_region *region, uint64_t block, int error);
 uint64_t hm_charge_copies(struct hm_core *core, uint32_t to, const struct hm_mask *copied,
                           const uint8_t from[HM_BLOCK_PAGES]);
 uint64_t hm_charge_faults(struct hm_core *core, uint32_t node, uint32_t faults);
+void hm_links_free(struct hm_core *core);
 
 /* advice.c: what was said of the pages of a block, as `node` has to see it */
 struct hm_advised {

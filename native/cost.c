@@ -6,19 +6,54 @@
  */
 #include "core.h"
 
-int hm_cost_set(struct hm_core *core, uint32_t node, const struct hm_cost *cost)
+#include <stdlib.h>
+
+int hm_fault_cost_set(struct hm_core *core, uint32_t node, uint32_t ns)
 {
     if (node >= core->config.nodes)
         return -ENODEV;
-    core->nodes[node].cost = *cost;
+    core->nodes[node].fault_cost = ns;
     return 0;
+}
+
+int hm_link_set(struct hm_core *core, uint32_t one, uint32_t two, const uint32_t run_ns[513])
+{
+    uint32_t *copy;
+    if (one >= core->config.nodes || two >= core->config.nodes)
+        return -ENODEV;
+    if (one == two)
+        return -EINVAL;
+    copy = malloc((HM_BLOCK_PAGES + 1) * sizeof(*copy));
+    if (!copy)
+        return -ENOMEM;
+    memcpy(copy, run_ns, (HM_BLOCK_PAGES + 1) * sizeof(*copy));
+    free(core->links[one][two]);
+    core->links[one][two] = core->links[two][one] = copy;
+    return 0;
+}
+
+void hm_links_free(struct hm_core *core)
+{
+    for (uint32_t two = 0; two < HM_MAX_NODES; two++)
+        for (uint32_t one = 0; one < two; one++)
+            free(core->links[one][two]); /* the same as [two][one] */
 }
 
 uint64_t hm_charge_faults(struct hm_core *core, uint32_t node, uint32_t faults)
 {
-    uint64_t ns = (uint64_t)faults * core->nodes[node].cost.fault_ns;
+    uint64_t ns = (uint64_t)faults * core->nodes[node].fault_cost;
     hm_count(&core->nodes[node].fault_ns, ns);
     hm_count(&core->clock, ns);
+    return ns;
+}
+
+/* Over the link of two nodes; free of charge where there is none. */
+static uint64_t charge_link(struct hm_core *core, uint32_t from, uint32_t to, uint32_t pages)
+{
+    const uint32_t *run_ns = core->links[from][to];
+    uint64_t ns = run_ns ? run_ns[pages] : 0;
+    hm_count(&core->nodes[from].copy_out_ns, ns);
+    hm_count(&core->nodes[to].copy_in_ns, ns);
     return ns;
 }
 
@@ -26,26 +61,9 @@ uint64_t hm_charge_faults(struct hm_core *core, uint32_t node, uint32_t faults)
  * over the other's. */
 static uint64_t charge_run(struct hm_core *core, uint32_t from, uint32_t to, uint32_t pages)
 {
-    struct hm_node *host = &core->nodes[HM_HOST];
-    uint64_t peer = core->nodes[from].cost.peer_ns[pages], all = 0;
-    if (from != HM_HOST && to != HM_HOST && peer) {
-        hm_count(&core->nodes[from].copy_out_ns, peer);
-        hm_count(&core->nodes[to].copy_in_ns, peer);
-        return peer;
-    }
-    if (from != HM_HOST) {
-        uint64_t ns = core->nodes[from].cost.run_ns[pages];
-        all += ns;
-        hm_count(&core->nodes[from].copy_out_ns, ns);
-        hm_count(&host->copy_in_ns, ns);
-    }
-    if (to != HM_HOST) {
-        uint64_t ns = core->nodes[to].cost.run_ns[pages];
-        all += ns;
-        hm_count(&core->nodes[to].copy_in_ns, ns);
-        hm_count(&host->copy_out_ns, ns);
-    }
-    return all;
+    if (from == HM_HOST || to == HM_HOST || core->links[from][to])
+        return charge_link(core, from, to, pages);
+    return charge_link(core, from, HM_HOST, pages) + charge_link(core, HM_HOST, to, pages);
 }
 
 uint64_t hm_charge_copies(struct hm_core *core, uint32_t to, const struct hm_mask *copied,

@@ -239,18 +239,16 @@ struct hm_event {
                                      brings home */
 };
 
-/* What things cost on the machine that is emulated. */
-struct hm_cost {
-    uint32_t fault_ns;    /* a fault that brings pages to the node */
-    uint32_t run_ns[513]; /* copying a run of so many pages between the node and the host */
-    uint32_t
-        peer_ns[513]; /* between the node and another device; all 0: it goes through the host */
-};
-
 struct hm_core;
 
-/* For the faults and copies to come; 0 is free of charge. Not while any are under way. */
-int hm_cost_set(struct hm_core *core, uint32_t node, const struct hm_cost *cost);
+/* What a fault that brings pages to the node costs on the machine that is emulated, ns; 0, as in
+ * the beginning: nothing. Not while any fault is under way. */
+int hm_fault_cost_set(struct hm_core *core, uint32_t node, uint32_t ns);
+/* The link of two nodes, the same both ways: run_ns[n] is what copying n pages that lie side by
+ * side takes over it, n to 512; it is copied. In the beginning there are none: copies between
+ * devices then go through the host, those between a device and the host are free of charge.
+ * No lock: not while any copy is under way. ENODEV: no such node; EINVAL: one and the same. */
+int hm_link_set(struct hm_core *core, uint32_t one, uint32_t two, const uint32_t run_ns[513]);
 
 /* EINVAL: no such kind. From the next fault on; may be called at any time. */
 int hm_prefetch_set(struct hm_core *core, uint32_t node, const struct hm_prefetch *policy);

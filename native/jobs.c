@@ -104,7 +104,7 @@ static void finish(struct transaction *t, bool held)
     if (t->job->node < t->core->config.nodes)
         hm_release(t->core, t->job->node, t->reserved);
     if (t->job->flags & HM_JOB_FAULT)
-        t->charged += t->core->nodes[HM_HOST].cost.fault_ns; /* the gate has put it to the clock */
+        t->charged += t->core->nodes[HM_HOST].fault_cost; /* the gate has put it to the clock */
     if (held && t->core->config.realtime && t->charged)
         nanosleep(&(struct timespec){(time_t)(t->charged / 1000000000), t->charged % 1000000000},
                   NULL);

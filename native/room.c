@@ -130,6 +130,7 @@ void hm_core_destroy(struct hm_core *core)
     free(core->events);
     free(core->gate);
     hm_published_free(core);
+    hm_links_free(core);
     free(core);
 }
 

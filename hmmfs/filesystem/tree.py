@@ -4,7 +4,7 @@ regions/NAME                      the data; served by the gate
 state/NAME/{residency,advice,prefetched}  where a region's pages are, what was said of them
 devices/devN/{type,stats,queue,last_error,submit,calls,reset,vram/{total,used}}
 devices/devN/policy/{prefetch,eviction,placement,watermark}  policy/{prefetch,thrashing}
-stats audit topology version last_error
+stats audit topology distances version last_error
 """
 
 from __future__ import annotations
@@ -182,6 +182,7 @@ class Tree:
         pid: int,
         *,
         topology: str,
+        distances: str,
         shared: bool,
     ) -> None:
         self._core = core
@@ -213,6 +214,7 @@ class Tree:
             b"stats": self._text(self._stats),
             b"audit": self._text(lambda: line(core.audit() or "ok")),
             b"topology": self._text(lambda: topology),
+            b"distances": self._text(lambda: distances),
             b"version": self._text(lambda: line(hmmfs.__version__)),
             b"last_error": self._text(lambda: line(self.errors.last)),
         }

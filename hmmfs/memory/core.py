@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hmmfs._native import ffi, lib
 from hmmfs.errors import HmmfsError, check
 from hmmfs.memory.types import (
+    BLOCK_PAGES,
     Advice,
     AdviceField,
     Event,
@@ -370,15 +371,19 @@ class Core:
         policy = ffi.new("struct hm_thrashing *", values)
         check(lib.hm_thrashing_set(self.handle, policy), "Setting a thrashing policy")
 
-    def set_cost(
-        self, node: int, fault_ns: int, run_ns: Sequence[int], peer_ns: Sequence[int]
-    ) -> None:
-        """What a fault costs that brings pages to the node, and copying 0, 1, … 512 pages that lie
-        side by side between it and the host, and between it and another device (zeros: through the
-        host). To be set before anything is there to be charged."""
-        costs = {"fault_ns": fault_ns, "run_ns": list(run_ns), "peer_ns": list(peer_ns)}
-        cost = ffi.new("struct hm_cost *", costs)
-        check(lib.hm_cost_set(self.handle, node, cost), "Setting what things cost")
+    def set_fault_cost(self, node: int, ns: int) -> None:
+        """What a fault costs that brings pages to the node; 0 at first. To be set before anything
+        is there to be charged."""
+        check(lib.hm_fault_cost_set(self.handle, node, ns), "Setting what a fault costs")
+
+    def set_link(self, one: int, two: int, run_ns: Sequence[int]) -> None:
+        """What copying 0, 1, … 512 pages that lie side by side takes between two nodes, either way.
+        Devices that have no link copy through the host; to and from a host without one it is free
+        of charge. To be set before anything is there to be charged."""
+        costs = ffi.new("uint32_t[]", list(run_ns))
+        if len(costs) != BLOCK_PAGES + 1:
+            raise ValueError(f"a link has {BLOCK_PAGES + 1} costs, not {len(costs)}")
+        check(lib.hm_link_set(self.handle, one, two, costs), "Setting a link")
 
     # ---- devices' workers
 

@@ -36,7 +36,13 @@ class Policies:
     """`on_failure` is told the node and one sentence when a policy was replaced."""
 
     def __init__(
-        self, core: Core, *, prefetch: str, eviction: str, placement: str, thrashing: str
+        self,
+        core: Core,
+        *,
+        prefetch: str = "grow",
+        eviction: str = "lru",
+        placement: str = "first-touch",
+        thrashing: str = "off",
     ) -> None:
         self._core = core
         # Devices share nothing: a policy may keep count of what it has seen.

@@ -51,6 +51,9 @@ def test_defaults() -> None:
         (r"fsname=a\,b=c", "fsname", "a,b=c"),
         ("log=/tmp/x", "log", "/tmp/x"),
         ("log=x", "log", os.path.abspath("x")),
+        ("topology=x.toml", "topology", os.path.abspath("x.toml")),
+        ("topology=/x.toml", "topology", "/x.toml"),
+        ("topology=dev0-dev1:600ns:64G", "topology", "dev0-dev1:600ns:64G"),
         ("vram=4M,vram=8M", "vram", 8 * M),
     ],
 )
@@ -95,6 +98,8 @@ def test_what_mount8_passes() -> None:
         ("eviction= ", "eviction takes an eviction policy, such as lru"),
         ("fsname=", "fsname takes a name"),
         ("log", "log takes the path of a file."),
+        ("topology", "topology takes FILE.toml, or the links of pairs as in host-dev0:pcie4+"),
+        ("topology= ", "topology takes FILE.toml"),
     ],
 )
 def test_refusals(option: str, sentence: str) -> None:
@@ -147,6 +152,8 @@ def test_toml_unreadable(tmp_path: Path) -> None:
 
 
 def test_every_option_refuses_nonsense() -> None:
-    for name in set(OPTIONS) - {"fsname", "log", "prefetch", "eviction", "link", "peer"}:
+    policies = {"prefetch", "eviction", "placement", "thrashing"}
+    others = policies | {"fsname", "log", "link", "peer", "topology"}
+    for name in set(OPTIONS) - others:
         with pytest.raises(UsageError, match=f'"{name}=nonsense" is wrong: {name} takes '):
             Config.from_options(f"{name}=nonsense")

@@ -15,7 +15,7 @@ from hmmfs.device.zeros import crc32_zeros
 from hmmfs.errors import HmmfsError
 from hmmfs.filesystem.submit import Submission
 from hmmfs.memory import BLOCK_BYTES, BLOCK_DTYPE, CANDIDATE_DTYPE, Core, RegionTable, page_set
-from hmmfs.policy import Policies, named_eviction, named_prefetch
+from hmmfs.policy import Policies
 from hmmfs.service import FaultService, Jobs, Rooms
 
 M = 1 << 20
@@ -66,10 +66,11 @@ class Machine:
         self.core = core
         self.table = RegionTable(core)
         jobs = Jobs(core)
-        policies = Policies(core, named_prefetch("grow"), lambda: named_eviction("lru"))
+        policies = Policies(core)
         rooms = Rooms(core, jobs, self.table, policies)
         self.executors = [
-            Executor(core, jobs, rooms, self.table, node) for node in range(1, core.nodes)
+            Executor(core, jobs, rooms, self.table, node, "/nowhere")
+            for node in range(1, core.nodes)
         ]
         self.service = FaultService(
             core,

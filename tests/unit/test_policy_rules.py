@@ -296,16 +296,16 @@ def test_a_prefetch_policy_that_fails_is_replaced(core: Core, answer: str, tmp_p
         "    def pages(self, fault):\n"
         f"        return {answer}\n"
     )
-    policies = Policies(core, named_prefetch("grow"), lambda: named_eviction("lru"))
+    policies = Policies(core)
     said: list[tuple[int, str]] = []
     policies.on_failure = lambda node, sentence: said.append((node, sentence))
     policies.set_prefetch(1, f"{tmp_path}/bad.py:Bad")
     assert policies.asks(1)
     assert not policies.asks(0)
-    assert policies.names(1)[0] == f"{tmp_path}/bad.py:Bad"
+    assert policies.names(1)["prefetch"] == f"{tmp_path}/bad.py:Bad"
     chosen = policies.bring(1, fault(pages((20, 1))))
     assert np.array_equal(chosen, pages((16, 16)))
-    assert policies.names(1)[0] == "grow"
+    assert policies.names(1)["prefetch"] == "grow"
     assert not policies.asks(1)
     assert said[0][0] == 1
     assert "replaced by grow" in said[0][1]
@@ -331,7 +331,7 @@ class Bad(EvictionPolicy):
 
 @pytest.mark.parametrize("how", ["order", "far", "pages", "touched"])
 def test_an_eviction_policy_that_fails_is_replaced(core: Core, how: str) -> None:
-    policies = Policies(core, named_prefetch("density"), lambda: Bad(how))
+    policies = Policies(core, prefetch="density", eviction=f"{__file__}:Bad how={how}")
     said: list[str] = []
     policies.on_failure = lambda node, sentence: said.append(sentence)
     assert policies.asks(1)
@@ -339,6 +339,6 @@ def test_an_eviction_policy_that_fails_is_replaced(core: Core, how: str) -> None
     row = policies.victim(1, USED)
     assert int(row["block"]) in (0, 1)
     assert policies.leaving(1, KEY, ALL, 1).all()
-    assert policies.names(1)[1] == "lru"
+    assert policies.names(1)["eviction"] == "lru"
     assert not policies.asks(1), "density is native, and lru wants to see no faults"
     assert len(said) == 1

@@ -291,7 +291,8 @@ class Device:
 
     @property
     def kind(self) -> str:
-        """private, coherent or dax."""
+        """private, coherent or dax; `coherent recall` where that is done without the kernel
+        passing regions through, so that a first touch of either side costs a fault."""
         return (self.files / "type").read_text().strip()
 
     def policy(self, **texts: str) -> dict[str, str]:

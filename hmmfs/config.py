@@ -25,6 +25,8 @@ class Config:
     devices: int = 1
     host: int = 1 * G
     type: str = "private"
+    passthrough: bool = True
+    visible: int = 0
     readahead: int = 128 * K
     poll_us: int = 0
     keep_clean: bool = True
@@ -47,6 +49,20 @@ class Config:
     log: str | None = None
     debug: bool = False
     foreground: bool = False
+
+    @property
+    def types(self) -> list[str]:
+        """Of each device; of several, the last named is that of the rest."""
+        named = self.type.split("+")
+        return [named[min(number, len(named) - 1)] for number in range(self.devices)]
+
+    @property
+    def passes(self) -> bool:
+        """Whether the kernel passes regions through to one memory, so that nothing is recalled."""
+        one = set(self.types) or {self.type}
+        if one == {"dax"}:
+            return True
+        return one == {"coherent"} and self.passthrough and not self.visible
 
     @classmethod
     def from_options(
@@ -121,9 +137,11 @@ OPTIONS: dict[str, Option] = {
     "devices": _integer(0, 15),
     "host": _size(BLOCK, 16 * T, "1G"),
     "type": Option(
-        lambda text: text if text in ("private", "coherent", "dax") else None,
-        "private, coherent or dax",
+        lambda text: text if set(text.split("+")) <= {"private", "coherent", "dax"} else None,
+        "private, coherent or dax, or one for each device as in private+coherent",
     ),
+    "passthrough": _SWITCH,
+    "visible": _size(0, 16 * T, "16M"),
     "readahead": _size(0, 16 * M, "128K"),
     "poll_us": _integer(0, 10_000),
     "keep_clean": _SWITCH,

@@ -17,6 +17,7 @@ import signal
 import socket
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 
 import pyfuse3
 import trio
@@ -64,7 +65,7 @@ def serve(path: str, config: Config, ready: Callable[[], None]) -> int:
     named_placement(config.placement)
     named_thrashing(config.thrashing)
     topology = links.topology(config.link, config.peer, config.devices, config.topology)
-    _check_type(config)
+    config = _settled(config)
     watchdog = Watchdog.start()  # before there are threads
     try:
         core = _core(config)
@@ -81,19 +82,35 @@ def serve(path: str, config: Config, ready: Callable[[], None]) -> int:
     return 0
 
 
-def _check_type(config: Config) -> None:
-    if Kind(config.type) is Kind.PRIVATE:
-        return
-    if not config.devices and config.type == "dax":
+def _settled(config: Config) -> Config:
+    """What the kinds of its devices make of a configuration here. UsageError: they can't be."""
+    named = config.type.split("+")
+    if len(named) > max(1, config.devices):
+        raise UsageError(
+            f"type={config.type} names {len(named)} devices, and there are {config.devices}: "
+            "mount with more, or name fewer."
+        )
+    if "dax" in named and not config.devices:
         raise UsageError(
             "type=dax needs a device whose memory it is: mount with devices=1 or more."
         )
-    if os.geteuid() != 0:
+    if "dax" in named and set(named) != {"dax"}:
+        raise UsageError(
+            f"type={config.type} mixes dax with others, whose regions move: mount them apart."
+        )
+    if config.visible and "coherent" not in named:
+        raise UsageError(
+            f"visible= is of coherent memory: mount with type=coherent, not {named[0]}."
+        )
+    if not config.passes or os.geteuid() == 0:
+        return config
+    if named == ["dax"]:
         raise HmmfsError(
             errno.EPERM,
-            f"type={config.type} needs root (CAP_SYS_ADMIN), since the kernel passes such files "
-            "through to memory: mount as root, or use type=private.",
+            "type=dax needs root (CAP_SYS_ADMIN), since the kernel passes such files through to "
+            "memory: mount as root, or use type=private.",
         )
+    return replace(config, passthrough=False)
 
 
 def _start_log(config: Config) -> None:
@@ -113,7 +130,9 @@ def _core(config: Config) -> Core:
         readahead=config.readahead,
         express=config.express,
         realtime=config.realtime,
-        kind=Kind(config.type),
+        kind=Kind(config.type) if config.passes else Kind.PRIVATE,
+        device_kinds=[Kind(one) for one in config.types],
+        visible=[min(config.visible or config.vram, config.vram) // PAGE_SIZE] * config.devices,
         keep_clean=config.keep_clean,
     )
 
@@ -260,7 +279,8 @@ class _Daemon:
                 raise HmmfsError(
                     errno.EOPNOTSUPP,
                     f"type={self._core.kind.value} needs FUSE passthrough, which this kernel has "
-                    "not: use Linux 6.9 or later with FUSE_PASSTHROUGH, or type=private.",
+                    "not: use Linux 6.9 or later with FUSE_PASSTHROUGH, or (coherent) "
+                    "passthrough=off, or type=private.",
                 )
 
         def widen() -> str | None:

@@ -22,6 +22,7 @@ SOURCES = [
     "events.c",
     "gate.c",
     "jobs.c",
+    "labels.c",
     "movers.c",
     "operation.c",
     "order.c",

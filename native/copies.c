@@ -16,14 +16,16 @@
 
 #define COPIES_BYTES (HM_MAX_BLOCKS * sizeof(struct hm_copies))
 
-int hm_copies_init(struct hm_region *region)
+int hm_side_table(struct hm_region *region, _Atomic(struct hm_copies *) *table)
 {
     int error = 0;
+    if (atomic_load(table))
+        return 0;
     pthread_mutex_lock(&region->pools_lock);
-    if (!atomic_load(&region->copies)) {
+    if (!atomic_load(table)) {
         void *map = hm_reserve_memory(COPIES_BYTES);
         if (map)
-            atomic_store(&region->copies, map);
+            atomic_store(table, map);
         else
             error = -ENOMEM;
     }
@@ -31,9 +33,15 @@ int hm_copies_init(struct hm_region *region)
     return error;
 }
 
+int hm_copies_init(struct hm_region *region)
+{
+    return hm_side_table(region, &region->copies);
+}
+
 void hm_copies_deinit(struct hm_region *region)
 {
     hm_free_memory(atomic_load(&region->copies), COPIES_BYTES);
+    hm_free_memory(atomic_load(&region->labels), COPIES_BYTES);
 }
 
 /* The block's copies; NULL: the region never had any. */
@@ -112,17 +120,19 @@ int hm_region_writers(struct hm_core *core, uint64_t ino, int by)
     return 0;
 }
 
-int hm_copies(struct hm_core *core, uint64_t ino, uint64_t block, uint32_t node, uint64_t out[8])
+int hm_lent(struct hm_core *core, uint64_t ino, uint64_t block, uint32_t node, uint64_t out[8])
 {
     struct hm_region *region;
-    struct hm_mask mask;
+    struct hm_mask mask, labels;
     if (node >= core->config.nodes)
         return -ENODEV;
     region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
     mask = hm_copies_on(region, block, node);
-    memcpy(out, mask.word, sizeof(mask.word));
+    labels = hm_labels_on(region, block, node);
+    HM_EACH_WORD (w)
+        out[w] = mask.word[w] | labels.word[w];
     hm_region_put(region);
     return 0;
 }
@@ -141,7 +151,7 @@ static struct hm_mask away(const struct transaction *t, const struct hm_mask *ma
     return other;
 }
 
-static int fetch_home(struct transaction *t, const struct hm_mask *mask)
+int hm_fetch_home(struct transaction *t, const struct hm_mask *mask)
 {
     struct hm_job home = {.node = HM_HOST, .flags = t->job->flags & HM_JOB_STAGING};
     struct transaction back = *t;
@@ -186,7 +196,7 @@ int hm_duplicate(struct transaction *t, const struct hm_mask *mask)
         struct hm_mask other = away(t, mask), had, make;
         bool writers = atomic_load(&t->region->writers) != 0;
         uint32_t generation, pages;
-        int error = hm_bits(other.word) ? fetch_home(t, &other) : 0;
+        int error = hm_bits(other.word) ? hm_fetch_home(t, &other) : 0;
         if (!error)
             error = hm_recall(t->region, t->block, writers ? mask : &nothing);
         if (error)

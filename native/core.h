@@ -169,6 +169,7 @@ struct hm_region {
     pthread_mutex_t shared_lock; /* shared: its size, and writes to it from here; then a stripe */
     _Atomic uint32_t writers;    /* files open for writing */
     _Atomic(struct hm_copies *) copies; /* by block; NULL: nothing was ever read-mostly */
+    _Atomic(struct hm_copies *) labels; /* the same of coherent devices: see labels.c */
     pthread_mutex_t pools_lock;         /* guards the making of a pool; reading one needs none */
     _Atomic uint32_t advised; /* ranges in `advice` that say more than what was prefetched */
     pthread_rwlock_t advice_lock;
@@ -238,7 +239,7 @@ struct hm_node {
     hm_counter evicted_blocks, evicted_pages, faults, fault_batches, operations, mapped_pages;
     hm_counter refaulted_pages, thrashed_pages;
     hm_counter fault_ns, copy_in_ns, copy_out_ns;
-    hm_counter copies_begun, copies_ended;
+    hm_counter copies_begun, copies_ended, labelled;
     hm_counter thrashing_pages, throttles, thrash_pins, throttle_ns;
     uint64_t capacity;
     hm_counter
@@ -260,6 +261,9 @@ struct hm_window {
      * own bytes). The words of a block change with the block busy; NULL: nothing is discarded. */
     uint64_t discard;
     uint64_t *had;
+    /* Pages that the worker was asked to map from afar, a bit for each; atomic. They don't come to
+     * the device by its faults while they are: it would go on to use them on the host. */
+    uint64_t *afar;
 };
 
 /* The worker of a device, while there is one. */
@@ -268,6 +272,7 @@ struct hm_device {
     pthread_rwlock_t lock; /* guards uffd and windows; held across ioctls that wait for nobody */
     int uffd;              /* -1: no worker */
     int afar;              /* the socket to its helper; -1: it has none */
+    _Atomic bool reaches;  /* whether any window has pages mapped from afar */
     int stop_fd;
     pthread_t thread;
     struct hm_window *windows;
@@ -459,6 +464,21 @@ uint32_t hm_collapse(struct hm_region *region, uint64_t block, const struct hm_m
 void hm_collapse_all(struct hm_region *region); /* takes the stripes itself */
 void hm_punch_runs(struct hm_region *region, uint32_t node, uint64_t block, const uint64_t *words);
 
+/* Make one of a region's tables of masks by block and node, at first use. -ENOMEM. */
+int hm_side_table(struct hm_region *region, _Atomic(struct hm_copies *) *table);
+
+/* labels.c, with the stripe held. Whether the region's pages on the node are the host's, with a
+ * label. */
+bool hm_labels(const struct hm_region *region, uint32_t node);
+struct hm_mask hm_labels_on(const struct hm_region *region, uint64_t block, uint32_t node);
+uint32_t hm_labelled(const struct hm_region *region, uint64_t block); /* pages, on any device */
+/* Take labels off, of one device or with HM_HOST of all, and give their room back: the pages are
+ * charged to nobody. Returns how many. */
+uint32_t hm_unlabel(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
+                    uint32_t only);
+/* And charge the host, whatever room there is: the pages are about to leave it. */
+void hm_unlabel_to_host(struct hm_region *region, uint64_t block, const struct hm_mask *mask);
+
 /* prefetch.c */
 struct hm_mask hm_prefetch_window(const struct hm_prefetch *policy, const struct hm_mask *resident,
                                   const struct hm_mask *touched, const struct hm_mask *inside,
@@ -529,6 +549,8 @@ int hm_window_copy(struct hm_region *region, uint32_t node, uint64_t block, uint
  * can't. Waits for nobody; called without a stripe and with no block busy. */
 int hm_window_map_afar(struct hm_region *region, uint32_t node, uint64_t block,
                        const struct hm_mask *mask);
+/* The pages of the block that the worker has been asked to map. */
+struct hm_mask hm_window_afar(struct hm_region *region, uint32_t node, uint64_t block);
 /* The pages of the block that may come as zeros; and that these are there now. */
 struct hm_mask hm_window_discards(struct hm_region *region, uint32_t node, uint64_t block);
 void hm_window_had(struct hm_region *region, uint32_t node, uint64_t block,

@@ -125,6 +125,7 @@ void hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask
     uint32_t gone[HM_MAX_NODES] = {0};
     record->generation++;
     hm_collapse(region, block, mask, HM_HOST);
+    hm_unlabel_to_host(region, block, mask);
     while (hm_next_run(mask->word, &first, &count)) {
         uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE;
         for (uint32_t page = first; page < first + count; page++) {

@@ -112,7 +112,8 @@ struct hm_stats {
     uint64_t pages_touched, directory_bytes, cached_pages, regions;
 };
 
-/* What regions are, all of a mount alike. */
+/* What regions are, all of a mount alike; and what devices are. PRIVATE regions serve devices of
+ * private and of coherent memory; the others are passed through by the kernel. */
 enum hm_kind {
     HM_KIND_PRIVATE,  /* a page is where its owner is, and others take a fault to have it */
     HM_KIND_COHERENT, /* one memory for all; a page's owner is a label that migration changes */
@@ -121,6 +122,8 @@ enum hm_kind {
 
 struct hm_config {
     uint64_t capacity[16]; /* pages, by node; node 0 is the host */
+    uint64_t visible[16];  /* of a coherent device's pages, those that programs can reach */
+    uint32_t device_kind[16];
     uint32_t kind;
     uint32_t nodes;      /* 1 + devices */
     uint32_t threads;    /* gate threads */
@@ -326,8 +329,10 @@ int hm_advise(struct hm_core *core, uint64_t ino, uint64_t first, uint64_t count
 /* A file of the region was opened for writing, or (by -1) closed. The first ends all copies of
  * read-mostly pages. */
 int hm_region_writers(struct hm_core *core, uint64_t ino, int by);
-/* The pages of a block of which a device has copies. */
-int hm_copies(struct hm_core *core, uint64_t ino, uint64_t block, uint32_t node, uint64_t out[8]);
+/* The host's pages of a block that take a device's room: it has copies, or they are labelled as
+ * its.
+ */
+int hm_lent(struct hm_core *core, uint64_t ino, uint64_t block, uint32_t node, uint64_t out[8]);
 /* What was said, from page `from` on, in order, ranges that differ; returns how many. */
 int hm_advice_get(struct hm_core *core, uint64_t ino, uint64_t from, struct hm_advice *out,
                   int max);

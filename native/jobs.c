@@ -84,6 +84,10 @@ static int run_touched(struct transaction *t)
             mask = placed(t, &mask);
         if (job->flags & HM_JOB_ASKED && job->node != HM_HOST)
             error = duplicate_asked(t, &mask);
+        if (!error && hm_labels(t->region, job->node))
+            error = hm_label(t, &mask);
+        else if (!error && job->node == HM_HOST && job->flags & (HM_JOB_ASKED | HM_JOB_EVICT))
+            error = hm_label_home(t, &mask);
         return error ? error : hm_bring(t, &mask, false, job->limit ? job->limit : HM_BLOCK_PAGES);
     case HM_JOB_RECALL:
         error = hm_recall(t->region, t->block, &mask);

@@ -12,7 +12,8 @@ struct places {
     struct hm_mask here, host;
 };
 
-/* The pool of the run of pages that begins at `page` and ends before *end; NULL: they are holes. */
+/* The pool of the run of pages that begins at `page` and ends before *end; NULL: they are holes.
+ * The host's was made by hold_afar, if there was anything to make. */
 static struct hm_pool *pool_of(struct transaction *t, const struct places *places, uint32_t page,
                                uint32_t *end)
 {
@@ -25,7 +26,7 @@ static struct hm_pool *pool_of(struct transaction *t, const struct places *place
                  : !hm_test(places->here.word, last) && !hm_test(places->host.word, last)))
         last++;
     *end = last;
-    return mask ? &t->region->pools[mask == &places->here ? t->job->node : HM_HOST] : NULL;
+    return mask ? hm_region_pool(t->region, mask == &places->here ? t->job->node : HM_HOST) : NULL;
 }
 
 /* What a device reads of [offset, offset+length) of the block, run by run: the bytes of the pages
@@ -157,6 +158,11 @@ static int hold_afar(struct transaction *t, const struct hm_mask *afar, bool sto
         if (hm_reserve(t->core, HM_HOST, before, 0)) {
             hm_thaw(record, t->stripe);
             return -ENOBUFS;
+        }
+        if (!hm_region_pool(t->region, HM_HOST)) {
+            hm_release(t->core, HM_HOST, before);
+            hm_thaw(record, t->stripe);
+            return -ENOMEM;
         }
         HM_EACH_WORD (w) {
             record->present[w] |= fill.word[w];

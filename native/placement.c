@@ -67,7 +67,9 @@ static struct hm_mask by_policy(struct hm_region *region, uint64_t block, uint32
 /* Whether placement is plain: everything comes to who touches it. */
 static bool is_plain(struct hm_region *region, uint32_t node, const uint64_t *left)
 {
-    return !left && !atomic_load_explicit(&region->core->thrashing, memory_order_relaxed) &&
+    return !left && !hm_labels(region, node) &&
+           !atomic_load_explicit(&region->core->device[node].reaches, memory_order_relaxed) &&
+           !atomic_load_explicit(&region->core->thrashing, memory_order_relaxed) &&
            !atomic_load_explicit(&region->advised, memory_order_relaxed) &&
            !atomic_load_explicit(&region->core->placement[node], memory_order_relaxed);
 }
@@ -77,16 +79,24 @@ struct hm_placement hm_place(struct hm_region *region, uint64_t block, uint32_t 
 {
     const struct hm_block *record = &region->blocks[block];
     struct hm_placement place = {.bring = *mask};
-    struct hm_mask mine = {{0}}, open, chosen, fought;
+    struct hm_mask mine = {{0}}, open, chosen, fought, reached;
     struct hm_advised said;
     bool never = (atomic_load(&region->core->placement[node]) & 0xff) == HM_PLACE_NEVER;
     if (is_plain(region, node, left))
         return place;
-    hm_advised(region, block, node, &said);
-    fought = hm_thrash_is_pinned(region, block, mask);
     HM_EACH_PAGE (page, record->device)
         if (record->owner[page] == node)
             mine.word[page / 64] |= 1ULL << (page % 64);
+    if (hm_labels(region, node)) {
+        /* What a coherent device reaches it uses where it is; it has hidden pages of its own. */
+        HM_EACH_WORD (w) {
+            place.bring.word[w] = mask->word[w] & mine.word[w];
+            place.afar.word[w] = mask->word[w] & ~mine.word[w];
+        }
+        return place;
+    }
+    hm_advised(region, block, node, &said);
+    fought = hm_thrash_is_pinned(region, block, mask);
     HM_EACH_WORD (w) {
         /* A hole that a program was given may be full of its stores. */
         uint64_t there = record->present[w] | record->cached[w] | record->recalling[w];
@@ -119,9 +129,11 @@ struct hm_placement hm_place(struct hm_region *region, uint64_t block, uint32_t 
         open.word[w] = pages;
     }
     chosen = by_policy(region, block, node, &open, count, left);
+    reached = hm_window_afar(region, node, block);
     HM_EACH_WORD (w) {
-        place.bring.word[w] |= chosen.word[w];
-        place.afar.word[w] |= open.word[w] & ~chosen.word[w];
+        uint64_t stays = (place.bring.word[w] | chosen.word[w]) & reached.word[w] & ~mine.word[w];
+        place.bring.word[w] = (place.bring.word[w] | chosen.word[w]) & ~stays;
+        place.afar.word[w] |= (open.word[w] & ~chosen.word[w]) | stays;
     }
     return place;
 }

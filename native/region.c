@@ -233,7 +233,10 @@ int hm_region_residency(struct hm_core *core, uint64_t ino, uint64_t out[22])
             struct hm_mask copies = hm_copies_on(region, b, node);
             out[node] += block->pages[node];
             out[21] += hm_bits(copies.word);
+            copies = hm_labels_on(region, b, node);
+            out[node] += hm_bits(copies.word);
         }
+        out[HM_HOST] -= hm_labelled(region, b);
         HM_EACH_WORD (w) {
             uint64_t seen = block->cached[w] | block->recalling[w];
             out[16] += hm_popcount(block->dirty[w] & ~block->device[w]);

@@ -189,7 +189,10 @@ HM_UNLOCKED static uint32_t movable(const struct hm_listed *at, uint32_t node)
 {
     const struct hm_block *block = &at->region->blocks[at->block];
     struct hm_mask pinned, copies = hm_copies_on(at->region, at->block, node);
-    uint32_t pages = block->pages[node] + hm_bits(copies.word);
+    struct hm_mask labels = hm_labels_on(at->region, at->block, node);
+    uint32_t pages = block->pages[node] + hm_bits(copies.word) + hm_bits(labels.word);
+    if (node == HM_HOST)
+        pages -= hm_labelled(at->region, at->block);
     if (!pages || !at->region->advised)
         return pages;
     pinned = hm_pinned(at->region, at->block);
@@ -394,7 +397,7 @@ static void audit_copies(struct audit *a, struct hm_region *region, uint64_t b, 
     const struct hm_block *block = &region->blocks[b];
     unsigned long long ino = region->ino, nr = b;
     for (uint32_t node = 1; node < a->core->config.nodes; node++) {
-        struct hm_mask copies = hm_copies_on(region, b, node);
+        struct hm_mask copies = hm_copies_on(region, b, node), labels;
         HM_EACH_WORD (w) {
             AUDIT(a, !(copies.word[w] & (block->device[w] | ~block->present[w])),
                   "region %llu block %llu: dev%u has a copy of a page that is not the host's", ino,
@@ -405,6 +408,13 @@ static void audit_copies(struct audit *a, struct hm_region *region, uint64_t b, 
         }
         copied[node] += hm_bits(copies.word);
         a->used[node] += hm_bits(copies.word);
+        labels = hm_labels_on(region, b, node);
+        HM_EACH_WORD (w)
+            AUDIT(a, !(labels.word[w] & (block->device[w] | ~block->present[w])),
+                  "region %llu block %llu: dev%u labels a page that is not the host's", ino, nr,
+                  node - 1);
+        a->used[node] += hm_bits(labels.word);
+        a->used[HM_HOST] -= hm_bits(labels.word);
     }
 }
 

@@ -149,9 +149,11 @@ static void charge_afar(struct transaction *t)
     static const uint8_t host[HM_BLOCK_PAGES];
     if (!hm_bits(t->afar.word))
         return;
+    t->record->last_cpu = hm_tick(t->core);
+    if (hm_labels(t->region, t->job->node))
+        return; /* there is no fault on such a machine, and loads and stores nobody sees */
     t->charged += hm_charge_faults(t->core, t->job->node, 1);
     t->charged += hm_charge_copies(t->core, t->job->node, &t->afar, host);
-    t->record->last_cpu = hm_tick(t->core);
 }
 
 /* Of the window, the read-mostly pages that are only loaded from: they are copied. Taken off the

@@ -265,6 +265,8 @@ static void flip(struct transaction *t, const struct plan *plan, struct hm_mask 
             freed[from].word[w] |= bit;
     }
     flip_copies(t, plan, freed);
+    if (to != HM_HOST)
+        hm_unlabel_to_host(t->region, t->block, &plan->move);
     for (uint32_t node = 0; node < t->core->config.nodes; node++) {
         if (!moved[node])
             continue;

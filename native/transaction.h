@@ -25,6 +25,12 @@ struct transaction {
 int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, uint32_t limit);
 /* Reserve pages on the job's node beyond what the job brought along. -ENOSPC: event.need is set. */
 int hm_take_room(struct transaction *t, uint32_t pages, enum hm_room room);
+/* labels.c: have pages labelled as job->node's, and leave in the mask those that it takes truly;
+ * take labels off for the host. -ENOSPC, or -ENOBUFS where it is the host that is full. */
+int hm_label(struct transaction *t, struct hm_mask *mask);
+int hm_label_home(struct transaction *t, const struct hm_mask *mask);
+/* copies.c: bring devices' pages home within another job. -ENOBUFS: the host is full. */
+int hm_fetch_home(struct transaction *t, const struct hm_mask *mask);
 /* copies.c: give job->node copies of the pages that have bytes. As hm_bring. */
 int hm_duplicate(struct transaction *t, const struct hm_mask *mask);
 /* Mark before the first byte changes: from here on no kept copy may pass for the page. */

@@ -143,6 +143,56 @@ int hm_window_copy(struct hm_region *region, uint32_t node, uint64_t block, uint
     return error;
 }
 
+static struct hm_window *window_of(const struct hm_device *device, uint64_t ino)
+{
+    for (uint32_t i = 0; i < device->windows_used; i++)
+        if (device->windows[i].ino == ino)
+            return &device->windows[i];
+    return NULL;
+}
+
+/* Note what is mapped from afar, or no more; the device's lock is held. */
+static void note_afar(struct hm_device *device, uint64_t ino, uint64_t block,
+                      const struct hm_mask *mask, bool on)
+{
+    const struct hm_window *window = window_of(device, ino);
+    if (!window || (block + 1) * HM_BLOCK_BYTES > window->bytes)
+        return;
+    HM_EACH_WORD (w) {
+        uint64_t *word = &window->afar[block * HM_WORDS + (uint32_t)w];
+        if (on)
+            __atomic_fetch_or(word, mask->word[w], __ATOMIC_RELAXED);
+        else
+            __atomic_fetch_and(word, ~mask->word[w], __ATOMIC_RELAXED);
+    }
+    if (on)
+        atomic_store(&device->reaches, true);
+}
+
+struct hm_mask hm_window_afar(struct hm_region *region, uint32_t node, uint64_t block)
+{
+    struct hm_device *device = &region->core->device[node];
+    const struct hm_window *window;
+    struct hm_mask mask = {{0}};
+    if (!atomic_load(&device->reaches))
+        return mask;
+    pthread_rwlock_rdlock(&device->lock);
+    window = window_of(device, region->ino);
+    if (window && (block + 1) * HM_BLOCK_BYTES <= window->bytes)
+        HM_EACH_WORD (w)
+            mask.word[w] =
+                __atomic_load_n(&window->afar[block * HM_WORDS + (uint32_t)w], __ATOMIC_RELAXED);
+    pthread_rwlock_unlock(&device->lock);
+    return mask;
+}
+
+/* What a worker has mapped from afar ends with its window. */
+static void window_free(struct hm_window *window)
+{
+    free(window->had);
+    hm_free_memory(window->afar, window->bytes / HM_PAGE_SIZE / 8);
+}
+
 int hm_window_map_afar(struct hm_region *region, uint32_t node, uint64_t block,
                        const struct hm_mask *mask)
 {
@@ -151,6 +201,8 @@ int hm_window_map_afar(struct hm_region *region, uint32_t node, uint64_t block,
     pthread_rwlock_rdlock(&device->lock);
     if (device->afar < 0)
         error = -ENOTCONN;
+    else
+        note_afar(device, region->ino, block, mask, true);
     for (uint32_t first = 0, count; !error && hm_next_run(mask->word, &first, &count);
          first += count) {
         struct hm_afar_request request = {.ino = region->ino,
@@ -162,6 +214,8 @@ int hm_window_map_afar(struct hm_region *region, uint32_t node, uint64_t block,
         else
             hm_count(&region->core->nodes[node].mapped_pages, count);
     }
+    if (error == -ENOTCONN)
+        note_afar(device, region->ino, block, mask, false);
     pthread_rwlock_unlock(&device->lock);
     return error;
 }
@@ -180,6 +234,9 @@ static void take_refusals(struct hm_core *core, uint32_t node)
         struct hm_mask pages =
             hm_mask_range(first, (uint32_t)(request.length / HM_PAGE_SIZE) & 0x3ff);
         memcpy(job.pages, pages.word, sizeof(job.pages));
+        pthread_rwlock_rdlock(&device->lock);
+        note_afar(device, request.ino, job.block, &pages, false);
+        pthread_rwlock_unlock(&device->lock);
         hm_touch_report(core, &job, -ENOTCONN, 0);
     }
 }
@@ -425,8 +482,9 @@ int hm_device_detach(struct hm_core *core, uint32_t node)
             atomic_store(&region->window[node], 0);
             hm_region_put(region);
         }
-        free(device->windows[i].had);
+        window_free(&device->windows[i]);
     }
+    atomic_store(&device->reaches, false);
     free(device->windows);
     device->windows = NULL;
     device->windows_used = 0;
@@ -477,6 +535,7 @@ int hm_device_map(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t ad
 {
     struct hm_device *device = &core->device[node];
     struct hm_region *region;
+    uint64_t *afar;
     int error;
     if (node == HM_HOST || node >= core->config.nodes)
         return -ENODEV;
@@ -485,10 +544,14 @@ int hm_device_map(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t ad
     region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
+    afar = hm_reserve_memory(bytes / HM_PAGE_SIZE / 8);
     pthread_rwlock_wrlock(&device->lock);
-    error = window_add(device, (struct hm_window){ino, address, bytes, 0, NULL});
+    error =
+        afar ? window_add(device, (struct hm_window){ino, address, bytes, 0, NULL, afar}) : -ENOMEM;
     if (!error)
         atomic_store(&region->window[node], address);
+    else
+        hm_free_memory(afar, bytes / HM_PAGE_SIZE / 8);
     pthread_rwlock_unlock(&device->lock);
     if (!error)
         error = protect_all(region, node);
@@ -508,7 +571,7 @@ int hm_device_unmap(struct hm_core *core, uint32_t node, uint64_t ino)
     pthread_rwlock_wrlock(&device->lock);
     for (uint32_t i = 0; i < device->windows_used; i++)
         if (device->windows[i].ino == ino) {
-            free(device->windows[i].had);
+            window_free(&device->windows[i]);
             device->windows[i] = device->windows[--device->windows_used];
             error = 0;
             break;

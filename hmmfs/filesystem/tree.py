@@ -2,7 +2,7 @@
 
 regions/NAME                      the data; served by the gate
 state/NAME/{residency,advice,prefetched}  where a region's pages are, what was said of them
-devices/devN/{type,stats,queue,last_error,submit,calls,reset,vram/{total,used}}
+devices/devN/{type,stats,queue,last_error,submit,calls,reset,vram/{total,used,visible}}
 devices/devN/policy/{prefetch,eviction,placement,watermark}  policy/{prefetch,thrashing}
 stats audit topology distances version last_error
 """
@@ -22,7 +22,7 @@ from hmmfs.device import Executor
 from hmmfs.errors import HmmfsError
 from hmmfs.filesystem import advice
 from hmmfs.filesystem.submit import Submission
-from hmmfs.memory import HOST, PAGE_SIZE, Core, Region, RegionTable
+from hmmfs.memory import HOST, PAGE_SIZE, Core, Kind, Region, RegionTable
 from hmmfs.policy import Policies
 
 ROOT_INO = 1
@@ -266,11 +266,12 @@ class Tree:
             {
                 b"total": self._text(lambda: line(core.capacity[node] * PAGE_SIZE)),
                 b"used": self._text(lambda: line(core.used(node) * PAGE_SIZE)),
+                b"visible": self._text(lambda: line(core.visible(node) * PAGE_SIZE)),
             }
         )
         return self._directory(
             {
-                b"type": self._text(lambda: line(core.kind.value)),
+                b"type": self._text(lambda: line(self._type(node))),
                 b"vram": vram,
                 b"stats": self._text(lambda: table(core.node_stats(node))),
                 b"policy": self._policy(node),
@@ -283,6 +284,13 @@ class Tree:
                 b"last_error": self._text(lambda: line(self.errors.by_device[number])),
             }
         )
+
+    def _type(self, node: int) -> str:
+        """Of a device: coherent memory says how it is that."""
+        kind = self._core.device_kinds[node - 1]
+        if kind is Kind.COHERENT and self._core.kind is Kind.PRIVATE:
+            return f"{kind.value} recall"
+        return kind.value
 
     def _setting(
         self, produce: Callable[[], str], store: Callable[[str], None], device: int | None

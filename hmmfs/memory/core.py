@@ -212,11 +212,14 @@ class Region:
     def closed_for_writing(self) -> None:
         check(lib.hm_region_writers(self._core.handle, self.ino, -1), "Closing a region")
 
-    def copies(self, block: int, node: int) -> NDArray[np.uint64]:
-        """The bitmap of the pages of a block of which a device has copies."""
+    def lent(self, block: int, node: int) -> NDArray[np.uint64]:
+        """The bitmap of a block's host pages that take a device's room: it has copies, or they are
+        labelled as its."""
         out = np.zeros(8, dtype=np.uint64)
         words = ffi.cast("uint64_t *", ffi.from_buffer(out))
-        check(lib.hm_copies(self._core.handle, self.ino, block, node, words), "Listing copies")
+        check(
+            lib.hm_lent(self._core.handle, self.ino, block, node, words), "Listing a device's pages"
+        )
         return out
 
     def advice(self) -> list[Advice]:
@@ -284,6 +287,8 @@ class Core:
         keep_clean: bool = True,
         realtime: bool = False,
         kind: Kind = Kind.PRIVATE,
+        device_kinds: Sequence[Kind] = (),
+        visible: Sequence[int] = (),
     ) -> None:
         config = ffi.new("struct hm_config *")
         config.capacity[0 : len(capacity)] = list(capacity)
@@ -296,6 +301,10 @@ class Core:
         config.realtime = realtime
         config.kind = kind.native
         self.kind = kind
+        self.device_kinds = tuple(device_kinds) or (kind,) * (len(capacity) - 1)
+        config.device_kind[1 : len(capacity)] = [one.native for one in self.device_kinds]
+        self._visible = tuple(visible) or tuple(capacity[1:])
+        config.visible[1 : len(capacity)] = list(self._visible)
         out = ffi.new("struct hm_core **")
         check(lib.hm_core_create(config, out), "Creating the native core")
         self._handle = out[0]
@@ -429,6 +438,11 @@ class Core:
     def free(self, node: int) -> int:
         """Free pages; negative while the staging reserve is in use."""
         return self.capacity[node] - self.used(node)
+
+    def visible(self, node: int) -> int:
+        """Pages of a device that programs can reach where they are."""
+        private = self.device_kinds[node - 1] is Kind.PRIVATE
+        return 0 if private else self._visible[node - 1]
 
     def used(self, node: int) -> int:
         return self.node_stats(node)["used"]

@@ -255,7 +255,7 @@ class Rooms:
             return None
         record = region.blocks(key.block, 1)[0]
         resident = page_set(record["present"]) & (record["owner"] == node)
-        resident = resident | page_set(region.copies(key.block, node))
+        resident = resident | page_set(region.lent(key.block, node))
         if not resident.any():
             return None
         window = self._policies.leaving(node, key, resident, need)

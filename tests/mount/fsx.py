@@ -27,6 +27,18 @@ import hmmfs
 LIMIT = 12 << 20
 PAGE = 4096
 PUNCH, ZERO, KEEP = 2, 16, 1
+TOLD = (
+    *(
+        "read_mostly",
+        "unset_read_mostly",
+        "granularity=4K",
+        "granularity=256K",
+        "unset_granularity",
+    ),
+    *("preferred_location=host", "preferred_location=dev0", "unset_preferred_location"),
+    *("accessed_by=dev0", "accessed_by=dev0,dev1", "unset_accessed_by"),
+    *("no_migrate", "pinned no_migrate", "unset_pinned unset_no_migrate", "unset_all"),
+)
 ADVICE = (mmap.MADV_RANDOM, mmap.MADV_SEQUENTIAL, mmap.MADV_DONTNEED, mmap.MADV_NORMAL)
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -93,10 +105,10 @@ class Program:
 
 
 class Peer:
-    """A Program in another process, driven over pipes."""
+    """A Program in another process, driven over pipes; one after the other."""
 
-    def __init__(self, path: str) -> None:
-        command = [sys.executable, __file__, path]
+    def __init__(self) -> None:
+        command = [sys.executable, __file__]
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def __getattr__(self, name: str) -> Any:
@@ -119,11 +131,15 @@ class Peer:
         self._child.stdout.close()
 
 
-def _serve(path: str) -> None:
-    program = Program(path)
+def _serve() -> None:
+    program: Program
     while head := sys.stdin.buffer.read(4):
         name, args = pickle.loads(sys.stdin.buffer.read(struct.unpack("<I", head)[0]))
-        data = pickle.dumps(getattr(program, name)(*args))
+        if name == "begin":
+            program, answer = Program(*args), None
+        else:
+            answer = getattr(program, name)(*args)
+        data = pickle.dumps(answer)
         sys.stdout.buffer.write(struct.pack("<I", len(data)) + data)
         sys.stdout.buffer.flush()
 
@@ -140,21 +156,23 @@ def work(a: np.ndarray[Any, Any], offset: int, length: int, value: int) -> int:
 class Fsx:
     """A region, its shadow, and the steps."""
 
-    def __init__(self, mount: Mount, name: str) -> None:
+    def __init__(self, mount: Mount, name: str, peer: Peer) -> None:
         self.mount, self.name = mount, name
         self.machine = hmmfs.connect(mount.path)
-        self.fixed = (mount.path / "devices/dev0/type").read_text() == "dax\n"
+        kinds = [device.kind for device in self.machine.devices]
+        self.fixed, self.coherent = "dax" in kinds, "coherent" in kinds
         path = str(mount.region(name, 0))
         self.path = Path(path)
-        self.programs: list[Any] = [Program(path), Peer(path)]
+        peer.begin(path)
+        self.programs: list[Any] = [Program(path), peer]
         self.shadow = np.zeros(LIMIT, dtype=np.uint8)
         self.size = 0
         self.programs[0].truncate(LIMIT // 2)
         self.size = LIMIT // 2
 
     def close(self) -> None:
-        self.programs[0].close()
-        self.programs[1].end()
+        for program in self.programs:
+            program.close()
         self.path.unlink()
 
     def do(self, step: Step) -> None:
@@ -274,8 +292,21 @@ class Fsx:
         try:
             self.mount.submit(dev, f"migrate {self._at(offset, length)} to {where}")
         except OSError as error:
-            if error.errno != errno.EOPNOTSUPP or not self.fixed:
+            # DAX memory stays where it is, and what it was said of, too.
+            if not (error.errno == errno.EOPNOTSUPP and self.fixed) and error.errno != errno.EBUSY:
                 raise
+
+    def _tell(self, program: Any, dev: int, offset: int, length: int, value: int) -> None:
+        """Advice. What is pinned is at home before, or a program could not have it."""
+        if self.coherent or self.fixed:
+            return  # nothing is private there
+        words = TOLD[value % len(TOLD)].split()
+        part = slice(offset, offset + length)
+        region = self.machine.region(self.name)
+        if "pinned" in words:
+            region.advise("unset_pinned", "no_migrate", part=part)
+            region.migrate("host", part)
+        region.advise(*words, part=part)
 
     def _launch(self, program: Any, dev: int, offset: int, length: int, value: int) -> None:
         region = self.machine.region(self.name)
@@ -294,4 +325,4 @@ STEPS = sorted(
 )  # fmt: skip
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve()

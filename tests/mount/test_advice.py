@@ -286,6 +286,31 @@ def test_pages_that_come_to_a_window_partly_mapped_from_afar(machine: hmmfs.Mach
     assert int(region.cpu[BLOCK::PAGE].sum()) == 511 * 2 + 3
 
 
+def test_one_load_of_a_page_from_afar_and_a_page_of_the_device(machine: hmmfs.Machine) -> None:
+    """What a kernel has mapped from afar does not come along with its faults: it would go on to
+    use it on the host, and if an instruction needs both pages, for ever."""
+    machine.dev0.policy(prefetch="block")
+    (machine.path / "policy/prefetch").write_text("block")
+    region, flag = filled(machine, size=BLOCK), filled(machine, "flag", PAGE)
+    flag.advise("accessed_by=dev0")
+    region.advise("accessed_by=dev0", part=slice(0, 16 * PAGE))
+
+    def load(a: np.ndarray[Any, Any], flag: np.ndarray[Any, Any]) -> int:
+        seen = int(a[15 * 4096])
+        flag[0] = 2
+        while flag[0] != 3:
+            pass
+        return seen + int(a[16 * 4096 - 4 :][:8].view("int64")[0])
+
+    handle = machine.dev0.launch(load, hmmfs.reads(region), hmmfs.updates(flag), limit=20)
+    while flag.cpu[0] != 2:
+        assert not handle.done, handle.wait()
+    region.advise("unset_all")
+    flag.cpu[0] = 3
+    assert handle.wait() == 1 + 0x0101010101010101
+    assert where(region) == [16, 496, 0]
+
+
 def test_what_no_program_has_written_back_is_on_the_host(machine: hmmfs.Machine) -> None:
     """The page cache alone knows of stores to a hole; the page is not nowhere."""
     region = machine.region("a", 4 * M)

@@ -241,12 +241,12 @@ def test_only_root_gets_memory_passed_through(tmp_path: Path) -> None:
             parent.chmod(parent.stat().st_mode | 0o5)
     command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     done = subprocess.run(
-        [*command, *_hmmfs("mount", str(tmp_path), "-o", "type=coherent")],
+        [*command, *_hmmfs("mount", str(tmp_path), "-o", "type=dax")],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 1
-    assert "type=coherent needs root" in done.stderr
+    assert "type=dax needs root" in done.stderr
     done = run("mount", str(tmp_path), "-o", "type=dax,devices=0", check=False)
     assert "needs a device" in done.stderr
     done = run("mount", str(tmp_path), "-o", "type=shared", check=False)

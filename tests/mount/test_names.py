@@ -354,11 +354,19 @@ def test_an_ordinary_user_mounts(tmp_path: Path) -> None:
             echo density > mnt/devices/dev0/policy/prefetch
             grep ^faults mnt/devices/dev0/stats
             hmmfs umount mnt
+            # Coherent memory, by recall: nobody may have the kernel pass files through.
+            hmmfs mount mnt -o vram=4M,type=coherent
+            cat mnt/devices/dev0/type
+            echo hello > mnt/regions/a
+            hmmfs launch mnt dev0 hmmfs.kernels:fill writes:a:uint8 34
+            cat mnt/regions/a; echo
+            hmmfs umount mnt
             if mountpoint -q mnt; then echo still there; fi'
     """
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"Jello\n{NOBODY}\n!!!!!!\nfaults 1\n"
+    said = f"Jello\n{NOBODY}\n!!!!!!\nfaults 1\ncoherent recall\n" + 6 * '"' + "\n"
+    assert done.stdout == said
     assert connection(tmp_path / "mnt") is None

@@ -474,17 +474,15 @@ def test_real_time_is_felt(mount_factory: MountFactory) -> None:
 
 
 def test_policies_from_python(machine: hmmfs.Machine) -> None:
-    assert machine.dev0.policy() == {"prefetch": "none", "eviction": "lru", "watermark": "off"}
+    before = {"prefetch": "none", "eviction": "lru", "placement": "first-touch", "watermark": "off"}
+    assert machine.dev0.policy() == before
     machine.dev0.policy(prefetch="density threshold=75", eviction="mru")
-    assert machine.dev0.policy(watermark="5 10") == {
-        "prefetch": "density threshold=75",
-        "eviction": "mru",
-        "watermark": "5 10",
-    }
+    after = {"prefetch": "density threshold=75", "eviction": "mru", "watermark": "5 10"}
+    assert machine.dev0.policy(watermark="5 10") == before | after
     assert machine.dev1.policy()["eviction"] == "lru"
     assert machine.dev0.kind == "private"
     with pytest.raises(OSError, match="There is no eviction policy") as caught:
         machine.dev0.policy(eviction="psychic")
     assert caught.value.errno == errno.EINVAL
-    with pytest.raises(OSError, match="There is no policy placement: there are eviction"):
-        machine.dev0.policy(placement="never")
+    with pytest.raises(OSError, match="There is no policy thrashing: there are eviction"):
+        machine.dev0.policy(thrashing="uvm")

@@ -399,7 +399,7 @@ static void *device_main(void *arg)
 static void *observer_main(void *arg)
 {
     static struct hm_candidate found[64];
-    uint64_t *seed = arg, counts[21], blocks[8];
+    uint64_t *seed = arg, counts[22], blocks[8];
     char text[256];
     while (!shared->stop) {
         uint64_t random = draw(seed), ino = FIRST_INO + random % REGIONS;

@@ -1,0 +1,188 @@
+/* Coherent devices without FUSE passthrough: their pages are the host's, with a label.
+ *
+ * Programs and coherent devices use such a page at the same time through the kernel's page cache,
+ * which the worker maps from afar; so it stays in the host's pool wherever it is said to be. Saying
+ * so is the label: the page's room is taken on that device and not on the host, and a migration
+ * relabels and charges the link. Of a device whose memory programs reach in part only (`visible`,
+ * a PCIe BAR) so many pages have labels, and further ones are truly moved, as to private memory.
+ *
+ * A label ends where the page leaves the host's pool: cut, or moved to a device for good.
+ */
+#include "transaction.h"
+
+static struct hm_copies *labels_of(const struct hm_region *region, uint64_t block)
+{
+    struct hm_copies *all = atomic_load_explicit(&region->labels, memory_order_acquire);
+    return all ? &all[block] : NULL;
+}
+
+bool hm_labels(const struct hm_region *region, uint32_t node)
+{
+    return node != HM_HOST && !hm_is_shared(region) &&
+           region->core->config.device_kind[node] == HM_KIND_COHERENT;
+}
+
+struct hm_mask hm_labels_on(const struct hm_region *region, uint64_t block, uint32_t node)
+{
+    const struct hm_copies *labels = labels_of(region, block);
+    struct hm_mask mask = {{0}};
+    if (labels)
+        memcpy(mask.word, labels->on[node], sizeof(mask.word));
+    return mask;
+}
+
+uint32_t hm_labelled(const struct hm_region *region, uint64_t block)
+{
+    const struct hm_copies *labels = labels_of(region, block);
+    uint32_t pages = 0;
+    for (uint32_t node = 1; labels && node < region->core->config.nodes; node++)
+        pages += hm_bits(labels->on[node]);
+    return pages;
+}
+
+uint32_t hm_unlabel(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
+                    uint32_t only)
+{
+    struct hm_copies *labels = labels_of(region, block);
+    uint32_t all = 0;
+    for (uint32_t node = 1; labels && node < region->core->config.nodes; node++) {
+        struct hm_mask gone;
+        uint32_t pages;
+        if (only != HM_HOST && only != node)
+            continue;
+        HM_EACH_WORD (w) {
+            gone.word[w] = labels->on[node][w] & mask->word[w];
+            labels->on[node][w] &= ~mask->word[w];
+        }
+        pages = hm_bits(gone.word);
+        atomic_fetch_sub(&region->core->nodes[node].labelled, pages);
+        hm_release(region->core, node, pages);
+        hm_count(&region->core->nodes[node].pages_out, pages);
+        all += pages;
+    }
+    return all;
+}
+
+void hm_unlabel_to_host(struct hm_region *region, uint64_t block, const struct hm_mask *mask)
+{
+    if (labels_of(region, block))
+        hm_reserve_always(region->core, HM_HOST, hm_unlabel(region, block, mask, HM_HOST));
+}
+
+int hm_label_home(struct transaction *t, const struct hm_mask *mask)
+{
+    const struct hm_copies *labels = labels_of(t->region, t->block);
+    uint8_t from[HM_BLOCK_PAGES] = {0};
+    struct hm_mask moving = {{0}};
+    uint32_t pages;
+    int error;
+    if (!labels)
+        return 0;
+    for (uint32_t node = 1; node < t->core->config.nodes; node++) {
+        HM_EACH_PAGE (page, labels->on[node])
+            from[page] = (uint8_t)node;
+        HM_EACH_WORD (w)
+            moving.word[w] |= labels->on[node][w] & mask->word[w];
+    }
+    pages = hm_bits(moving.word);
+    error = pages
+                ? hm_take_room(t, pages, t->job->flags & HM_JOB_STAGING ? HM_ROOM_STAGING : HM_ROOM)
+                : 0;
+    if (error || !pages)
+        return error;
+    if (t->job->flags & HM_JOB_EVICT && t->job->source) {
+        hm_count(&t->core->nodes[t->job->source].evicted_pages, pages);
+        hm_count(&t->core->nodes[t->job->source].evicted_blocks, 1);
+    }
+    hm_unlabel(t->region, t->block, &moving, HM_HOST);
+    hm_count(&t->core->nodes[HM_HOST].pages_in, pages);
+    t->charged += hm_charge_copies(t->core, HM_HOST, &moving, from);
+    t->event.moved += pages;
+    return 0;
+}
+
+/* Claim up to so many of the pages of a device that programs can reach. */
+static uint32_t claim(struct hm_core *core, uint32_t node, uint32_t pages)
+{
+    hm_counter *labelled = &core->nodes[node].labelled;
+    uint64_t used = atomic_load(labelled), visible = core->config.visible[node], take;
+    do {
+        take = used < visible ? visible - used : 0;
+        take = take < pages ? take : pages;
+    } while (!atomic_compare_exchange_weak(labelled, &used, used + take));
+    return (uint32_t)take;
+}
+
+/* Leave the first so many pages in the mask. */
+static void trim(struct hm_mask *mask, uint32_t pages)
+{
+    HM_EACH_PAGE (page, mask->word)
+        if (!pages || !pages--)
+            mask->word[page / 64] &= ~(1ULL << (page % 64));
+}
+
+/* Of the mask, the pages with bytes that are not the node's by owner or label. */
+static struct hm_mask strangers(const struct transaction *t, const struct hm_mask *mask)
+{
+    struct hm_mask had = hm_labels_on(t->region, t->block, t->job->node), found;
+    HM_EACH_WORD (w)
+        found.word[w] = mask->word[w] & t->record->present[w] & ~had.word[w];
+    HM_EACH_PAGE (page, found.word)
+        if (t->record->owner[page] == t->job->node)
+            found.word[page / 64] &= ~(1ULL << (page % 64));
+    return found;
+}
+
+/* Say of host-owned pages that they are the node's, whose room for them is taken. */
+static void relabel(struct transaction *t, const struct hm_mask *pages)
+{
+    struct hm_copies *labels = labels_of(t->region, t->block);
+    uint32_t node = t->job->node, count = hm_bits(pages->word), host;
+    uint8_t from[HM_BLOCK_PAGES] = {0};
+    for (uint32_t other = 1; other < t->core->config.nodes; other++)
+        HM_EACH_PAGE (page, labels->on[other])
+            from[page] = (uint8_t)other;
+    host = count - hm_unlabel(t->region, t->block, pages, HM_HOST);
+    hm_release(t->core, HM_HOST, host);
+    if (!t->record->pages[node] && !hm_bits(labels->on[node]))
+        t->record->arrived = hm_tick(t->core);
+    HM_EACH_WORD (w)
+        labels->on[node][w] |= pages->word[w];
+    hm_count(&t->core->nodes[HM_HOST].pages_out, host);
+    hm_count(&t->core->nodes[node].pages_in, count);
+    hm_count(&t->core->count.migrations, 1);
+    t->charged += hm_charge_copies(t->core, node, pages, from);
+    t->record->last_migrated = hm_tick(t->core);
+    t->event.moved += count;
+}
+
+int hm_label(struct transaction *t, struct hm_mask *mask)
+{
+    uint32_t node = t->job->node, claimed, pages = 0;
+    struct hm_mask want, away, had;
+    int error = hm_side_table(t->region, &t->region->labels);
+    if (error)
+        return error;
+    want = strangers(t, mask);
+    claimed = claim(t->core, node, hm_bits(want.word));
+    trim(&want, claimed);
+    had = hm_labels_on(t->region, t->block, node);
+    HM_EACH_WORD (w) {
+        mask->word[w] &= ~(want.word[w] | had.word[w]);
+        away.word[w] = want.word[w] & t->record->device[w];
+    }
+    if (hm_bits(away.word))
+        error = hm_fetch_home(t, &away);
+    /* The stripe was dropped: what is there still. */
+    HM_EACH_WORD (w)
+        want.word[w] &= t->record->present[w] & ~t->record->device[w];
+    if (!error)
+        error = hm_take_room(t, hm_bits(want.word), HM_ROOM);
+    if (!error) {
+        pages = hm_bits(want.word);
+        if (pages)
+            relabel(t, &want);
+    }
+    atomic_fetch_sub(&t->core->nodes[node].labelled, claimed - pages);
+    return error;
+}

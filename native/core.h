@@ -164,7 +164,10 @@ struct hm_region {
     uint64_t *touched; /* bitmap of blocks with a record */
     struct hm_block *blocks;
     enum hm_kind kind;
-    uint32_t dax_node;           /* DAX: the device that its pages are on; 0: it has had none */
+    uint32_t dax_node; /* DAX: the device that its pages are on; 0: it has had none */
+    struct hm_numa {
+        uint32_t mode, nodes;    /* enum hm_numa_mode; by node */
+    } numa;                      /* coherent: where new pages are said to be; with shared_lock */
     int backing_id;              /* shared: what the kernel calls its memfd; 0: nothing yet */
     pthread_mutex_t shared_lock; /* shared: its size, and writes to it from here; then a stripe */
     _Atomic uint32_t writers;    /* files open for writing */
@@ -242,6 +245,7 @@ struct hm_node {
     hm_counter copies_begun, copies_ended, labelled;
     hm_counter thrashing_pages, throttles, thrash_pins, throttle_ns;
     uint64_t capacity;
+    _Atomic bool excluded; /* nothing comes here that could be elsewhere */
     hm_counter
         watermark;       /* free pages below which the service is told; 0: it is not, or has been */
     uint32_t fault_cost; /* ns of one; written before there is anything to charge */

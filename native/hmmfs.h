@@ -337,6 +337,15 @@ int hm_lent(struct hm_core *core, uint64_t ino, uint64_t block, uint32_t node, u
 int hm_advice_get(struct hm_core *core, uint64_t ino, uint64_t from, struct hm_advice *out,
                   int max);
 
+/* Where the pages are that a coherent region which is passed through gets when it grows, in the
+ * terms of mbind(2). `nodes` by bit; none with DEFAULT. -EOPNOTSUPP: the region is of another kind.
+ */
+enum hm_numa_mode { HM_NUMA_DEFAULT, HM_NUMA_BIND, HM_NUMA_PREFERRED, HM_NUMA_INTERLEAVE };
+int hm_region_numa(struct hm_core *core, uint64_t ino, uint32_t mode, uint32_t nodes);
+/* Let nothing come to a node by default: new pages of coherent regions, what is pushed out of the
+ * host. */
+int hm_node_exclude(struct hm_core *core, uint32_t node, int on);
+
 /* ---- devices' workers --------------------------------------------------------------------- */
 
 /* A worker's userfaultfd, registered by it for missing pages and write-protection, and our end of

@@ -83,49 +83,131 @@ static uint32_t roomiest(struct hm_core *core)
     return found;
 }
 
-/* Where a file's new pages are said to be: a DAX file is one device's, the one with most room when
- * it got its first page; a coherent one is the host's while there is room. Reserves them. */
-static int place(struct hm_region *region, uint64_t had, uint64_t pages, uint32_t *node)
+static bool may_have(const struct hm_region *region, uint32_t node)
+{
+    const struct hm_core *core = region->core;
+    if (region->numa.mode == HM_NUMA_BIND)
+        return region->numa.nodes >> node & 1;
+    return !core->nodes[node].excluded;
+}
+
+/* The nodes of an interleaved file in order, one page each. Returns how many. */
+static uint32_t interleaved(const struct hm_region *region, uint32_t nodes[HM_MAX_NODES])
+{
+    uint32_t n = 0;
+    for (uint32_t node = 0; node < region->core->config.nodes; node++)
+        if (region->numa.nodes >> node & 1)
+            nodes[n++] = node;
+    return n;
+}
+
+/* Where a file's new pages [first, end) are said to be, as many on each node; reserves them. A DAX
+ * file is one device's, the one with most room when it got its first page; a coherent one is the
+ * host's while there is room, then the next node's, or what its NUMA policy says. -ENOSPC: nothing
+ * is reserved. */
+static int place(struct hm_region *region, uint64_t first, uint64_t end,
+                 uint64_t share[HM_MAX_NODES])
 {
     struct hm_core *core = region->core;
-    bool dax = region->kind == HM_KIND_DAX;
-    *node = HM_HOST;
-    if (dax) {
-        *node = had ? region->dax_node : roomiest(core);
-        region->dax_node = *node;
-        return hm_reserve(core, *node, pages, 0);
+    uint32_t nodes[HM_MAX_NODES], n, node;
+    uint64_t pages = end - first;
+    memset(share, 0, HM_MAX_NODES * sizeof(*share));
+    if (region->kind == HM_KIND_DAX) {
+        node = first ? region->dax_node : roomiest(core);
+        region->dax_node = node;
+        share[node] = pages;
+        return hm_reserve(core, node, pages, 0);
     }
-    for (; *node < core->config.nodes; ++*node)
-        if (!hm_reserve(core, *node, pages, 0))
+    if (region->numa.mode == HM_NUMA_INTERLEAVE) {
+        n = interleaved(region, nodes);
+        for (uint32_t i = 0; i < n; i++) /* pages below x that are the i-th node's: (x+n-1-i)/n */
+            share[nodes[i]] = (end + n - 1 - i) / n - (first + n - 1 - i) / n;
+        for (uint32_t i = 0; i < n; i++)
+            if (hm_reserve(core, nodes[i], share[nodes[i]], 0)) {
+                while (i--)
+                    hm_release(core, nodes[i], share[nodes[i]]);
+                return -ENOSPC;
+            }
+        return 0;
+    }
+    if (region->numa.mode == HM_NUMA_PREFERRED) {
+        node = (uint32_t)__builtin_ctz(region->numa.nodes);
+        if (!hm_reserve(core, node, pages, 0)) {
+            share[node] = pages;
             return 0;
-    *node = HM_HOST;
+        }
+    }
+    for (node = 0; node < core->config.nodes; node++)
+        if (may_have(region, node) && !hm_reserve(core, node, pages, 0)) {
+            share[node] = pages;
+            return 0;
+        }
     return -ENOSPC;
 }
 
-/* Label pages [first, end) of the file, whose room is taken, as the node's. */
-static void label(struct hm_region *region, uint64_t first, uint64_t end, uint32_t node)
+/* Label pages [first, end) of the file, whose room is taken. */
+static void label(struct hm_region *region, uint64_t first, uint64_t end,
+                  const uint64_t share[HM_MAX_NODES])
 {
+    uint32_t nodes[HM_MAX_NODES], n = 0;
+    if (region->numa.mode == HM_NUMA_INTERLEAVE && region->kind != HM_KIND_DAX)
+        n = interleaved(region, nodes);
+    else
+        for (nodes[0] = 0, n = 1; nodes[0] < HM_MAX_NODES && !share[nodes[0]]; nodes[0]++)
+            ;
     for (uint64_t page = first; page < end;) {
         uint64_t block = page / HM_BLOCK_PAGES;
         uint32_t low = (uint32_t)(page % HM_BLOCK_PAGES), count = HM_BLOCK_PAGES - low;
         struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
         struct hm_block *record = &region->blocks[block];
-        struct hm_mask mask;
+        uint32_t on[HM_MAX_NODES] = {0};
         count = count < end - page ? count : (uint32_t)(end - page);
-        mask = hm_mask_range(low, count);
         pthread_mutex_lock(&stripe->lock);
         hm_block_touch(region, block);
-        if (node != HM_HOST && !record->pages[node])
-            record->arrived = hm_tick(region->core);
-        memset(record->owner + low, (int)node, count);
-        HM_EACH_WORD (w) {
-            record->present[w] |= mask.word[w];
-            record->device[w] |= node == HM_HOST ? 0 : mask.word[w];
+        for (uint32_t i = low; i < low + count; i++, page++) {
+            uint32_t node = nodes[page % n];
+            uint64_t bit = 1ULL << (i % 64);
+            record->owner[i] = (uint8_t)node;
+            record->present[i / 64] |= bit;
+            record->device[i / 64] |= node == HM_HOST ? 0 : bit;
+            on[node]++;
         }
-        hm_block_pages(region, record, node, count);
+        for (uint32_t node = 0; node < region->core->config.nodes; node++) {
+            if (node != HM_HOST && on[node] && !record->pages[node])
+                record->arrived = hm_tick(region->core);
+            if (on[node])
+                hm_block_pages(region, record, node, on[node]);
+        }
         pthread_mutex_unlock(&stripe->lock);
-        page += count;
     }
+}
+
+int hm_region_numa(struct hm_core *core, uint64_t ino, uint32_t mode, uint32_t nodes)
+{
+    struct hm_region *region;
+    int error = 0;
+    if (mode > HM_NUMA_INTERLEAVE || nodes >> core->config.nodes ||
+        (mode == HM_NUMA_DEFAULT) != !nodes)
+        return -EINVAL;
+    region = hm_region_get(core, ino);
+    if (!region)
+        return -ENOENT;
+    pthread_mutex_lock(&region->shared_lock);
+    if (region->kind != HM_KIND_COHERENT)
+        error = -EOPNOTSUPP;
+    else
+        region->numa = (struct hm_numa){mode, nodes};
+    pthread_mutex_unlock(&region->shared_lock);
+    hm_region_put(region);
+    return error;
+}
+
+int hm_node_exclude(struct hm_core *core, uint32_t node, int on)
+{
+    if (node >= core->config.nodes)
+        return -ENODEV;
+    core->nodes[node].excluded = on != 0;
+    return 0;
 }
 
 static uint64_t pages_of(uint64_t size)
@@ -138,25 +220,24 @@ static uint64_t pages_of(uint64_t size)
 static int resize(struct hm_region *region, uint64_t size, bool always)
 {
     uint64_t old = hm_region_size(region);
-    uint64_t had = pages_of(old), has = pages_of(size);
-    uint32_t node = region->dax_node;
-    int error = 0;
-    if (has > had)
-        error = place(region, had, has - had, &node);
+    uint64_t had = pages_of(old), has = pages_of(size), share[HM_MAX_NODES] = {0};
+    int error = has > had ? place(region, had, has, share) : 0;
     if (error == -ENOSPC && always) {
-        hm_reserve_always(region->core, node, has - had);
+        memset(share, 0, sizeof(share));
+        share[region->dax_node] = has - had; /* the host, unless it is DAX */
+        hm_reserve_always(region->core, region->dax_node, has - had);
         error = 0;
     }
-    if (!error && !always && ftruncate(region->pools[HM_HOST].fd, (off_t)size) < 0)
+    if (!error && !always && ftruncate(region->pools[HM_HOST].fd, (off_t)size) < 0) {
         error = -errno;
-    if (error) {
-        if (has > had && error != -ENOSPC)
-            hm_release(region->core, node, has - had);
-        return error;
+        for (uint32_t node = 0; node < region->core->config.nodes; node++)
+            hm_release(region->core, node, share[node]);
     }
+    if (error)
+        return error;
     __atomic_store_n(&region->record->size, size, __ATOMIC_RELEASE);
     if (has > had)
-        label(region, had, has, node);
+        label(region, had, has, share);
     else if (has < had)
         error = hm_region_cut(region, has * HM_PAGE_SIZE, HM_MAX_BYTES);
     return error;

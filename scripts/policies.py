@@ -145,6 +145,65 @@ def rows(work: Path, patterns: list[str]) -> list[tuple[str, ...]]:
     return found
 
 
+SHARED = 4  # pages that a program and a device store to by turns, 64 KiB apart
+TURNS = 100
+SHARING: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+    "first-touch": ({}, ()),
+    "first-touch, thrashing uvm": ({"thrashing": "uvm"}, ()),
+    "access-counter threshold=8": ({"placement": "access-counter threshold=8"}, ()),
+    "never": ({"placement": "never"}, ()),
+    "advice: accessed_by": ({}, ("accessed_by=dev0",)),
+    "advice: preferred on the device": ({"thrashing": "uvm"}, ("preferred_location=dev0",)),
+}
+
+
+def sharing(options: dict[str, str], words: tuple[str, ...]) -> tuple[str, ...]:
+    """What a program and a device that store to the same pages by turns cost each other."""
+    mounted = hmmfs.mount(vram="64M", host="64M", prefetch="none", log="/dev/null", **options)
+    with mounted as machine:
+        region = machine.region("a", SHARED * 16 * PAGE)
+        if words:
+            region.advise(*words)
+        places = [n * 16 * PAGE for n in range(SHARED)]
+        accesses = [(place, True) for place in places]
+        for _ in range(TURNS):
+            for place in places:
+                region.cpu[place] += 1
+            machine.dev0.launch(kernels.touch, hmmfs.updates(region), accesses).wait()
+        device, whole = machine.dev0.stats(), machine.stats()
+        del region
+    us = sum(device[key] + whole[f"host_{key}"] for key in ("fault_ns", "throttle_ns"))
+    us += device["copy_in_ns"] + device["copy_out_ns"]
+    throttles = device["throttles"] + whole["host_throttles"]
+    pins = device["thrash_pins"] + whole["host_thrash_pins"]
+    moved = device["pages_in"] + device["pages_out"]
+    return (
+        f"{device['faults']:,}",
+        f"{whole['cpu_faults']:,}",
+        f"{moved * 4:,}",
+        f"{throttles:,}",
+        f"{pins:,}",
+        f"{us / 1e6:,.2f}",
+    )
+
+
+def sharing_table() -> Table:
+    table = Table(title=f"{SHARED} pages that a program and a device store to, {TURNS} turns each")
+    table.add_column("policy")
+    for heading in (
+        "device faults",
+        "CPU faults",
+        "KiB moved",
+        "throttles",
+        "pins",
+        "simulated ms",
+    ):
+        table.add_column(heading, justify="right")
+    for name, (options, words) in SHARING.items():
+        table.add_row(name, *sharing(options, words))
+    return table
+
+
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench --policies", description=__doc__)
     parser.add_argument("--patterns", default=",".join(PATTERNS), help="some of them, by commas")
@@ -163,4 +222,6 @@ def main(words: list[str]) -> None:
             table.add_section()
         table.add_row(*row)
         last = row[:2]
-    Console(width=110).print(table)
+    console = Console(width=110)
+    console.print(table)
+    console.print(sharing_table())

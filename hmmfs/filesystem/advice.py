@@ -23,7 +23,7 @@ import re
 from collections.abc import Iterator
 
 from hmmfs.errors import HmmfsError, UsageError
-from hmmfs.memory import BLOCK_BYTES, HOST, PAGE_SIZE, Advice, AdviceField, Region
+from hmmfs.memory import BLOCK_BYTES, HOST, PAGE_SIZE, Advice, AdviceField, NumaMode, Region
 from hmmfs.units import format_size, parse_size
 
 MAX_PAGES = (1 << 44) // PAGE_SIZE
@@ -69,6 +69,30 @@ def apply(region: Region, text: str, nodes: int) -> None:
     for first, count, said in parsed:
         for field, value in said:
             region.advise(first, count, field, value)
+
+
+def numa_shown(region: Region) -> str:
+    """Its NUMA policy, as `state/NAME/numa` says and takes it: default, bind=NODE[,NODE],
+    preferred=NODE or interleave=NODE[,NODE]."""
+    mode, nodes = region.numa
+    return f"{mode.value}={','.join(map(node_name, nodes))}" if nodes else mode.value
+
+
+def numa_apply(region: Region, text: str, nodes: int) -> None:
+    name, equals, value = text.partition("=")
+    try:
+        mode = NumaMode(name)
+    except ValueError:
+        known = ", ".join(one.value for one in NumaMode)
+        raise UsageError(f"{name[:80]!r} is no NUMA policy: there are {known}.") from None
+    if bool(equals) != (mode is not NumaMode.DEFAULT):
+        raise UsageError(
+            f"{text[:80]!r} is wrong: write default, or a policy and nodes, bind=dev0."
+        )
+    chosen = sorted({_node(word, nodes) for word in value.split(",")}) if equals else []
+    if mode is NumaMode.PREFERRED and len(chosen) > 1:
+        raise UsageError(f"{text[:80]!r} is wrong: one node is preferred.")
+    region.set_numa(mode, chosen)
 
 
 def _range_of(one: Advice) -> str:

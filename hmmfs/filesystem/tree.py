@@ -1,8 +1,8 @@
 """The tree of control files: what there is, who may read and write it, what it says.
 
 regions/NAME                      the data; served by the gate
-state/NAME/{residency,advice,prefetched}  where a region's pages are, what was said of them
-devices/devN/{type,stats,queue,last_error,submit,calls,reset,vram/{total,used,visible}}
+state/NAME/{residency,advice,numa,prefetched}  where a region's pages are, what was said of them
+devices/devN/{type,stats,excluded,queue,last_error,submit,calls,reset,vram/{total,used,visible}}
 devices/devN/policy/{prefetch,eviction,placement,watermark}  policy/{prefetch,thrashing}
 stats audit topology distances version last_error
 """
@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import hmmfs
 from hmmfs.device import Executor
-from hmmfs.errors import HmmfsError
+from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.filesystem import advice
 from hmmfs.filesystem.submit import Submission
 from hmmfs.memory import HOST, PAGE_SIZE, Core, Kind, Region, RegionTable
@@ -275,6 +275,11 @@ class Tree:
                 b"vram": vram,
                 b"stats": self._text(lambda: table(core.node_stats(node))),
                 b"policy": self._policy(node),
+                b"excluded": self._setting(
+                    lambda: line("on" if node in core.excluded else "off"),
+                    lambda text: core.exclude(node, switch(text)),
+                    number,
+                ),
                 b"queue": self._text(lambda: queue(executor)),
                 b"submit": submit(),
                 b"calls": calls,
@@ -331,6 +336,11 @@ class Tree:
             {
                 b"residency": self._text(lambda: self._residency(region)),
                 b"advice": self._setting(lambda: self._said(region), store, None),
+                b"numa": self._setting(
+                    lambda: line(advice.numa_shown(region)),
+                    lambda text: advice.numa_apply(region, text, self._core.nodes),
+                    None,
+                ),
                 b"prefetched": self._text(lambda: self._prefetched(region)),
             }
         )
@@ -375,6 +385,12 @@ class Tree:
             "size": region.size,
         }
         return table(values)
+
+
+def switch(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise UsageError(f"{text[:80]!r} is neither on nor off.")
+    return text == "on"
 
 
 def line(value: object) -> str:

@@ -23,6 +23,7 @@ from hmmfs.memory.types import (
     Job,
     JobResult,
     Kind,
+    NumaMode,
     PlacementKind,
     PrefetchKind,
     Residency,
@@ -77,7 +78,7 @@ CANDIDATE_DTYPE = _dtype("hm_candidate")
 class Region:
     """One region. Its record lives in the core, so every read is of the present moment."""
 
-    __slots__ = ("_blocks", "_core", "_record", "ino", "lookups", "mostly", "users")
+    __slots__ = ("_blocks", "_core", "_record", "ino", "lookups", "mostly", "numa", "users")
 
     def __init__(self, core: Core, ino: int, record: Any) -> None:
         self._core = core
@@ -85,6 +86,7 @@ class Region:
         self._blocks: Any = None
         self.ino = ino
         self.lookups = 0  # of the kernel, given back by FORGET
+        self.numa: tuple[NumaMode, tuple[int, ...]] = (NumaMode.DEFAULT, ())
         self.mostly = False  # whether some of it was ever read-mostly
         self.users = 0  # open files, and device operations under way
 
@@ -194,6 +196,19 @@ class Region:
             if len(found) < room:
                 return
             first = found[-1] + 1
+
+    def set_numa(self, mode: NumaMode, nodes: Sequence[int]) -> None:
+        """Where pages go that it gets from now on."""
+        mask = sum(1 << node for node in nodes)
+        ret = lib.hm_region_numa(self._core.handle, self.ino, mode.native, mask)
+        if ret == -errno.EOPNOTSUPP:
+            raise HmmfsError(
+                errno.EOPNOTSUPP,
+                "Only coherent memory that is passed through has a NUMA policy: "
+                "of other memory say preferred_location= in advice.",
+            )
+        check(ret, "Setting a NUMA policy")
+        self.numa = (mode, tuple(nodes))
 
     def advise(self, first: int, count: int, field: AdviceField, value: int) -> None:
         """Say one thing of `count` pages from `first` on; see enum hm_advice_field."""
@@ -310,6 +325,7 @@ class Core:
         self._handle = out[0]
         self.capacity = tuple(capacity)
         self.nodes = len(capacity)
+        self.excluded: frozenset[int] = frozenset()
         self._events = ffi.new("struct hm_event[]", EVENT_BATCH)
         self._job = ffi.new("struct hm_job *")
         self._candidates = np.zeros(1024, dtype=CANDIDATE_DTYPE)
@@ -423,6 +439,11 @@ class Core:
         return check(lib.hm_pool_descriptor(self.handle, ino, node), "Opening a pool")
 
     # ---- room
+
+    def exclude(self, node: int, on: bool) -> None:
+        """Let nothing come to a node by default, until that is taken back."""
+        check(lib.hm_node_exclude(self.handle, node, on), "Excluding a node")
+        self.excluded = self.excluded - {node} | ({node} if on else set())
 
     def reserve(self, node: int, pages: int, *, staging: bool = False) -> bool:
         """Whether the pages were there to be reserved."""

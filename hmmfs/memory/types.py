@@ -77,6 +77,19 @@ class PlacementKind(enum.IntEnum):
     COUNTER = lib.HM_PLACE_COUNTER
 
 
+class NumaMode(enum.Enum):
+    """Where a region's new pages go; the terms are those of mbind(2) and numactl."""
+
+    DEFAULT = "default"
+    BIND = "bind"
+    PREFERRED = "preferred"
+    INTERLEAVE = "interleave"
+
+    @property
+    def native(self) -> int:
+        return int(getattr(lib, f"HM_NUMA_{self.name}"))
+
+
 class AdviceField(enum.IntEnum):
     READ_MOSTLY = lib.HM_ADVICE_READ_MOSTLY
     PREFERRED = lib.HM_ADVICE_PREFERRED

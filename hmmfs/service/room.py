@@ -230,7 +230,12 @@ class Rooms:
     async def _to_another(self, job: Job, node: int, pages: int) -> bool:
         for other in range(1, self._core.nodes):
             n = min(pages, self._core.free(other))
-            if other == node or n <= 0 or not self._core.reserve(other, n):
+            if (
+                other == node
+                or other in self._core.excluded
+                or n <= 0
+                or not self._core.reserve(other, n)
+            ):
                 continue
             if await self._moved(_limited(job, n, node=other, reserved=n)) is Outcome.MOVED:
                 return True
@@ -310,7 +315,8 @@ class Rooms:
 
     async def _push_out(self, missing: int, spared: Spared) -> bool:
         """Push the host pages least recently used by the CPU to a device with free room."""
-        node = max(range(1, self._core.nodes), key=self._core.free, default=HOST)
+        nodes = (one for one in range(1, self._core.nodes) if one not in self._core.excluded)
+        node = max(nodes, key=self._core.free, default=HOST)
         if node == HOST:
             return False
         able = spared.able(self._core.candidates(HOST), "pages")

@@ -123,14 +123,22 @@ int hm_region_writers(struct hm_core *core, uint64_t ino, int by)
 int hm_lent(struct hm_core *core, uint64_t ino, uint64_t block, uint32_t node, uint64_t out[8])
 {
     struct hm_region *region;
+    struct hm_stripe *stripe;
     struct hm_mask mask, labels;
     if (node >= core->config.nodes)
         return -ENODEV;
     region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
+    if (block >= HM_MAX_BLOCKS) {
+        hm_region_put(region);
+        return -EINVAL;
+    }
+    stripe = hm_stripe_of(core, ino, block);
+    pthread_mutex_lock(&stripe->lock);
     mask = hm_copies_on(region, block, node);
     labels = hm_labels_on(region, block, node);
+    pthread_mutex_unlock(&stripe->lock);
     HM_EACH_WORD (w)
         out[w] = mask.word[w] | labels.word[w];
     hm_region_put(region);

@@ -69,6 +69,14 @@ void hm_unlabel_to_host(struct hm_region *region, uint64_t block, const struct h
         hm_reserve_always(region->core, HM_HOST, hm_unlabel(region, block, mask, HM_HOST));
 }
 
+/* Leave the first so many pages in the mask. */
+static void trim(struct hm_mask *mask, uint32_t pages)
+{
+    HM_EACH_PAGE (page, mask->word)
+        if (!pages || !pages--)
+            mask->word[page / 64] &= ~(1ULL << (page % 64));
+}
+
 int hm_label_home(struct transaction *t, const struct hm_mask *mask)
 {
     const struct hm_copies *labels = labels_of(t->region, t->block);
@@ -84,6 +92,8 @@ int hm_label_home(struct transaction *t, const struct hm_mask *mask)
         HM_EACH_WORD (w)
             moving.word[w] |= labels->on[node][w] & mask->word[w];
     }
+    if (t->job->limit)
+        trim(&moving, t->job->limit);
     pages = hm_bits(moving.word);
     error = pages
                 ? hm_take_room(t, pages, t->job->flags & HM_JOB_STAGING ? HM_ROOM_STAGING : HM_ROOM)
@@ -111,14 +121,6 @@ static uint32_t claim(struct hm_core *core, uint32_t node, uint32_t pages)
         take = take < pages ? take : pages;
     } while (!atomic_compare_exchange_weak(labelled, &used, used + take));
     return (uint32_t)take;
-}
-
-/* Leave the first so many pages in the mask. */
-static void trim(struct hm_mask *mask, uint32_t pages)
-{
-    HM_EACH_PAGE (page, mask->word)
-        if (!pages || !pages--)
-            mask->word[page / 64] &= ~(1ULL << (page % 64));
 }
 
 /* Of the mask, the pages with bytes that are not the node's by owner or label. */

@@ -184,20 +184,39 @@ void hm_release(struct hm_core *core, uint32_t node, uint64_t pages)
 /* For readers that do without the stripe: stale numbers cost them time, never a page. */
 #define HM_UNLOCKED __attribute__((no_sanitize("thread")))
 
+/* Copies on the node and pages labelled as its; of all devices on HM_HOST, whose they are not. */
+HM_UNLOCKED static uint32_t lent(const struct hm_listed *at, uint32_t node)
+{
+    const struct hm_copies *copies = atomic_load(&at->region->copies);
+    const struct hm_copies *labels = atomic_load(&at->region->labels);
+    uint32_t pages = 0;
+    for (uint32_t other = 1; other < at->region->core->config.nodes; other++) {
+        if (node != HM_HOST && node != other)
+            continue;
+        HM_EACH_WORD (w) {
+            uint64_t copied = copies && node ? copies[at->block].on[other][w] : 0;
+            uint64_t labelled = labels ? labels[at->block].on[other][w] : 0;
+            pages += hm_popcount(copied) + hm_popcount(labelled);
+        }
+    }
+    return pages;
+}
+
 /* Pages on the node that may leave it. */
 HM_UNLOCKED static uint32_t movable(const struct hm_listed *at, uint32_t node)
 {
     const struct hm_block *block = &at->region->blocks[at->block];
-    struct hm_mask pinned, copies = hm_copies_on(at->region, at->block, node);
-    struct hm_mask labels = hm_labels_on(at->region, at->block, node);
-    uint32_t pages = block->pages[node] + hm_bits(copies.word) + hm_bits(labels.word);
+    struct hm_mask pinned;
+    uint32_t pages = block->pages[node], away = lent(at, node);
     if (node == HM_HOST)
-        pages -= hm_labelled(at->region, at->block);
+        pages -= pages < away ? pages : away; /* one may be older than the other */
+    else
+        pages += away;
     if (!pages || !at->region->advised)
         return pages;
     pinned = hm_pinned(at->region, at->block);
     HM_EACH_PAGE (page, pinned.word)
-        pages -= hm_test(block->present, page) && block->owner[page] == node;
+        pages -= pages && hm_test(block->present, page) && block->owner[page] == node;
     return pages;
 }
 

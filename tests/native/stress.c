@@ -47,6 +47,7 @@ struct shared {
 static struct shared *shared;
 static struct hm_core *core;
 static struct hm_region_record *records[REGIONS];
+static bool advising; /* dev1 is coherent then, of which programs reach 300 pages */
 static int relay_fd;
 static const char *directory;
 
@@ -363,11 +364,28 @@ static void tick(struct device *d, uint64_t page, uint64_t *clock, uint64_t *byt
     for (int i = 0; i < 512; i++)
         bytes[i] = next;
     event = await_job(job, d->cookie);
-    CHECK(!event.result || event.result == -EBUSY, "device write: %d", event.result);
+    CHECK(!event.result || event.result == -EBUSY || (advising && event.result == -ENOBUFS),
+          "device write: %d", event.result);
     if (event.result)
         return;
     clock[page] = next;
     shared->completed[page] = next;
+}
+
+/* What is done to advised pages: asked for, which copies and labels, and looked at from afar. */
+static void vary(struct hm_job *job, uint64_t random)
+{
+    job->kind = random >> 57 & 1 ? HM_JOB_MIGRATE : HM_JOB_CRC;
+    if (job->kind == HM_JOB_MIGRATE) {
+        job->flags = random >> 56 & 1 ? HM_JOB_ASKED : HM_JOB_EVICT;
+        job->source = job->flags == HM_JOB_EVICT ? 1 + (random >> 55 & 1) : 0;
+        job->node = job->source ? HM_HOST : job->node;
+        return;
+    }
+    job->node = 1 + (random >> 55 & 1);
+    job->offset = job->first * HM_PAGE_SIZE;
+    job->length = 1 + (random >> 20) % (100 * HM_PAGE_SIZE);
+    job->first = job->count = 0;
 }
 
 static void *device_main(void *arg)
@@ -383,23 +401,46 @@ static void *device_main(void *arg)
                              .first = (random >> 24) % 8,
                              .count = 1 + (random >> 32) % 500};
         struct hm_event event;
+        if (advising && random >> 59 & 1)
+            vary(&job, random);
         if (d->cookie == 0 && random % 3 == 0) {
             tick(d, random >> 40 & (CLOCK_PAGES - 1), clock, bytes);
             continue;
         }
         event = await_job(job, d->cookie);
         d->busy += event.result == -EBUSY;
-        CHECK(!event.result || event.result == -EBUSY || event.result == -ENOSPC, "job: %d",
-              event.result);
+        CHECK(!event.result || event.result == -EBUSY || event.result == -ENOSPC ||
+                  (advising &&
+                   (event.result == -EPERM || event.result == -ENOBUFS || event.result == -ERANGE)),
+              "job: %d", event.result);
     }
     return NULL;
+}
+
+/* Anything but pinned, which a program may meet. */
+static void advise(uint64_t random)
+{
+    static const uint32_t values[][2] = {
+        {HM_ADVICE_READ_MOSTLY, 1},   {HM_ADVICE_READ_MOSTLY, 1},   {HM_ADVICE_READ_MOSTLY, 0},
+        {HM_ADVICE_PREFERRED, 1},     {HM_ADVICE_PREFERRED, 2},     {HM_ADVICE_PREFERRED, 0},
+        {HM_ADVICE_GRANULARITY, 3},   {HM_ADVICE_NO_MIGRATE, 1},    {HM_ADVICE_NO_MIGRATE, 0},
+        {HM_ADVICE_NO_MIGRATE, 0},    {HM_ADVICE_ACCESSED_BY, 1},   {HM_ADVICE_ACCESSED_BY, 2},
+        {HM_ADVICE_UNACCESSED_BY, 1}, {HM_ADVICE_UNACCESSED_BY, 2},
+    };
+    const uint32_t *what = values[random % (sizeof(values) / sizeof(*values))];
+    struct hm_advice found[64];
+    uint64_t first = (random >> 10) % PAGES, count = 1 + (random >> 30) % (PAGES - first);
+    CHECK(!hm_advise(core, FIRST_INO + (random >> 8 & 3) % REGIONS, first, count, what[0], what[1]),
+          "advise");
+    CHECK(hm_advice_get(core, FIRST_INO, first, found, 64) >= 0, "advice");
+    CHECK(!hm_placement_set(core, 1, (uint32_t)(random >> 40) % 4, 2), "placement");
 }
 
 /* What control files and the service look at and give back while all this goes on. */
 static void *observer_main(void *arg)
 {
     static struct hm_candidate found[64];
-    uint64_t *seed = arg, counts[22], blocks[8];
+    uint64_t *seed = arg, counts[22], blocks[8], lent[8];
     char text[256];
     while (!shared->stop) {
         uint64_t random = draw(seed), ino = FIRST_INO + random % REGIONS;
@@ -412,6 +453,7 @@ static void *observer_main(void *arg)
         CHECK(hm_candidates(core, (random >> 16) % 3, found, 64) >= 0, "candidates");
         CHECK(!hm_region_residency(core, ino, counts), "residency");
         CHECK(hm_region_touched(core, ino, 0, blocks, 8) >= 0, "touched");
+        CHECK(!hm_lent(core, ino, random >> 9 & 1, 1 + (random >> 10 & 1), lent), "lent");
         hm_region_seek(core, ino, (random >> 24) % PAGES * HM_PAGE_SIZE, random >> 40 & 1);
         hm_audit(core, text, sizeof(text)); /* for its locks: it is exact only when all is quiet */
         if (random >> 50 & 1)
@@ -420,6 +462,8 @@ static void *observer_main(void *arg)
             CHECK(!hm_region_allocate(core, FIRST_INO, (random >> 51) % SUM_PAGES * HM_PAGE_SIZE,
                                       HM_PAGE_SIZE),
                   "allocate");
+        if (advising)
+            advise(draw(seed));
         usleep(500);
     }
     return NULL;
@@ -434,6 +478,8 @@ static void mount_core(uint32_t express)
                                .readahead = 131072,
                                .express = express,
                                .keep_clean = 1,
+                               .device_kind = {0, 0, advising ? HM_KIND_COHERENT : 0},
+                               .visible = {0, 0, 300},
                                .capacity = {8192, 1024, 1024}};
     int pair[2], fuse_fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
     char options[128];
@@ -449,7 +495,11 @@ static void mount_core(uint32_t express)
     for (uint64_t i = 0; i < REGIONS; i++) {
         CHECK(!hm_region_create(core, FIRST_INO + i, S_IFREG | 0666, 0, 0, &records[i]), "create");
         CHECK(!hm_region_truncate(core, FIRST_INO + i, PAGES * HM_PAGE_SIZE), "size");
+        CHECK(!hm_region_writers(core, FIRST_INO + i, 1), "writers"); /* opens don't come here */
     }
+    if (advising)
+        CHECK(!hm_thrashing_set(core, &(struct hm_thrashing){3, 4, 4, 500000, 500000, 9000000, 0}),
+              "thrashing");
     CHECK(!hm_gate_start(core, fuse_fd, pair[0]), "gate");
 }
 
@@ -494,7 +544,7 @@ int main(int argc, char **argv)
     int failed = 0, status;
     double seconds;
     uint64_t seed;
-    CHECK(argc == 5, "usage: stress DIRECTORY SECONDS SEED EXPRESS");
+    CHECK(argc == 6, "usage: stress DIRECTORY SECONDS SEED EXPRESS ADVISE");
     directory = argv[1];
     seconds = atof(argv[2]);
     seed = strtoull(argv[3], NULL, 0) + 1;
@@ -504,6 +554,7 @@ int main(int argc, char **argv)
     programs[1] = start(adder, seed + 1);
     programs[2] = start(watcher, seed + 2);
     programs[3] = start(scribe, seed + 3);
+    advising = atoi(argv[5]);
     mount_core((uint32_t)atoi(argv[4]));
     CHECK(!pthread_create(&namespace_thread, NULL, namespace_main, NULL), "thread");
     CHECK(!pthread_create(&events_thread, NULL, events_main, NULL), "thread");

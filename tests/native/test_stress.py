@@ -72,12 +72,12 @@ def free(directory: Path) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("seed", "express"), [(2, 1), (3, 0)])
-def test_storm(program: Path, tmp_path: Path, seed: int, express: int) -> None:
+@pytest.mark.parametrize(("seed", "express", "advise"), [(2, 1, 0), (3, 0, 0), (4, 1, 1)])
+def test_storm(program: Path, tmp_path: Path, seed: int, express: int, advise: int) -> None:
     directory = tmp_path / "mnt"
     directory.mkdir()
     # ThreadSanitizer can't live with all the address space randomisation of new kernels.
-    command = ["setarch", "-R", program, directory, SECONDS, seed, express]
+    command = ["setarch", "-R", program, directory, SECONDS, seed, express, advise]
     child = subprocess.Popen(
         [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -205,6 +205,10 @@ int hm_touch(struct transaction *t)
         if (error)
             return error;
         t->charged += hm_charge_faults(t->core, t->job->node, hm_bits(copied.word));
+        /* What the CPU had of a hole was zeros after all: it becomes the device's. */
+        had = hm_copies_on(t->region, t->block, t->job->node);
+        HM_EACH_WORD (w)
+            window.word[w] |= copy.word[w] & ~had.word[w];
     }
     arriving = elsewhere(t, &window);
     t->blank = blank_pages(t, &stores);

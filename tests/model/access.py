@@ -46,6 +46,8 @@ class Access(Block):
             self.touch(s, i, op, out)
         elif op.kind == "write":
             self.write_file(s, i, op, out)
+        elif op.kind == "open":
+            self.open_file(s, i, stage, out)
         else:
             self.cut_file(s, i, op, stage, out)
 
@@ -67,6 +69,16 @@ class Access(Block):
             out.append((f"P{i} stores to page {p}", self.next(self.stored(s, p, bit), i)))
         elif kind == ABSENT and not s.end >> p & 1:
             self.miss(s, i, p, op.kind == "load_ahead" and not s.programs[i][1], out)
+
+    def open_file(self, s: State, i: int, stage: int, out: Steps) -> None:
+        """For writing: it is counted, then copies end, then it is answered."""
+        if not stage:
+            s = s._replace(writers=True, programs=put(s.programs, i, (s.programs[i][0], 1)))
+            out.append((f"P{i} opens for writing", s))
+            return
+        if not self.protocol.open_keeps_copies:
+            s = self.collapse(s, (1 << len(self.pages)) - 1)
+        out.append((f"P{i}'s open returns", self.next(s, i)))
 
     def miss(self, s: State, i: int, p: int, ahead: bool, out: Steps) -> None:
         if ahead and all(kind == ABSENT for kind, _ in s.folio):
@@ -144,6 +156,7 @@ class Access(Block):
             present=s.present & keep,
             kept=s.kept & keep,
             pool=tuple(put(pool, p, NONE) for pool in s.pool),
+            copies=tuple(copies & keep for copies in s.copies),
             writeback=tuple(QUEUED if r == ADMITTED else r for r in s.writeback),
         )
         if not truncate:
@@ -201,10 +214,16 @@ class Access(Block):
                 (f"gate parks the READ of page {p}", s._replace(read=put(s.read, p, PARKED)))
             )
             return
-        s = self.bring_home(s, mask, 0)
+        s = self.handed_out(self.bring_home(s, mask, 0), mask)
         admitted = ADMITTED if s.present & mask else HOLE
         s = s._replace(read=put(s.read, p, admitted), cached=s.cached | mask)
         out.append((f"gate admits the READ of page {p}", s))
+
+    def handed_out(self, s: State, mask: int) -> State:
+        """What is in the page cache may be stored to while a file is open for writing."""
+        if not s.writers or self.protocol.read_keeps_copies:
+            return s
+        return self.collapse(s, mask)
 
     def gate_ahead(self, s: State, out: Steps) -> None:
         mask = (1 << len(self.pages)) - 1
@@ -227,7 +246,7 @@ class Access(Block):
             s = s._replace(ahead=IDLE, folio=((ABSENT, 0),) * len(s.folio), programs=programs)
             out.append(("gate answers the READ of all pages with EAGAIN", s))
             return
-        s = s._replace(ahead=ADMITTED, cached=s.cached | mask)
+        s = self.handed_out(s, mask)._replace(ahead=ADMITTED, cached=s.cached | mask)
         out.append(("gate admits the READ of all pages", s))
 
     # ---- the gate: WRITE --------------------------------------------------------------------
@@ -259,6 +278,8 @@ class Access(Block):
             out.append((f"gate parks the page cache's WRITE of page {p}", s))
             return
         s = self.bring_home(s, mask, mask)
+        if not self.protocol.write_keeps_copies:
+            s = self.collapse(s, mask)
         write = s.write
         older = s.later & write.pages & mask and write.stage in (QUEUED, PARKED)
         # What is remembered: that all of the older WRITE is overwritten, or each of its pages.
@@ -299,6 +320,8 @@ class Access(Block):
             return
         whole = sum(1 << p for p in self.whole(write.pages))
         s = self.bring_home(s, mask, whole)
+        if not self.protocol.write_keeps_copies:
+            s = self.collapse(s, mask)
         older = sum(1 << p for p in bits(mask & whole) if s.writeback[p] in (QUEUED, PARKED))
         s = s._replace(
             write=write._replace(stage=ADMITTED),

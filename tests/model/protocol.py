@@ -117,8 +117,9 @@ class Model(Access):
             s = s._replace(workers=put(s.workers, w, (end, False)))
             return self.enter(s, j, Job(FINISH), FINISH)
         there = bool(s.present & task.pages) and s.owner[p] == node
+        there = there or bool(s.copies[node] & task.pages)
         store = self.setting.workers[w].ops[at].kind == "store"
-        if store and there:
+        if store and there and s.owner[p] == node:
             if not self.protocol.keep_written and s.kept & task.pages:
                 s = self.set_pool(s, HOST, p, NONE)._replace(kept=s.kept & ~task.pages)
             s = s._replace(writable=put(s.writable, node, s.writable[node] | task.pages))
@@ -180,7 +181,19 @@ class Model(Access):
             out.append((f"{name} is refused: past the end", s))
             return
         label = f"{name} takes the block to {task.kind} pages {bits(task.pages)}"
-        out.append((label, self.recall(s._replace(busy=j), j, Job(READY))))
+        out.append((label, self.recall(s._replace(busy=j), j, self.ready(s, j))))
+
+    def ready(self, s: State, j: int) -> Job:
+        """At the beginning, and when it begins again."""
+        task = self.tasks[j]
+        copying = False
+        if self.setting.mostly and task.kind == "touch":
+            w, at = self.toucher[j]
+            there = task.pages & (s.present | s.cached | s.recalling)
+            mine = self.device(s, task.pages) and s.owner[bits(task.pages)[0]] == task.node
+            load = self.setting.workers[w].ops[at].kind == "load"
+            copying = load and bool(there) and not mine
+        return Job(READY, copying=copying, recalls=s.writers)
 
     def recall(self, s: State, j: int, job: Job | None = None) -> State:
         """Under the lock: choose the next round, or find that the pages are proven clean."""
@@ -188,6 +201,8 @@ class Model(Access):
         job, mask = job or s.jobs[j], self.tasks[j].pages
         if self.tasks[j].node == HOST and self.tasks[j].kind != "recall":
             mask = 0  # what comes home is owned by devices: the CPU has none of it
+        if job.copying and not job.recalls:
+            mask = 0  # nobody stores to what the CPU has
         cached = s.cached & mask
         if entering and cached and self.protocol.parked_in_round and not self.protocol.wide_waits:
             wide = s.write.pages & (s.write.pages - 1)
@@ -196,7 +211,7 @@ class Model(Access):
                 return self.enter(s, j, job, REPLAYED)
         if not cached or (self.protocol.no_retry and job.rounds):
             s = s._replace(mode=FROZEN, frozen=0, recalling=0, cached=s.cached & ~mask)
-            job = Job(DRAIN)
+            job = Job(DRAIN, copying=job.copying, recalls=job.recalls)
             if self.tasks[j].kind == "recall":
                 return self.enter(s._replace(mode=STABLE), j, job, FINISH)
             return self.enter(s, j, job, DRAIN)
@@ -213,7 +228,8 @@ class Model(Access):
     def relock(self, s: State, j: int) -> State:
         job, rounds = s.jobs[j], self.setting.rounds
         proven = job.rounds >= rounds and not s.cached & job.round
-        return self.recall(s, j, Job(READY, rounds if proven else job.rounds + 1))
+        again = job._replace(phase=READY, rounds=rounds if proven else job.rounds + 1)
+        return self.recall(s, j, again._replace(round=0, left=0, cut=False))
 
     def round(self, s: State, j: int, job: Job, pages: int) -> State:
         s = s._replace(mode=RECALL)
@@ -255,11 +271,33 @@ class Model(Access):
                 return True
         return False
 
+    def plan_copy(self, s: State, j: int) -> State:
+        """Of a read-mostly page for a worker. Another device's comes home before."""
+        job, task = s.jobs[j], self.tasks[j]
+        s = self.bring_home(s, task.pages, 0)
+        if not s.present & task.pages:  # a hole after all: it becomes the device's
+            return self.recall(s._replace(mode=STABLE), j, Job(READY))
+        if task.pages & s.copies[task.node]:
+            return self.touched(s._replace(mode=STABLE), j)
+        job = job._replace(phase=COPY, copy=task.pages, source=s.owner, cut=False)
+        return self.protect(self.enter(s, j, job, COPY), j)
+
+    def mark_copy(self, s: State, j: int) -> State:
+        job, node = s.jobs[j], self.tasks[j].node
+        unsure = job.cut or (s.writers and bool(s.cached & job.copy))
+        if unsure and not self.protocol.copy_unlooked:
+            for p in bits(job.copy):
+                s = self.set_pool(s, node, p, NONE)
+            return self.recall(s._replace(mode=STABLE), j, self.ready(s, j))
+        return self.touched(self.copied(s, node, job.copy)._replace(mode=STABLE), j)
+
     def plan(self, s: State, j: int) -> State:
+        if s.jobs[j].copying:
+            return self.plan_copy(s, j)
         task, move = self.tasks[j], 0
         for p in bits(task.pages & s.present):
             move |= (s.owner[p] != task.node) << p
-        copy = move & ~s.kept if task.node == HOST else move
+        copy = move & ~s.kept if task.node == HOST else move & ~s.copies[task.node]
         fill = task.pages & ~s.present if task.kind in ("write", "touch") else 0
         if not self.protocol.fill_past_end:
             fill &= ~s.end
@@ -290,6 +328,8 @@ class Model(Access):
         return self.enter(s, j, job, FLIP)
 
     def flip(self, s: State, j: int) -> State:
+        if s.jobs[j].copying:
+            return self.mark_copy(s, j)
         if self.protocol.protect_late:
             s = self.protect(s, j)
         job, node = s.jobs[j], self.tasks[j].node
@@ -298,7 +338,7 @@ class Model(Access):
                 lives = s.present >> p & 1 and s.owner[p] == node
                 if not lives and not (node == HOST and s.kept >> p & 1):
                     s = self.set_pool(s, node, p, NONE)
-            return self.recall(s._replace(mode=STABLE), j, Job(READY))
+            return self.recall(s._replace(mode=STABLE), j, self.ready(s, j))
         freed, owner = [0] * self.setting.nodes, list(s.owner)
         kept = s.kept
         for p in bits(job.move):
@@ -307,8 +347,15 @@ class Model(Access):
                 kept |= 1 << p
             elif node == HOST:
                 kept &= ~(1 << p)
-            if source != HOST or not kept >> p & 1:
+            if node == HOST and self.leaves_copy(s):
+                s = self.copied(s, source, 1 << p)
+            elif source != HOST or not kept >> p & 1:
                 freed[source] |= 1 << p
+        if node != HOST:
+            for other, copies in enumerate(s.copies):
+                if other != node and not self.protocol.flip_keeps_copies:
+                    freed[other] |= copies & job.move
+            s = s._replace(copies=tuple(copies & ~job.move for copies in s.copies))
         for p in bits(job.fill):
             owner[p] = node
         mode = STABLE if self.protocol.thaw_early else FROZEN
@@ -360,6 +407,7 @@ class Model(Access):
         """In every state."""
         for p in self.pages:
             owner, mask = s.owner[p], 1 << p
+            self.check_copies(s, p)
             if s.present & mask and s.pool[owner][p] == NONE:
                 raise Violation(f"Node {owner} owns page {p} but has no bytes of it.")
             if owner != HOST:
@@ -375,10 +423,20 @@ class Model(Access):
                     raise Violation(f"Page {p} has bytes, but is past the end of the file.")
                 for node in range(self.setting.nodes):
                     mine = (owner == node and s.present & mask) or (node == HOST and s.kept & mask)
+                    mine = mine or s.copies[node] & mask
                     if (s.pool[node][p] != NONE) != bool(mine):
                         raise Violation(
                             f"The pool of node {node} disagrees with the directory on page {p}."
                         )
+
+    def check_copies(self, s: State, p: int) -> None:
+        for node, copies in enumerate(s.copies):
+            if not copies >> p & 1:
+                continue
+            if s.owner[p] != HOST or not s.present >> p & 1:
+                raise Violation(f"Device {node} has a copy of page {p}, which is not the host's.")
+            if s.pool[node][p] != s.pool[HOST][p]:
+                raise Violation(f"Device {node}'s copy of page {p} differs from the host's.")
 
     def check_device_page(self, s: State, p: int, owner: int) -> None:
         mask = 1 << p

@@ -53,9 +53,16 @@ class Protocol:
     fill_writable: bool = False  # a page arrives without protection: its first store is no fault
     wake_arrived: bool = False  # wake only who waits for a page that is there now
 
+    # Copies of read-mostly pages (native/copies.c).
+    read_keeps_copies: bool = False  # what a READ hands out while a file is open for writing
+    write_keeps_copies: bool = False  # a WRITE leaves the copies of its pages
+    open_keeps_copies: bool = False  # an open for writing is answered with copies left
+    copy_unlooked: bool = False  # mark a copy though a file was opened for writing, or the page cut
+    flip_keeps_copies: bool = False  # a device becomes the owner and others keep theirs
+
 
 class Op(NamedTuple):
-    kind: str  # load, load_ahead, store, write, truncate, punch, zero
+    kind: str  # load, load_ahead, store, write, truncate, punch, zero, open (for writing)
     pages: int  # write: several pages are whole but the last
 
 
@@ -93,6 +100,8 @@ class Setting:
     # leaves; no recall may fail.
     prompt: bool = False
     slow_copy: bool = False  # a copy reads, then writes
+    mostly: bool = False  # pages are read-mostly: a worker that loads gets a copy
+    writers: bool = True  # a file is open for writing at first
 
 
 class Write(NamedTuple):
@@ -120,6 +129,8 @@ class Job(NamedTuple):
     freed: tuple[int, ...] = ()
     there: int = 0
     cut: bool = False  # the generation moved since it was looked at
+    copying: bool = False  # for a worker's load of a read-mostly page
+    recalls: bool = False  # and a file was open for writing when it began
 
 
 class State(NamedTuple):
@@ -149,6 +160,8 @@ class State(NamedTuple):
     programs: tuple[tuple[int, int], ...]
     jobs: tuple[Job, ...]
     workers: tuple[tuple[int, bool], ...]  # (index of the operation, whether it waits for a fault)
+    copies: tuple[int, ...]  # [node] host-owned pages that it has a copy of
+    writers: bool  # a file is open for writing
     writable: tuple[int, ...]  # [node] pages that are not write-protected in its worker's window
     # what is true: stores that every load must see, or must not see any more
     required: tuple[int, ...]
@@ -229,6 +242,8 @@ class Block:
             jobs=(Job(READY),) * len(setting.tasks)
             + (Job(OFF),) * (len(self.tasks) - len(setting.tasks)),
             workers=((0, False),) * len(setting.workers),
+            copies=(0,) * setting.nodes,
+            writers=setting.writers,
             writable=(0,) * setting.nodes,
             required=(FIRST,) * n,
             forbidden=(0,) * n,
@@ -298,9 +313,28 @@ class Block:
             s = self.protected(s, s.owner[p], 1 << p)
             from_device = 0 if overwritten >> p & 1 else s.pool[s.owner[p]][p]
             value = s.pool[HOST][p] if s.kept >> p & 1 else from_device
-            s = self.set_pool(self.set_pool(s, s.owner[p], p, NONE), HOST, p, value)
+            s = self.set_pool(s, HOST, p, value)
+            if self.leaves_copy(s) and not overwritten >> p & 1:
+                s = self.copied(s, s.owner[p], 1 << p)
+            else:
+                s = self.set_pool(s, s.owner[p], p, NONE)
             s = s._replace(owner=put(s.owner, p, HOST), kept=s.kept & ~(1 << p))
         return s
+
+    # ---- read-mostly pages
+
+    def leaves_copy(self, s: State) -> bool:
+        """A page that comes home leaves one with the device that had it."""
+        return self.setting.mostly and not s.writers
+
+    def copied(self, s: State, node: int, mask: int) -> State:
+        return s._replace(copies=put(s.copies, node, s.copies[node] | mask))
+
+    def collapse(self, s: State, mask: int) -> State:
+        for node, copies in enumerate(s.copies):
+            for p in bits(copies & mask):
+                s = self.set_pool(s, node, p, NONE)
+        return s._replace(copies=tuple(copies & ~mask for copies in s.copies))
 
     def writing(self, s: State) -> bool:
         return ADMITTED in s.writeback or s.write.stage == ADMITTED

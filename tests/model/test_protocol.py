@@ -166,6 +166,73 @@ WORKERS_AND_FILES = {
 }
 
 
+OPEN = op("open", 0)
+# Copies of read-mostly pages: with a file open for writing, and without one till somebody opens it.
+COPIES = {
+    "stores of a program": Setting(
+        ((store(), load()), (store(),)), (), workers=(worker(1, load(), load()),), mostly=True
+    ),
+    "two readers and a writer": Setting(
+        ((store(),),),
+        (),
+        workers=(worker(1, load(), load()), worker(2, load(), store())),
+        nodes=3,
+        mostly=True,
+    ),
+    "opened for writing": Setting(
+        ((load(), OPEN, store()), (load(), load())),
+        (),
+        workers=(worker(1, load(), load()),),
+        mostly=True,
+        writers=False,
+    ),
+    "opened while two devices read": Setting(
+        ((OPEN, store()),),
+        (),
+        owner=(1,),
+        workers=(worker(1, load()), worker(2, load(), load())),
+        nodes=3,
+        mostly=True,
+        writers=False,
+    ),
+    "write(2)": Setting(
+        ((OPEN, write()), (load(),)),
+        (),
+        workers=(worker(1, load(), load()),),
+        mostly=True,
+        writers=False,
+    ),
+    "truncate": Setting(
+        ((OPEN, op("truncate", 0)), (load(),)),
+        (),
+        workers=(worker(1, load()),),
+        mostly=True,
+        writers=False,
+    ),
+    "a punched hole, cached": Setting(
+        ((op("punch", 0), load(), load()),),
+        (),
+        workers=(worker(1, load(), load()),),
+        mostly=True,
+        writers=False,
+    ),
+    "migrations": Setting(
+        ((store(),),),
+        (migrate_to(2), migrate_to(HOST)),
+        workers=(worker(1, load(), store()),),
+        nodes=3,
+        mostly=True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_of_read_mostly_pages(name: str) -> None:
+    found = explore(COPIES[name], SOUND)
+    assert not found.violation, f"\n{found}"
+    assert found.states > 100
+
+
 @pytest.mark.parametrize("name", WORKERS)
 def test_what_a_worker_sees_is_coherent(name: str) -> None:
     found = explore(WORKERS[name], SOUND)
@@ -238,6 +305,14 @@ PLANTED |= {
     "protect_late": (WORKERS["a worker and its evictions"], "which had completed"),
     "fill_writable": (WORKERS["a worker"], "may store to page 0"),
     "wake_arrived": (WORKERS_AND_FILES["punch"], "Deadlock"),
+}
+
+PLANTED |= {
+    "read_keeps_copies": (COPIES["stores of a program"], "which had completed"),
+    "write_keeps_copies": (COPIES["write(2)"], "differs from the host's"),
+    "open_keeps_copies": (COPIES["opened for writing"], "which had completed"),
+    "copy_unlooked": (COPIES["opened for writing"], "which had completed"),
+    "flip_keeps_copies": (COPIES["two readers and a writer"], "which had completed"),
 }
 
 ONCE_MADE = {

@@ -78,6 +78,18 @@ def test_every_reader_gets_a_copy(machine: hmmfs.Machine) -> None:
     assert machine.audit() == "ok"
 
 
+def test_a_hole_that_a_program_looks_at_is_nobodys(machine: hmmfs.Machine) -> None:
+    """Its zeros are in the page cache, and no bytes anywhere that could be copied."""
+    region = machine.region("a", M)
+    region.advise("read_mostly")
+    with mapped(region) as program:
+        assert sum(program[::PAGE]) == 0
+        assert machine.dev0.launch(look, hmmfs.reads(region), limit=20).wait() == 0
+        assert sum(program[::PAGE]) == 0
+        assert machine.dev1.launch(look, hmmfs.reads(region), limit=20).wait() == 0
+    assert machine.audit() == "ok"
+
+
 def test_a_store_of_a_device_ends_the_others_copies(machine: hmmfs.Machine) -> None:
     region = mostly_read(machine)
     for device in machine.devices:

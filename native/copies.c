@@ -150,13 +150,10 @@ int hm_lent(struct hm_core *core, uint64_t ino, uint64_t block, uint32_t node, u
 /* Pages of the mask that some other device owns. */
 static struct hm_mask away(const struct transaction *t, const struct hm_mask *mask)
 {
-    struct hm_mask other;
+    struct hm_mask mine = hm_owned(t->record, t->job->node), other;
     HM_EACH_WORD (w)
         other.word[w] = mask->word[w] & t->record->device[w];
-    HM_EACH_PAGE (page, other.word)
-        if (t->record->owner[page] == t->job->node)
-            other.word[page / 64] &= ~(1ULL << (page % 64));
-    return other;
+    return hm_without(other, &mine);
 }
 
 int hm_fetch_home(struct transaction *t, const struct hm_mask *mask)

@@ -373,6 +373,15 @@ static inline bool hm_frozen(const struct hm_stripe *stripe, uint64_t ino, uint6
 }
 
 /* directory.c: called with the block's stripe held */
+struct hm_mask hm_owned(const struct hm_block *block,
+                        uint32_t node); /* pages that are the node's */
+/* One mask without the pages of another. */
+static inline struct hm_mask hm_without(struct hm_mask mask, const struct hm_mask *other)
+{
+    HM_EACH_WORD (w)
+        mask.word[w] &= ~other->word[w];
+    return mask;
+}
 void hm_block_touch(struct hm_region *region, uint64_t block); /* mark and list it */
 uint32_t hm_block_charge(const struct hm_block *block);        /* host pages it holds */
 void hm_unlist(struct hm_region *region);                      /* needs no stripe */

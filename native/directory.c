@@ -42,6 +42,20 @@ uint32_t hm_block_charge(const struct hm_block *block)
     return pages;
 }
 
+struct hm_mask hm_owned(const struct hm_block *block, uint32_t node)
+{
+    struct hm_mask owned = {{0}};
+    if (node == HM_HOST) {
+        HM_EACH_WORD (w)
+            owned.word[w] = block->present[w] & ~block->device[w];
+        return owned;
+    }
+    HM_EACH_PAGE (page, block->device)
+        if (block->owner[page] == node)
+            owned.word[page / 64] |= 1ULL << (page % 64);
+    return owned;
+}
+
 bool hm_block_empty(const struct hm_block *block)
 {
     uint64_t any = 0;

@@ -35,12 +35,11 @@ static int job_check(struct hm_core *core, const struct hm_job *job)
 /* Whether pages of the mask that are elsewhere may not come to the job's node. */
 static bool any_stays(const struct transaction *t, const struct hm_mask *mask)
 {
-    struct hm_mask stay = hm_stay(t);
-    HM_EACH_PAGE (page, stay.word)
-        if (hm_test(mask->word, page) && hm_test(t->record->present, page) &&
-            t->record->owner[page] != t->job->node)
-            return true;
-    return false;
+    struct hm_mask stay = hm_stay(t), mine = hm_owned(t->record, t->job->node);
+    HM_EACH_WORD (w)
+        stay.word[w] &= mask->word[w] & t->record->present[w];
+    stay = hm_without(stay, &mine);
+    return hm_bits(stay.word) != 0;
 }
 
 /* What an operation to come will have on the device: of read-mostly pages it has none. */
@@ -57,17 +56,14 @@ static struct hm_mask placed(const struct transaction *t, const struct hm_mask *
 /* Of read-mostly pages who asks for them gets copies; `mask` is left with the others. */
 static int duplicate_asked(struct transaction *t, struct hm_mask *mask)
 {
+    struct hm_mask copy, mine = hm_owned(t->record, t->job->node);
     struct hm_advised said;
-    struct hm_mask copy;
     if (!hm_advised(t->region, t->block, t->job->node, &said))
         return 0;
-    HM_EACH_WORD (w) {
+    HM_EACH_WORD (w)
         copy.word[w] = mask->word[w] & said.read_mostly.word[w] & t->record->present[w];
-        mask->word[w] &= ~copy.word[w];
-    }
-    HM_EACH_PAGE (page, copy.word)
-        if (t->record->owner[page] == t->job->node)
-            copy.word[page / 64] &= ~(1ULL << (page % 64));
+    *mask = hm_without(*mask, &copy);
+    copy = hm_without(copy, &mine);
     return hm_bits(copy.word) ? hm_duplicate(t, &copy) : 0;
 }
 

@@ -127,12 +127,11 @@ static uint32_t claim(struct hm_core *core, uint32_t node, uint32_t pages)
 static struct hm_mask strangers(const struct transaction *t, const struct hm_mask *mask)
 {
     struct hm_mask had = hm_labels_on(t->region, t->block, t->job->node), found;
+    struct hm_mask mine = hm_owned(t->record, t->job->node);
     HM_EACH_WORD (w)
-        found.word[w] = mask->word[w] & t->record->present[w] & ~had.word[w];
-    HM_EACH_PAGE (page, found.word)
-        if (t->record->owner[page] == t->job->node)
-            found.word[page / 64] &= ~(1ULL << (page % 64));
-    return found;
+        found.word[w] = mask->word[w] & t->record->present[w];
+    found = hm_without(found, &had);
+    return hm_without(found, &mine);
 }
 
 /* Say of host-owned pages that they are the node's, whose room for them is taken. */

@@ -90,25 +90,15 @@ static int store(struct transaction *t, const struct places *places)
     return 0;
 }
 
-static struct hm_mask owned(const struct transaction *t, uint32_t node)
-{
-    struct hm_mask mask = {{0}};
-    HM_EACH_PAGE (page, t->record->present)
-        if (t->record->owner[page] == node)
-            mask.word[page / 64] |= 1ULL << (page % 64);
-    return mask;
-}
-
 /* A truncate or punch since the pages came took some away that the operation may have allocated
  * again: a load from a hole through the mapping allocates, too. And stores past a new end of the
  * file must not show when it grows. The stripe is held. */
 static void drop_strays(struct transaction *t, const struct hm_mask *mask, uint32_t node)
 {
-    struct hm_mask there = owned(t, node), gone;
+    struct hm_mask there = hm_owned(t->record, node), gone;
     uint64_t size = hm_region_size(t->region);
     uint32_t last = (uint32_t)(size % HM_BLOCK_BYTES / HM_PAGE_SIZE);
-    HM_EACH_WORD (w)
-        gone.word[w] = mask->word[w] & ~there.word[w];
+    gone = hm_without(*mask, &there);
     if (node == HM_HOST)
         HM_EACH_WORD (w)
             gone.word[w] &= ~t->record->kept[w];
@@ -207,8 +197,8 @@ int hm_operate(struct transaction *t, const struct hm_mask *mask)
         error = hold_afar(t, &place.afar, stores);
     if (error)
         return error;
-    places.here = owned(t, job->node);
-    places.host = owned(t, HM_HOST);
+    places.here = hm_owned(t->record, job->node);
+    places.host = hm_owned(t->record, HM_HOST);
     HM_EACH_WORD (w)
         places.host.word[w] &= place.afar.word[w];
     hm_count(&t->core->nodes[job->node].operations, 1);

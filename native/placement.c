@@ -79,14 +79,12 @@ struct hm_placement hm_place(struct hm_region *region, uint64_t block, uint32_t 
 {
     const struct hm_block *record = &region->blocks[block];
     struct hm_placement place = {.bring = *mask};
-    struct hm_mask mine = {{0}}, open, chosen, fought, reached;
+    struct hm_mask mine, open, chosen, fought, reached;
     struct hm_advised said;
     bool never = (atomic_load(&region->core->placement[node]) & 0xff) == HM_PLACE_NEVER;
     if (is_plain(region, node, left))
         return place;
-    HM_EACH_PAGE (page, record->device)
-        if (record->owner[page] == node)
-            mine.word[page / 64] |= 1ULL << (page % 64);
+    mine = hm_owned(record, node);
     if (hm_labels(region, node)) {
         /* What a coherent device reaches it uses where it is; it has hidden pages of its own. */
         HM_EACH_WORD (w) {
@@ -141,8 +139,8 @@ struct hm_placement hm_place(struct hm_region *region, uint64_t block, uint32_t 
 struct hm_mask hm_afar_window(struct hm_region *region, uint64_t block, uint32_t node,
                               const struct hm_mask *afar)
 {
-    const struct hm_block *record = &region->blocks[block];
     struct hm_mask inside = hm_inside_file(region, block), window = {{0}};
+    struct hm_mask mine = hm_owned(&region->blocks[block], node);
     struct hm_placement place;
     HM_EACH_PAGE (page, afar->word) {
         struct hm_mask group = hm_mask_range(page / GROUP_PAGES * GROUP_PAGES, GROUP_PAGES);
@@ -150,9 +148,7 @@ struct hm_mask hm_afar_window(struct hm_region *region, uint64_t block, uint32_t
             window.word[w] |= group.word[w] & inside.word[w];
     }
     place = hm_place(region, block, node, &window, false, NULL);
-    HM_EACH_PAGE (page, place.afar.word)
-        if (record->owner[page] == node) /* reached from afar, it would come home */
-            place.afar.word[page / 64] &= ~(1ULL << (page % 64));
+    place.afar = hm_without(place.afar, &mine); /* reached from afar, it would come home */
     HM_EACH_WORD (w)
         window.word[w] = place.afar.word[w] | afar->word[w];
     return window;

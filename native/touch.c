@@ -8,7 +8,7 @@ static struct hm_mask touch_window(const struct transaction *t, const struct hm_
 {
     const struct hm_prefetch *policy = atomic_load(&t->core->prefetch[t->job->node]);
     const struct hm_block *record = t->record;
-    struct hm_mask inside = hm_inside_file(t->region, t->block), resident = {{0}}, window;
+    struct hm_mask inside = hm_inside_file(t->region, t->block), resident, mine, window;
     bool holes = policy->kind == HM_PREFETCH_DENSITY;
     if (t->job->flags & HM_JOB_CHOSEN) {
         HM_EACH_WORD (w)
@@ -16,9 +16,9 @@ static struct hm_mask touch_window(const struct transaction *t, const struct hm_
         return window;
     }
     resident = hm_copies_on(t->region, t->block, t->job->node);
-    HM_EACH_PAGE (page, record->device)
-        if (record->owner[page] == t->job->node)
-            resident.word[page / 64] |= 1ULL << (page % 64);
+    mine = hm_owned(record, t->job->node);
+    HM_EACH_WORD (w)
+        resident.word[w] |= mine.word[w];
     window = hm_prefetch_window(policy, &resident, touched, &inside, record->device_faults, stride);
     hm_advised_window(t->region, t->block, touched, &window);
     HM_EACH_WORD (w)
@@ -45,10 +45,9 @@ static struct hm_mask store_window(const struct transaction *t, const struct hm_
         return hm_prefetch_window(policy, &dirty, stores, &inside, faults - 1, NULL);
     if (policy->kind == HM_PREFETCH_SEQUENTIAL || policy->kind == HM_PREFETCH_ASK)
         policy = &group;
-    memcpy(dirty.word, t->record->dirty, sizeof(dirty));
-    HM_EACH_PAGE (page, t->record->dirty)
-        if (t->record->owner[page] != t->job->node)
-            dirty.word[page / 64] &= ~(1ULL << (page % 64));
+    dirty = hm_owned(t->record, t->job->node);
+    HM_EACH_WORD (w)
+        dirty.word[w] &= t->record->dirty[w];
     window = hm_prefetch_window(policy, &dirty, stores, &inside, faults, NULL);
     HM_EACH_WORD (w)
         window.word[w] |= arriving->word[w];
@@ -80,7 +79,7 @@ static struct hm_mask touched_pages(const struct hm_job *job)
 static struct hm_mask elsewhere(const struct transaction *t, const struct hm_mask *mask)
 {
     struct hm_mask other = *mask;
-    HM_EACH_PAGE (page, mask->word)
+    HM_EACH_PAGE (page, mask->word) /* few, where hm_owned would look at all of the device's */
         if (hm_test(t->record->present, page) && t->record->owner[page] == t->job->node)
             other.word[page / 64] &= ~(1ULL << (page % 64));
     return other;
@@ -162,7 +161,7 @@ static struct hm_mask take_copies(const struct transaction *t, const struct hm_m
                                   struct hm_mask *window)
 {
     const struct hm_block *record = t->record;
-    struct hm_mask copy = {{0}};
+    struct hm_mask copy = {{0}}, mine;
     struct hm_advised said;
     if (!atomic_load(&t->region->copies) || !hm_advised(t->region, t->block, t->job->node, &said))
         return copy;
@@ -170,11 +169,9 @@ static struct hm_mask take_copies(const struct transaction *t, const struct hm_m
         uint64_t there = record->present[w] | record->cached[w] | record->recalling[w];
         copy.word[w] = window->word[w] & said.read_mostly.word[w] & there & ~stores->word[w];
     }
-    HM_EACH_PAGE (page, copy.word)
-        if (hm_test(record->device, page) && record->owner[page] == t->job->node)
-            copy.word[page / 64] &= ~(1ULL << (page % 64));
-    HM_EACH_WORD (w)
-        window->word[w] &= ~copy.word[w];
+    mine = hm_owned(record, t->job->node);
+    copy = hm_without(copy, &mine);
+    *window = hm_without(*window, &copy);
     return copy;
 }
 

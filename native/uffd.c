@@ -302,10 +302,10 @@ static uint64_t *owned_pages(struct hm_region *region, uint32_t node, uint64_t b
            block < blocks) {
         const struct hm_block *record = &region->blocks[block];
         struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
+        struct hm_mask mine;
         pthread_mutex_lock(&stripe->lock);
-        for (uint32_t page = 0; page < HM_BLOCK_PAGES; page++)
-            if (hm_test(record->present, page) && record->owner[page] == node)
-                had[block * HM_WORDS + page / 64] |= 1ULL << (page % 64);
+        mine = hm_owned(record, node);
+        memcpy(had + block * HM_WORDS, mine.word, sizeof(mine.word));
         pthread_mutex_unlock(&stripe->lock);
         from = block + 1;
     }

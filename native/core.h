@@ -484,6 +484,7 @@ int hm_side_table(struct hm_region *region, _Atomic(struct hm_copies *) *table);
  * label. */
 bool hm_labels(const struct hm_region *region, uint32_t node);
 struct hm_mask hm_labels_on(const struct hm_region *region, uint64_t block, uint32_t node);
+struct hm_mask hm_said_on(struct hm_region *region, uint64_t block, uint32_t node); /* or owned */
 uint32_t hm_labelled(const struct hm_region *region, uint64_t block); /* pages, on any device */
 /* Take labels off, of one device or with HM_HOST of all, and give their room back: the pages are
  * charged to nobody. Returns how many. */

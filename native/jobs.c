@@ -35,7 +35,7 @@ static int job_check(struct hm_core *core, const struct hm_job *job)
 /* Whether pages of the mask that are elsewhere may not come to the job's node. */
 static bool any_stays(const struct transaction *t, const struct hm_mask *mask)
 {
-    struct hm_mask stay = hm_stay(t), mine = hm_owned(t->record, t->job->node);
+    struct hm_mask stay = hm_stay(t), mine = hm_said_on(t->region, t->block, t->job->node);
     HM_EACH_WORD (w)
         stay.word[w] &= mask->word[w] & t->record->present[w];
     stay = hm_without(stay, &mine);

@@ -31,6 +31,20 @@ struct hm_mask hm_labels_on(const struct hm_region *region, uint64_t block, uint
     return mask;
 }
 
+struct hm_mask hm_said_on(struct hm_region *region, uint64_t block, uint32_t node)
+{
+    struct hm_mask pages = hm_owned(&region->blocks[block], node), labels;
+    for (uint32_t other = 1; other < region->core->config.nodes; other++) {
+        labels = hm_labels_on(region, block, other);
+        if (node == HM_HOST)
+            pages = hm_without(pages, &labels);
+        else if (node == other)
+            HM_EACH_WORD (w)
+                pages.word[w] |= labels.word[w];
+    }
+    return pages;
+}
+
 uint32_t hm_labelled(const struct hm_region *region, uint64_t block)
 {
     const struct hm_copies *labels = labels_of(region, block);
@@ -81,7 +95,7 @@ int hm_label_home(struct transaction *t, const struct hm_mask *mask)
 {
     const struct hm_copies *labels = labels_of(t->region, t->block);
     uint8_t from[HM_BLOCK_PAGES] = {0};
-    struct hm_mask moving = {{0}};
+    struct hm_mask moving = {{0}}, stay;
     uint32_t pages;
     int error;
     if (!labels)
@@ -92,6 +106,8 @@ int hm_label_home(struct transaction *t, const struct hm_mask *mask)
         HM_EACH_WORD (w)
             moving.word[w] |= labels->on[node][w] & mask->word[w];
     }
+    stay = hm_stay(t);
+    moving = hm_without(moving, &stay);
     if (t->job->limit)
         trim(&moving, t->job->limit);
     pages = hm_bits(moving.word);
@@ -123,14 +139,15 @@ static uint32_t claim(struct hm_core *core, uint32_t node, uint32_t pages)
     return (uint32_t)take;
 }
 
-/* Of the mask, the pages with bytes that are not the node's by owner or label. */
+/* Of the mask, the pages with bytes that are not the node's by owner or label, and may become it.
+ */
 static struct hm_mask strangers(const struct transaction *t, const struct hm_mask *mask)
 {
     struct hm_mask had = hm_labels_on(t->region, t->block, t->job->node), found;
-    struct hm_mask mine = hm_owned(t->record, t->job->node);
+    struct hm_mask mine = hm_owned(t->record, t->job->node), stay = hm_stay(t);
     HM_EACH_WORD (w)
         found.word[w] = mask->word[w] & t->record->present[w];
-    found = hm_without(found, &had);
+    found = hm_without(hm_without(found, &had), &stay);
     return hm_without(found, &mine);
 }
 

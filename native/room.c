@@ -184,8 +184,10 @@ void hm_release(struct hm_core *core, uint32_t node, uint64_t pages)
 /* For readers that do without the stripe: stale numbers cost them time, never a page. */
 #define HM_UNLOCKED __attribute__((no_sanitize("thread")))
 
-/* Copies on the node and pages labelled as its; of all devices on HM_HOST, whose they are not. */
-HM_UNLOCKED static uint32_t lent(const struct hm_listed *at, uint32_t node)
+/* Copies on the node and pages labelled as its, but for those of `pinned`; with HM_HOST the labels
+ * of all devices. */
+HM_UNLOCKED static uint32_t lent(const struct hm_listed *at, uint32_t node,
+                                 const struct hm_mask *pinned)
 {
     const struct hm_copies *copies = atomic_load(&at->region->copies);
     const struct hm_copies *labels = atomic_load(&at->region->labels);
@@ -196,7 +198,7 @@ HM_UNLOCKED static uint32_t lent(const struct hm_listed *at, uint32_t node)
         HM_EACH_WORD (w) {
             uint64_t copied = copies && node ? copies[at->block].on[other][w] : 0;
             uint64_t labelled = labels ? labels[at->block].on[other][w] : 0;
-            pages += hm_popcount(copied) + hm_popcount(labelled);
+            pages += hm_popcount(copied) + hm_popcount(labelled & ~pinned->word[w]);
         }
     }
     return pages;
@@ -206,18 +208,16 @@ HM_UNLOCKED static uint32_t lent(const struct hm_listed *at, uint32_t node)
 HM_UNLOCKED static uint32_t movable(const struct hm_listed *at, uint32_t node)
 {
     const struct hm_block *block = &at->region->blocks[at->block];
-    struct hm_mask pinned;
-    uint32_t pages = block->pages[node], away = lent(at, node);
-    if (node == HM_HOST)
-        pages -= pages < away ? pages : away; /* one may be older than the other */
-    else
-        pages += away;
-    if (!pages || !at->region->advised)
-        return pages;
-    pinned = hm_pinned(at->region, at->block);
+    struct hm_mask pinned = {{0}};
+    uint32_t pages = block->pages[node], away;
+    if (at->region->advised)
+        pinned = hm_pinned(at->region, at->block);
     HM_EACH_PAGE (page, pinned.word)
         pages -= pages && hm_test(block->present, page) && block->owner[page] == node;
-    return pages;
+    away = lent(at, node, &pinned);
+    if (node != HM_HOST)
+        return pages + away;
+    return pages - (pages < away ? pages : away); /* one may be older than the other */
 }
 
 HM_UNLOCKED static struct hm_candidate candidate_of(const struct hm_listed *at, uint32_t node)

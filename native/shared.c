@@ -283,9 +283,9 @@ int hm_shared_relabel(struct transaction *t, const struct hm_mask *mask, uint32_
     struct hm_block *record = t->record;
     uint32_t to = t->job->node, moved[HM_MAX_NODES] = {0}, moves = 0, error;
     uint8_t from[HM_BLOCK_PAGES];
-    struct hm_mask move = {{0}};
+    struct hm_mask move = {{0}}, stay = hm_stay(t), may = hm_without(*mask, &stay);
     memcpy(from, record->owner, sizeof(from));
-    HM_EACH_PAGE (page, mask->word)
+    HM_EACH_PAGE (page, may.word)
         if (hm_test(record->present, page) && from[page] != to && moves < limit) {
             move.word[page / 64] |= 1ULL << (page % 64);
             moved[from[page]]++;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import gc
@@ -148,6 +149,32 @@ def test_pressure_relabels(mount_factory: MountFactory) -> None:
     assert machine.dev0.stats()["evicted_pages"] == 512
     region.migrate("host", slice(0, 2 * M))
     assert used(machine)[1] == 1024, "the first block had left"
+
+
+@pytest.mark.parametrize("passthrough", ["on", "off"])
+def test_pinned_labels_stay(mount_factory: MountFactory, passthrough: str) -> None:
+    options = {"vram": "4M", "devices": 1, "host": "16M", "type": "coherent"}
+    machine = hmmfs.connect(mount_factory(**options, passthrough=passthrough).path)
+    region, other = machine.region("a", 4 * M), machine.region("b", 3 * M)
+    region.cpu[:] = other.cpu[:3] = 1
+    region.cpu.flush()
+    region.migrate(machine.dev0)
+    region.advise("pinned", part=slice(0, 2 * M))
+    with pytest.raises(OSError, match="stay where") as caught:
+        region.migrate("host")
+    assert caught.value.errno == errno.EBUSY
+    other.cpu[:] = 2
+    other.cpu.flush()
+    with contextlib.suppress(OSError):
+        other.migrate(machine.dev0)
+    assert region.residency()["pages_dev0"] == 512, "what is pinned, and no more"
+    assert machine.dev0.stats()["used"] <= 1024
+    region.advise("unset_pinned")
+    region.migrate("host")
+    assert region.residency()["pages_dev0"] == 0
+    assert int(region.cpu.sum()) == 4 * M
+    del region, other, caught
+    gc.collect()
 
 
 def test_dax_memory_never_moves(mount_factory: MountFactory) -> None:

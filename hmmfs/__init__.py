@@ -6,6 +6,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Device",
     "Handle",
+    "HmmfsError",
     "KernelError",
     "Machine",
     "Region",
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         updates,
         writes,
     )
+    from hmmfs.errors import HmmfsError
 
 
 def __getattr__(name: str) -> object:

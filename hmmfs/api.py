@@ -118,11 +118,17 @@ class Region:
             if start >= end:
                 return
             place = f"{start}+{end - start}"
+        if not all(isinstance(word, str) for word in words):
+            raise UsageError(f"{words!r} is no advice: give words, as accessed_by=dev0.")
         try:
-            (self._state / "advice").write_text(f"{place} {' '.join(words)}\n")
+            (self._state / "advice").write_bytes(os.fsencode(f"{place} {' '.join(words)}\n"))
+        except FileNotFoundError:
+            raise HmmfsError(errno.ENOENT, f"There is no region named {self.name!r}.") from None
         except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENODEV, errno.ERANGE, errno.ENOSPC):
+                raise
             said = (self.machine.path / "last_error").read_text().strip()
-            raise HmmfsError(error.errno or errno.EIO, said) from None
+            raise HmmfsError(error.errno, said) from None
 
     def attributes(self, part: slice = slice(None)) -> dict[str, Any]:
         """What was said of all of it, or of all of `part` of its first axis, as
@@ -139,7 +145,12 @@ class Region:
 
     def _bytes(self, part: slice) -> tuple[int, int]:
         """The bytes [start, end) of a part of the first axis."""
-        first, stop, step = part.indices(self.shape[0] if self.shape else 1)
+        if not isinstance(part, slice):
+            raise UsageError(f"{part!r} is no part: give a slice of the first axis.")
+        try:
+            first, stop, step = part.indices(self.shape[0] if self.shape else 1)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{part!r} is no part: {error}.") from None
         if step != 1:
             raise UsageError(f"A part with step {step} is not one range: leave out the step.")
         row = self.nbytes // max(1, self.shape[0] if self.shape else 1)
@@ -154,6 +165,8 @@ class Region:
         """The same without waiting: the handle tells how far it is, and can cancel it. What has
         moved by then stays there."""
         name = place.name if isinstance(place, Device) else place
+        if not self.machine.devices:
+            raise HmmfsError(errno.ENODEV, "There is no device to move pages: all are the host's.")
         device = self.machine.devices[0] if name == "host" else self.machine.device(name)
         start, end = self._bytes(part)
         if "\n" in self.name:
@@ -305,6 +318,8 @@ class Device:
                 raise UsageError(
                     f"There is no policy {name}: there are {', '.join(sorted(files))}."
                 )
+            if not text.strip():
+                raise UsageError(f"{name}={text!r} names no policy: leave it out, or name one.")
             try:
                 files[name].write_text(text)
             except OSError as error:
@@ -348,9 +363,11 @@ class Machine:
         if shape is None:
             shape = (os.stat(path).st_size // kind.itemsize,)
         region = Region(self, name, _checked_shape(shape, kind), kind)
-        with open(path, "ab") as file:
-            if file.seek(0, os.SEEK_END) < region.nbytes:
-                file.truncate(region.nbytes)
+        # Opened for writing only if need be: that would end the copies of read-mostly pages.
+        if not path.exists() or path.stat().st_size < region.nbytes:
+            with open(path, "ab") as file:
+                if file.seek(0, os.SEEK_END) < region.nbytes:
+                    file.truncate(region.nbytes)
         return region
 
     def stats(self) -> dict[str, int]:

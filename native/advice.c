@@ -9,7 +9,7 @@
 #include <stdlib.h>
 
 #define MAX_PAGE (HM_MAX_BYTES / HM_PAGE_SIZE)
-#define MAX_RANGES 65536
+#define MAX_RANGES 4096 /* each change looks at all of them */
 
 /* Whether a fault has to know of it. */
 static bool matters(const struct hm_advice *advice)

@@ -173,3 +173,13 @@ int hm_afar_end(struct hm_afar *afar, uint64_t *inos, int max)
     pthread_mutex_unlock(&afar->lock);
     return n;
 }
+
+void hm_afar_child(struct hm_afar *afar)
+{
+    /* The lock may be held by the thread that is not here. */
+    for (int i = 0; i < afar->used; i++)
+        if (afar->files[i].fd >= 0)
+            close(afar->files[i].fd);
+    close(afar->socket);
+    close(afar->uffd);
+}

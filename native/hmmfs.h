@@ -376,6 +376,8 @@ int hm_afar_allow(struct hm_afar *afar, uint64_t ino, uint64_t address, uint64_t
 /* The launch has ended: no more is mapped, all files are closed. The regions of which something was
  * mapped from afar; returns how many. */
 int hm_afar_end(struct hm_afar *afar, uint64_t *inos, int max);
+/* In a child that a kernel forked, which has no such thread: let go of the files. */
+void hm_afar_child(struct hm_afar *afar);
 
 /* ---- room --------------------------------------------------------------------------------- */
 

@@ -104,7 +104,8 @@ static const uint64_t *left(const struct hm_job *job)
 }
 
 /* Take from `touched`, and from `stores`, what does not come to the device, and fill in what is
- * mapped from afar instead. -EPERM: some of it is pinned elsewhere. */
+ * mapped from afar instead. -EPERM: some of it is pinned elsewhere. -ENOLINK: the worker can't map
+ * what may not come. */
 static int place(struct transaction *t, struct hm_mask *touched, struct hm_mask *stores, bool count)
 {
     struct hm_mask inside = hm_inside_file(t->region, t->block), within;
@@ -118,7 +119,14 @@ static int place(struct transaction *t, struct hm_mask *touched, struct hm_mask 
     found = hm_place(t->region, t->block, t->job->node, &within, count, left(t->job));
     if (hm_bits(found.refuse.word))
         return -EPERM;
-    if (!hm_bits(found.afar.word) || t->job->flags & HM_JOB_HERE)
+    if (t->job->flags & HM_JOB_HERE) {
+        struct hm_mask stay = hm_stay(t), mine = hm_owned(t->record, t->job->node);
+        HM_EACH_WORD (w)
+            stay.word[w] &= found.afar.word[w];
+        stay = hm_without(stay, &mine);
+        return hm_bits(stay.word) ? -ENOLINK : 0;
+    }
+    if (!hm_bits(found.afar.word))
         return 0;
     HM_EACH_WORD (w) {
         touched->word[w] &= ~found.afar.word[w];

@@ -249,7 +249,9 @@ class Executor:
 
         first, stop = start // PAGE_SIZE, -(-end // PAGE_SIZE)
         if first < stop:
-            region.advise(first, stop - first, AdviceField.PREFETCHED, 1 + node)
+            # Where there are too many ranges to remember, this one is forgotten.
+            with contextlib.suppress(HmmfsError):
+                region.advise(first, stop - first, AdviceField.PREFETCHED, 1 + node)
         with self._regions.using(region):
             places = touched_spans(region, start, end)
             await self._each(places, job, pages(touched_spans(region, start, end)))

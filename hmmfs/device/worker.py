@@ -195,6 +195,7 @@ def main() -> None:
     socket.send_fds(channel, [HEADER.pack(0)], [uffd])
     windows = Windows(uffd)
     afar = Afar(int(sys.argv[2]), uffd)
+    os.register_at_fork(after_in_child=afar.in_child)
     while True:
         header, fds, _, _ = socket.recv_fds(channel, HEADER.size, 1)
         if not header:

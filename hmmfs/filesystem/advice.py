@@ -21,6 +21,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.memory import BLOCK_BYTES, HOST, PAGE_SIZE, Advice, AdviceField, NumaMode, Region
@@ -44,8 +45,18 @@ def node_name(node: int) -> str:
 
 def shown(region: Region) -> str:
     """A line for each range of which something was said."""
+    ranges: list[Advice] = []
+    for one in region.advice():
+        one = replace(one, prefetched=None)
+        last = ranges[-1] if ranges else one
+        if last.first + last.count == one.first and replace(last, first=0, count=0) == replace(
+            one, first=0, count=0
+        ):
+            ranges[-1] = replace(last, count=last.count + one.count)
+        else:
+            ranges.append(one)
     return "".join(
-        f"{_range_of(one)} {' '.join(words)}\n" for one in region.advice() if (words := _words(one))
+        f"{_range_of(one)} {' '.join(words)}\n" for one in ranges if (words := _words(one))
     )
 
 
@@ -66,9 +77,14 @@ def apply(region: Region, text: str, nodes: int) -> None:
     ]
     if not parsed:
         raise UsageError("There is no advice in that: write all, or OFFSET+LENGTH, and words.")
-    for first, count, said in parsed:
-        for field, value in said:
-            region.advise(first, count, field, value)
+    before = region.advice()
+    try:
+        for first, count, said in parsed:
+            for field, value in said:
+                region.advise(first, count, field, value)
+    except HmmfsError:
+        _restore(region, before, nodes)
+        raise
 
 
 def numa_shown(region: Region) -> str:
@@ -99,6 +115,18 @@ def _range_of(one: Advice) -> str:
     if one.first == 0 and one.count == MAX_PAGES:
         return "all"
     return f"{one.first * PAGE_SIZE}+{one.count * PAGE_SIZE}"
+
+
+def _restore(region: Region, before: list[Advice], nodes: int) -> None:
+    """As it was: fewer ranges than there are now, so that there is room for them."""
+    for name in WORDS:
+        for field, value in _unset(name, "", nodes):
+            region.advise(0, MAX_PAGES, field, value)
+    for one in before:
+        for word in _words(one):
+            name, _, text = word.partition("=")
+            for field, value in _set(name, text, nodes):
+                region.advise(one.first, one.count, field, value)
 
 
 def _words(one: Advice) -> Iterator[str] | list[str]:
@@ -138,6 +166,7 @@ def _said(place: str, words: list[str], nodes: int) -> Iterator[Said]:
         if word == "unset_all":
             for every in WORDS:
                 yield from _unset(every, "", nodes)
+            yield AdviceField.PREFETCHED, 0
         elif name not in WORDS:
             raise UsageError(
                 f"{word[:80]!r} is no advice: the words are {', '.join(WORDS)}, each also as "

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import re
 import stat
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -165,6 +166,11 @@ class Errors:
         self.by_device = [""] * devices
 
     def say(self, sentence: str, device: int | None = None) -> None:
+        """One line that can be read, whatever somebody's exception put into it."""
+        sentence = " ".join(sentence.splitlines())
+        sentence = os.fsencode(re.sub("[\ud800-\udc7f\udd00-\udfff]", "?", sentence)).decode(
+            errors="surrogateescape"
+        )
         self.last = sentence
         if device is not None:
             self.by_device[device] = sentence

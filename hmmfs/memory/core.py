@@ -281,6 +281,10 @@ class Afar:
         ret = lib.hm_afar_allow(self._handle, ino, address, size, path, writable)
         check(ret, "Telling of a region's file")
 
+    def in_child(self) -> None:
+        """In a child that a kernel forked: it keeps no file of the mount open."""
+        lib.hm_afar_child(self._handle)
+
     def end(self, regions: int) -> list[int]:
         """Close the files; the inode numbers of those of which something was mapped."""
         inos = ffi.new("uint64_t[]", max(1, regions))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ from hmmfs.policy.placement import BUILT_IN as PLACEMENTS
 from hmmfs.policy.placement import FirstTouch, PlacementPolicy
 from hmmfs.policy.prefetch import BUILT_IN, Fault, Grow, Pages, PrefetchPolicy
 from hmmfs.policy.registry import (
+    described,
     named_eviction,
     named_placement,
     named_prefetch,
@@ -82,8 +84,12 @@ class Policies:
 
     def set_thrashing(self, text: str) -> None:
         """Of the whole machine: it takes two to thrash."""
-        self._thrashing = named_thrashing(text)
-        self._core.set_thrashing(*dataclasses.astuple(self._thrashing.native()))
+        policy = named_thrashing(text)
+        try:
+            self._core.set_thrashing(*dataclasses.astuple(policy.native()))
+        except BaseException as error:
+            raise UsageError(f"{shown(policy)} can't be used: {described(error)}.") from None
+        self._thrashing = policy
 
     def watermark(self, node: int) -> str:
         low, high = self._watermarks[node]
@@ -96,7 +102,7 @@ class Policies:
         words = text.split()
         if text == "off":
             words = ["0", "0"]
-        if len(words) != 2 or not all(word.isdecimal() for word in words):
+        if len(words) != 2 or not all(re.fullmatch(r"\d{1,9}", word, re.ASCII) for word in words):
             raise UsageError("A watermark is off, or LOW HIGH in percent, as in 10 25.")
         low, high = (int(word) for word in words)
         if (low, high) != (0, 0) and not 0 < low <= high <= 90:
@@ -139,7 +145,7 @@ class Policies:
             pages = np.asarray(policy.pages(fault))
             if pages.shape != (BLOCK_PAGES,) or pages.dtype != np.bool_:
                 raise ValueError(f"{pages.dtype} {pages.shape} instead of 512 booleans")
-        except Exception as error:
+        except BaseException as error:
             self._prefetch[node] = Grow()
             self._set(node)
             self._report(node, policy, error, "grow")
@@ -159,7 +165,7 @@ class Policies:
             pages = np.asarray(policy.brings(fault))
             if pages.shape != (BLOCK_PAGES,) or pages.dtype != np.bool_:
                 raise ValueError(f"{pages.dtype} {pages.shape} instead of 512 booleans")
-        except Exception as error:
+        except BaseException as error:
             self._placement[node] = FirstTouch()
             self._set(node)
             self._report(node, policy, error, "first-touch")
@@ -170,8 +176,8 @@ class Policies:
     def _tell(self, node: int, fault: Fault, pages: Pages) -> None:
         policy = self._eviction[node]
         try:
-            policy.touched(fault.key, fault.touched, pages)
-        except Exception as error:
+            policy.touched(fault.key, fault.touched, pages.copy())
+        except BaseException as error:
             self._replace_eviction(node, policy, error)
 
     def spares(self, node: int, block: BlockKey) -> set[BlockKey]:
@@ -182,10 +188,11 @@ class Policies:
         """One of the candidates, of which there are some."""
         policy = self._eviction[node]
         try:
-            order = np.asarray(policy.order(candidates))
+            shown_to_it = candidates.copy()
+            order = np.asarray(policy.order(shown_to_it))
             if not order.size or not 0 <= int(order[0]) < len(candidates):
                 raise ValueError(f"{order[:1]} instead of an index below {len(candidates)}")
-        except Exception as error:
+        except BaseException as error:
             self._replace_eviction(node, policy, error)
             order = self._eviction[node].order(candidates)
         chosen: np.void = candidates[int(order[0])]
@@ -195,26 +202,26 @@ class Policies:
         """Which of a victim's resident pages go."""
         policy = self._eviction[node]
         try:
-            pages = np.asarray(policy.pages(key, resident, need))
+            pages = np.asarray(policy.pages(key, resident.copy(), need))
             if pages.shape != (BLOCK_PAGES,) or pages.dtype != np.bool_:
                 raise ValueError(f"{pages.dtype} {pages.shape} instead of 512 booleans")
             if not (pages & resident).any():
                 raise ValueError("none of the pages that are there")
-        except Exception as error:
+        except BaseException as error:
             self._replace_eviction(node, policy, error)
             return resident
         return pages & resident
 
-    def _replace_eviction(self, node: int, policy: EvictionPolicy, error: Exception) -> None:
+    def _replace_eviction(self, node: int, policy: EvictionPolicy, error: BaseException) -> None:
         self._eviction[node] = LeastRecentlyUsed()
         self._set(node)
         self._report(node, policy, error, "lru")
 
-    def _report(self, node: int, policy: Any, error: Exception, instead: str) -> None:
+    def _report(self, node: int, policy: Any, error: BaseException, instead: str) -> None:
         at = traceback.extract_tb(error.__traceback__)[-1]
         sentence = (
             f"The policy {shown(policy)} failed and is replaced by {instead}: "
-            f"{type(error).__name__}: {error} ({at.filename}:{at.lineno})."
+            f"{described(error)} ({at.filename}:{at.lineno})."
         )
         log.warning("%s", sentence)
         self.on_failure(node, sentence)

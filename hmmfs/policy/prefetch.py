@@ -172,8 +172,8 @@ def groups(pages: Pages, size: int) -> Pages:
 
 def within(name: str, value: int, low: int, high: int) -> int:
     """A parameter's value, or what is wrong with it."""
-    if not low <= value <= high:
-        raise UsageError(f"{name}={value} is wrong: give a number from {low} to {high}.")
+    if not isinstance(value, int) or not low <= value <= high:
+        raise UsageError(f"{name}={str(value)[:80]} is wrong: give a number from {low} to {high}.")
     return value
 
 

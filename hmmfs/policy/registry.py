@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
+import re
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -56,7 +57,7 @@ def _made(text: str, kind: type[P], built_in: tuple[type[P], ...], what: str) ->
         key, equals, value = word.partition("=")
         if not equals:
             raise UsageError(f"{word!r} is no parameter: write PARAMETER=VALUE.")
-        parameters[key] = int(value) if value.lstrip("-").isdecimal() else value
+        parameters[key] = int(value) if re.fullmatch(r"-?\d{1,18}", value, re.ASCII) else value
     takes = [key for key in inspect.signature(chosen).parameters if key not in ("args", "kwargs")]
     if unknown := parameters.keys() - set(takes):
         known = f"it has {', '.join(takes)}" if takes else "it has none"
@@ -65,11 +66,20 @@ def _made(text: str, kind: type[P], built_in: tuple[type[P], ...], what: str) ->
         policy = chosen(**parameters)
     except UsageError:
         raise
-    except Exception as error:
-        raise UsageError(f"{name} can't be made: {type(error).__name__}: {error}.") from error
+    except BaseException as error:
+        raise UsageError(f"{name} can't be made: {described(error)}.") from None
     if ":" in name:
         policy.__dict__.setdefault("_text", text)
     return policy
+
+
+def described(error: BaseException) -> str:
+    """An exception of somebody's code in a sentence, whatever its __str__ does."""
+    try:
+        text = str(error)[:500]
+    except BaseException:
+        text = "which can't be printed"
+    return f"{type(error).__name__}: {text}"
 
 
 def _found(name: str, kind: type[P], built_in: tuple[type[P], ...], what: str) -> type[P]:
@@ -83,14 +93,12 @@ def _found(name: str, kind: type[P], built_in: tuple[type[P], ...], what: str) -
             return _checked(point.load(), kind, name)
     except HmmfsError:
         raise
-    except Exception as error:
-        raise UsageError(
-            f"The {what} policy {name} can't be loaded: {type(error).__name__}: {error}."
-        ) from error
+    except BaseException as error:  # SystemExit too: it is somebody's file
+        raise UsageError(f"The {what} policy {name} can't be loaded: {described(error)}.") from None
     known = ", ".join(policy.name for policy in built_in)
     raise UsageError(
-        f'There is no {what} policy "{name}": use {known}, FILE.py:CLASS, or install a package '
-        f"that registers it under {GROUP}."
+        f'There is no {what} policy "{name[:80]}": use {known}, FILE.py:CLASS, or install a '
+        f"package that registers it under {GROUP}."
     )
 
 

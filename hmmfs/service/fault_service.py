@@ -92,6 +92,12 @@ def _untouchable(number: int) -> HmmfsError:
             "The kernel touched a page that is pinned elsewhere: unset that, or advise "
             "accessed_by= for the device.",
         )
+    if number == errno.ENOLINK:
+        return HmmfsError(
+            errno.EBUSY,
+            "The kernel touched a page that is to be used on the host, but the region's file can't "
+            "be mapped: it was removed or renamed, or may not be opened.",
+        )
     if number == errno.EBUSY:
         return HmmfsError(number, "Programs keep touching the pages faster than they can be moved.")
     name = errno.errorcode.get(number, str(number))
@@ -314,12 +320,17 @@ class FaultService:
         present = page_set(record["present"])
         region = self._regions.by_ino(key.ino)
         pages = -(-max(0, (region.size if region else 0) - key.block * BLOCK_BYTES) // PAGE_SIZE)
+        arrays = {
+            "touched": touched.copy(),
+            "resident": present & (record["owner"] == node),
+            "present": present.copy(),
+            "inside": np.arange(BLOCK_PAGES) < pages,
+        }
+        for array in arrays.values():
+            array.flags.writeable = False  # a policy is somebody's code
         return Fault(
             key,
-            touched=touched,
-            resident=present & (record["owner"] == node),
-            present=present,
-            inside=np.arange(BLOCK_PAGES) < pages,
+            **arrays,
             # The gate has counted the CPU's fault already.
             faults=int(record["device_faults"] if node else max(1, record["cpu_faults"]) - 1),
         )

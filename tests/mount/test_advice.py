@@ -348,6 +348,82 @@ def test_a_region_removed_while_it_is_mapped_from_afar(machine: hmmfs.Machine) -
     gc.collect()
 
 
+@pytest.mark.parametrize("advice", ["no_migrate", "pinned accessed_by=dev0"])
+def test_a_file_that_is_gone_can_not_be_mapped(machine: hmmfs.Machine, advice: str) -> None:
+    """And its pages may not come: the kernel is ended, not left to fault for ever."""
+    region = filled(machine)
+    region.advise(*advice.split())
+
+    def renames(a: np.ndarray[Any, Any], path: str) -> int:
+        os.rename(path, path + "2")
+        return look(a)
+
+    with pytest.raises(OSError, match="can't be mapped") as caught:
+        machine.dev0.launch(renames, hmmfs.reads(region), str(region.path), limit=20).wait()
+    assert caught.value.errno == errno.EBUSY
+
+
+def test_a_child_of_a_kernel_does_not_keep_the_mount_busy(machine: hmmfs.Machine) -> None:
+    region = filled(machine)
+    region.advise("accessed_by=dev0")
+
+    def forks(a: np.ndarray[Any, Any]) -> int:
+        import time
+
+        seen, child = look(a), os.fork()
+        if not child:
+            time.sleep(20)
+            os._exit(0)
+        return child if seen == 1024 else 0
+
+    child = machine.dev0.launch(forks, hmmfs.reads(region)).wait()
+    try:
+        del region
+        gc.collect()
+        run("umount", str(machine.path))
+    finally:
+        os.kill(child, 9)
+
+
+def test_more_ranges_than_are_kept(machine: hmmfs.Machine) -> None:
+    """What does not fit changes nothing, and where pages were asked for is no reason to fail."""
+    region = machine.region("a", 64 * M)
+    advice = machine.path / "state/a/advice"
+    region.advise("granularity=64K", part=slice(0, M))
+
+    def text(start: int) -> bytes:
+        lines = range(start, start + 1200)
+        return "".join(f"{2 * n * PAGE}+{PAGE} pinned\n" for n in lines).encode()
+
+    for n in range(3):
+        os.setxattr(region.path, "user.hmmfs.advice", text(500 + n * 1200))
+    before = advice.read_text()
+    fails(errno.ENOSPC, lambda: os.setxattr(region.path, "user.hmmfs.advice", text(5000)))
+    assert advice.read_text() == before
+    region.advise("unset_all")
+    assert advice.read_text() == ""
+    for n in range(0, 5000, 500):
+        lines = (f"migrate a:{2 * page * PAGE}+{PAGE} to host" for page in range(n, n + 500))
+        machine.dev0.submit("\n".join(lines))
+    assert (machine.path / "state/a/prefetched").read_text()
+    region.advise("unset_all")
+    assert (machine.path / "state/a/prefetched").read_text() == ""
+
+
+def test_mistakes_from_python(machine: hmmfs.Machine) -> None:
+    region = filled(machine, size=PAGE)
+    for part in (5, (0, 1), slice("a", "b")):
+        with pytest.raises(hmmfs.HmmfsError, match="is no part"):
+            region.advise("pinned", part=part)  # type: ignore[arg-type]
+    with pytest.raises(hmmfs.HmmfsError, match="is no advice"):
+        region.advise(5)  # type: ignore[arg-type]
+    with pytest.raises(hmmfs.HmmfsError, match="no advice"):
+        region.advise("\udcff")
+    region.unlink()
+    with pytest.raises(hmmfs.HmmfsError, match="There is no region named 'a'"):
+        region.advise("pinned")
+
+
 def test_a_kernel_past_the_end_from_afar(machine: hmmfs.Machine) -> None:
     region = filled(machine)
     region.advise("accessed_by=dev0")

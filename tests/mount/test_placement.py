@@ -121,6 +121,92 @@ def test_a_policy_of_ones_own(machine: hmmfs.Machine, tmp_path: Path) -> None:
     assert caught.value.errno == errno.EINVAL
 
 
+ROGUE = """
+import sys
+import numpy as np
+from hmmfs.policy import EvictionPolicy, PlacementPolicy, PrefetchPolicy, ThrashingPolicy
+
+class Says(Exception):
+    def __str__(self):
+        raise RuntimeError("never")
+
+HOW = {"exit": SystemExit(3), "interrupt": KeyboardInterrupt(), "says": Says(),
+       "lines": ValueError("one\\ntwo \\ud800")}
+
+class Prefetch(PrefetchPolicy):
+    name = "rogue"
+    def __init__(self, how): self.how = how
+    def pages(self, fault):
+        if self.how in HOW: raise HOW[self.how]
+        fault.touched[:] = False
+        return np.zeros(512, dtype=bool)
+
+class Placement(PlacementPolicy):
+    name = "rogue"
+    def __init__(self, how): self.how = how
+    def brings(self, fault): raise HOW[self.how]
+
+class Eviction(EvictionPolicy):
+    name = "rogue"
+    def __init__(self, how): self.how = how
+    def order(self, candidates):
+        if self.how in HOW: raise HOW[self.how]
+        candidates["block"] = 1 << 40
+        return [0]
+
+class Thrashing(ThrashingPolicy):
+    name = "rogue"
+    def native(self): return None
+
+class Exits(PrefetchPolicy):
+    name = "exits"
+    def __init__(self): sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize("how", ["exit", "interrupt", "says", "lines", "mutate"])
+def test_policies_that_would_end_the_daemon(
+    machine: hmmfs.Machine, tmp_path: Path, how: str
+) -> None:
+    file = tmp_path / "rogue.py"
+    file.write_text(ROGUE)
+    region, other = filled(machine, 8 * M), machine.region("b", 4 * M)
+    kinds = ["Prefetch", "Eviction"] if how == "mutate" else ["Prefetch", "Eviction", "Placement"]
+    for kind in kinds:
+        machine.dev0.policy(**{kind.lower(): f"{file}:{kind} how={how}"})
+        assert machine.dev0.launch(look, hmmfs.reads(region), limit=30).wait() == 2048
+        machine.dev0.submit("fill b 7")
+        region.migrate("host")
+    if how != "mutate":
+        said = (machine.dev0.files / "last_error").read_text()
+        assert said.count("\n") == 1
+        assert "replaced by first-touch" in said
+    (machine.path / "policy/prefetch").write_text(f"{file}:Prefetch how={how}")
+    region.migrate(machine.dev1)
+    assert look(region.cpu) == 2048
+    assert machine.audit() == "ok"
+    del other
+
+
+def test_policies_that_can_not_be_had(machine: hmmfs.Machine, tmp_path: Path) -> None:
+    file = tmp_path / "rogue.py"
+    file.write_text(ROGUE)
+    (tmp_path / "ends.py").write_text("import sys\nsys.exit(1)\n")
+    thrashing = machine.path / "policy/thrashing"
+    for policy, text in (
+        (thrashing, f"{file}:Thrashing"),
+        (thrashing, "uvm pin=--1"),
+        (thrashing, "uvm pin=x"),
+        (machine.dev0.files / "policy/prefetch", f"{file}:Exits"),
+        (machine.dev0.files / "policy/prefetch", f"{tmp_path}/ends.py:Any"),
+        (machine.dev0.files / "policy/prefetch", "density threshold=--5"),
+        (machine.dev0.files / "policy/watermark", "\u0661\u0660 \u0662\u0660"),
+    ):
+        before = policy.read_text()
+        fails(errno.EINVAL, lambda policy=policy, text=text: policy.write_text(text))  # type: ignore[misc]
+        assert policy.read_text() == before, text
+
+
 # ---- thrashing
 
 

@@ -69,6 +69,7 @@ def test_every_reader_gets_a_copy(machine: hmmfs.Machine) -> None:
                 assert device.launch(look, hmmfs.reads(region)).wait() == 1024, n
             assert sum(program[::PAGE]) == 1024
             assert copies(region) == 3 * 1024
+    assert copies(machine.region("a")) == 3 * 1024, "naming it opens nothing for writing"
     assert region.residency()["pages_host"] == 1024
     for device in machine.devices:
         stats = device.stats()

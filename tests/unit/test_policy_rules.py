@@ -247,7 +247,7 @@ def test_optimal_and_lru_of_pages(tmp_path: Path) -> None:
         ("psychic", "use none, grow, block, next, sequential, density, FILE.py:CLASS"),
         ("", "There is no prefetch policy"),
         ("density threshold=101", "threshold=101 is wrong: give a number from 1 to 100"),
-        ("density threshold=x", "can't be made"),
+        ("density threshold=x", "give a number from 1 to 100"),
         ("density limit=3", "has no parameter limit: it has threshold"),
         ("grow 3", "write PARAMETER=VALUE"),
         ("grow x=3", "it has none"),

@@ -145,7 +145,8 @@ def rows(work: Path, patterns: list[str]) -> list[tuple[str, ...]]:
     return found
 
 
-SHARED = 4  # pages that a program and a device store to by turns, 64 KiB apart
+SHARED = 4  # pages that a program and a device store to by turns
+APART = 512 * PAGE  # out of the reach of the kernel's readahead, which takes what it likes
 TURNS = 100
 SHARING: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "first-touch": ({}, ()),
@@ -161,10 +162,10 @@ def sharing(options: dict[str, str], words: tuple[str, ...]) -> tuple[str, ...]:
     """What a program and a device that store to the same pages by turns cost each other."""
     mounted = hmmfs.mount(vram="64M", host="64M", prefetch="none", log="/dev/null", **options)
     with mounted as machine:
-        region = machine.region("a", SHARED * 16 * PAGE)
+        region = machine.region("a", SHARED * APART)
         if words:
             region.advise(*words)
-        places = [n * 16 * PAGE for n in range(SHARED)]
+        places = [n * APART for n in range(SHARED)]
         accesses = [(place, True) for place in places]
         for _ in range(TURNS):
             for place in places:

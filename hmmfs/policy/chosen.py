@@ -187,6 +187,8 @@ class Policies:
     def victim(self, node: int, candidates: NDArray[np.void]) -> np.void:
         """One of the candidates, of which there are some."""
         policy = self._eviction[node]
+        # In an order that does not depend on when others were removed, so that ties don't either.
+        candidates = candidates[np.lexsort((candidates["block"], candidates["ino"]))]
         try:
             shown_to_it = candidates.copy()
             order = np.asarray(policy.order(shown_to_it))

@@ -342,3 +342,19 @@ def test_an_eviction_policy_that_fails_is_replaced(core: Core, how: str) -> None
     assert policies.names(1)["eviction"] == "lru"
     assert not policies.asks(1), "density is native, and lru wants to see no faults"
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("name", ["lru", "lrm", "fifo", "mru", "lfu", "clock", "random", "tree"])
+def test_the_order_of_candidates_decides_nothing(core: Core, name: str) -> None:
+    """It depends on when regions before were removed, and two runs are to evict the same."""
+    alike = np.repeat(USED[:1], 6)  # ties
+    alike["block"] = np.arange(6)
+    chosen = {
+        int(
+            Policies(core, eviction=name).victim(1, np.random.default_rng(n).permutation(alike))[
+                "block"
+            ]
+        )
+        for n in range(8)
+    }
+    assert len(chosen) == 1

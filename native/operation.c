@@ -154,6 +154,8 @@ static int hold_afar(struct transaction *t, const struct hm_mask *afar, bool sto
             hm_thaw(record, t->stripe);
             return -ENOMEM;
         }
+        hm_collapse(t->region, t->block, afar,
+                    HM_HOST); /* made before the pages were said to stay */
         HM_EACH_WORD (w) {
             record->present[w] |= fill.word[w];
             record->dirty[w] |= afar->word[w] & record->present[w];

@@ -285,6 +285,17 @@ def test_who_had_the_page_keeps_a_copy(machine: hmmfs.Machine) -> None:
     assert machine.audit() == "ok"
 
 
+def test_a_store_from_afar_ends_copies_made_before(machine: hmmfs.Machine) -> None:
+    """Pages are said to stay on the host while devices have copies of them."""
+    region = mostly_read(machine)
+    assert machine.dev1.launch(look, hmmfs.reads(region)).wait() == 1024
+    region.advise("no_migrate")
+    machine.dev0.submit("fill a:0+1M 3")
+    assert copies(region) == 768
+    assert machine.dev1.launch(look, hmmfs.reads(region)).wait() == 1024 + 2 * 256
+    assert machine.audit() == "ok"
+
+
 def test_the_end_of_the_advice_ends_them(machine: hmmfs.Machine) -> None:
     region = mostly_read(machine)
     assert machine.dev0.launch(look, hmmfs.reads(region)).wait() == 1024

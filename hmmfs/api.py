@@ -36,10 +36,10 @@ from hmmfs import mountinfo
 from hmmfs.attributes import query
 from hmmfs.device.launches import Array, Launch, Use, encoded, payload_of
 from hmmfs.errors import HmmfsError, UsageError
+from hmmfs.units import LARGEST
 
 ANSWER_BYTES = 1 << 16  # one read of an answer
 CALL_BYTES = 1 << 20  # of one write, which the kernel would send in parts
-MAX_BYTES = 1 << 44  # of a region
 
 
 class KernelError(HmmfsError):
@@ -127,8 +127,7 @@ class Region:
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENODEV, errno.ERANGE, errno.ENOSPC):
                 raise
-            said = (self.machine.path / "last_error").read_text().strip()
-            raise HmmfsError(error.errno, said) from None
+            raise _refused(error, self.machine.path) from None
 
     def attributes(self, part: slice = slice(None)) -> dict[str, Any]:
         """What was said of all of it, or of all of `part` of its first axis, as
@@ -323,8 +322,7 @@ class Device:
             try:
                 files[name].write_text(text)
             except OSError as error:
-                said = (self.files / "last_error").read_text().strip()
-                raise HmmfsError(error.errno or errno.EIO, said) from None
+                raise _refused(error, self.files) from None
         return {name: file.read_text().strip() for name, file in sorted(files.items())}
 
 
@@ -418,7 +416,7 @@ def _checked_shape(shape: Any, kind: np.dtype[Any]) -> tuple[int, ...]:
         sizes = tuple(map(operator.index, shape if isinstance(shape, tuple | list) else (shape,)))
     except TypeError:
         raise UsageError(f"{shape!r} is no shape: give whole numbers.") from None
-    if any(size < 0 for size in sizes) or math.prod(sizes) * kind.itemsize > MAX_BYTES:
+    if any(size < 0 for size in sizes) or math.prod(sizes) * kind.itemsize > LARGEST:
         raise UsageError(f"{shape!r} is no shape for {kind}: sizes are from 0 to 16T bytes in all.")
     return sizes
 
@@ -475,6 +473,12 @@ def _failure(error: OSError, answer: str) -> HmmfsError:
     if trace:
         return KernelError(sentence, trace)
     return HmmfsError(error.errno or errno.EIO, sentence)
+
+
+def _refused(error: OSError, where: Path) -> HmmfsError:
+    """What the `last_error` there says of a write that failed."""
+    said = (where / "last_error").read_text().strip()
+    return HmmfsError(error.errno or errno.EIO, said)
 
 
 def _table(path: Path) -> dict[str, int]:

@@ -64,8 +64,7 @@ def _argument(machine: Machine, word: str) -> object:
         except json.JSONDecodeError:
             return word
     use, name, dtype, shape = found.groups()
-    path = machine.path / "regions" / checked_name(name)
-    _existing(machine, name)
+    path = _existing(machine, name).path
     try:
         kind = np.dtype(dtype or "uint8")
     except TypeError:

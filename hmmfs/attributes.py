@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-END = 1 << 44  # of the largest region, in bytes
+from hmmfs.units import LARGEST
+
 FLAGS = ("read_mostly", "pinned", "no_migrate")
 
 
@@ -24,7 +25,7 @@ def parsed(text: str) -> list[Said]:
     found = []
     for line in text.splitlines():
         place, *words = line.split()
-        start, end = 0, END
+        start, end = 0, LARGEST
         if place != "all":
             offset, length = map(int, place.split("+"))
             start, end = offset, offset + length

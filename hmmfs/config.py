@@ -6,11 +6,11 @@ The same names serve ``-o a=1,b=2`` and the ``[mount]`` table of a TOML file; ``
 import difflib
 import os
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+from hmmfs import toml
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.units import BLOCK, PAGE, G, K, M, T, format_size, parse_size
 
@@ -212,13 +212,7 @@ def _split(options: str) -> Iterator[tuple[str, str | None]]:
 
 
 def _from_toml(path: str) -> Iterator[tuple[str, str | None]]:
-    try:
-        with open(path, "rb") as file:
-            document = tomllib.load(file)
-    except OSError as error:
-        raise UsageError(f"The configuration {path} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"The configuration {path} is not TOML: {error}.") from None
+    document = toml.document(path, "configuration")
     table = document.pop("mount", {})
     if document:
         raise UsageError(

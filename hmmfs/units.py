@@ -7,6 +7,7 @@ from hmmfs.errors import UsageError
 K, M, G, T = (1 << shift for shift in (10, 20, 30, 40))
 PAGE = 4 * K
 BLOCK = 2 * M
+LARGEST = 16 * T  # of a region
 
 _FACTORS = {"": 1, "K": K, "M": M, "G": G, "T": T}
 _SIZE = re.compile(r"(\d{1,20})([KMGT]?)(?:(?<=[KMGT])IB)?", re.ASCII)

@@ -65,9 +65,8 @@ static int open_file(struct file *file)
     return -ESTALE;
 }
 
-static int map(struct hm_afar *afar, const struct hm_afar_request *request)
+static int map(struct file *file, const struct hm_afar_request *request)
 {
-    struct file *file = find(afar, request->ino);
     int error;
     void *at;
     if (!file || request->offset > file->bytes || request->length > file->bytes - request->offset)
@@ -101,7 +100,7 @@ static void *serve(void *arg)
         file = find(afar, request.ino);
         range.start = file ? file->address + request.offset : 0;
         range.len = request.length;
-        request.error = map(afar, &request);
+        request.error = map(file, &request);
         pthread_mutex_unlock(&afar->lock);
         /* When it failed the core has the pages brought, and wakes. */
         if (request.error)

@@ -34,6 +34,7 @@ SOURCES = [
     "relay.c",
     "room.c",
     "shared.c",
+    "side.c",
     "thrash.c",
     "touch.c",
     "transaction.c",

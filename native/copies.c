@@ -12,58 +12,15 @@
  */
 #include "transaction.h"
 
-#include <stdlib.h>
-
-#define COPIES_BYTES (HM_MAX_BLOCKS * sizeof(struct hm_copies))
-
-int hm_side_table(struct hm_region *region, _Atomic(struct hm_copies *) *table)
-{
-    int error = 0;
-    if (atomic_load(table))
-        return 0;
-    pthread_mutex_lock(&region->pools_lock);
-    if (!atomic_load(table)) {
-        void *map = hm_reserve_memory(COPIES_BYTES);
-        if (map)
-            atomic_store(table, map);
-        else
-            error = -ENOMEM;
-    }
-    pthread_mutex_unlock(&region->pools_lock);
-    return error;
-}
-
-int hm_copies_init(struct hm_region *region)
-{
-    return hm_side_table(region, &region->copies);
-}
-
-void hm_copies_deinit(struct hm_region *region)
-{
-    hm_free_memory(atomic_load(&region->copies), COPIES_BYTES);
-    hm_free_memory(atomic_load(&region->labels), COPIES_BYTES);
-}
-
-/* The block's copies; NULL: the region never had any. */
-static struct hm_copies *copies_of(const struct hm_region *region, uint64_t block)
-{
-    struct hm_copies *all = atomic_load_explicit(&region->copies, memory_order_acquire);
-    return all ? &all[block] : NULL;
-}
-
 struct hm_mask hm_copies_on(const struct hm_region *region, uint64_t block, uint32_t node)
 {
-    const struct hm_copies *copies = copies_of(region, block);
-    struct hm_mask mask = {{0}};
-    if (copies)
-        memcpy(mask.word, copies->on[node], sizeof(mask.word));
-    return mask;
+    return hm_side_on(&region->copies, block, node);
 }
 
 void hm_copies_set(struct hm_region *region, uint64_t block, uint32_t node,
                    const struct hm_mask *mask, bool there)
 {
-    struct hm_copies *copies = copies_of(region, block);
+    struct hm_side *copies = hm_side(&region->copies, block);
     if (copies)
         HM_EACH_WORD (w)
             copies->on[node][w] =
@@ -73,19 +30,17 @@ void hm_copies_set(struct hm_region *region, uint64_t block, uint32_t node,
 uint32_t hm_collapse(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
                      uint32_t only)
 {
-    struct hm_copies *copies = copies_of(region, block);
+    struct hm_side *copies = hm_side(&region->copies, block);
     uint32_t all = 0;
     for (uint32_t node = 1; copies && node < region->core->config.nodes; node++) {
         struct hm_mask gone;
         uint32_t pages;
         if (only != HM_HOST && only != node)
             continue;
-        HM_EACH_WORD (w)
-            gone.word[w] = copies->on[node][w] & mask->word[w];
+        gone = hm_side_take(copies, node, mask);
         pages = hm_bits(gone.word);
         if (!pages)
             continue;
-        hm_copies_set(region, block, node, &gone, false);
         hm_punch_runs(region, node, block, gone.word);
         hm_release(region->core, node, pages);
         hm_count(&region->core->nodes[node].copies_ended, pages);
@@ -212,7 +167,7 @@ int hm_duplicate(struct transaction *t, const struct hm_mask *mask)
         HM_EACH_WORD (w)
             make.word[w] = mask->word[w] & record->present[w] & ~record->device[w] & ~had.word[w];
         pages = hm_bits(make.word);
-        error = hm_take_room(t, pages, t->job->flags & HM_JOB_STAGING ? HM_ROOM_STAGING : HM_ROOM);
+        error = hm_take_room(t, pages, hm_room_for(t->job));
         if (error || !pages) {
             hm_thaw(record, t->stripe);
             return error;

@@ -62,6 +62,12 @@ struct hm_mask {
     uint64_t word[HM_WORDS];
 };
 
+/* Of a block, a mask for each node; and the table of these by block, NULL until first used. */
+struct hm_side {
+    uint64_t on[HM_MAX_NODES][HM_WORDS];
+};
+typedef _Atomic(struct hm_side *) hm_side_table;
+
 static inline struct hm_mask hm_mask_range(uint32_t first, uint32_t count)
 {
     struct hm_mask mask = {{0}};
@@ -171,10 +177,10 @@ struct hm_region {
     int backing_id;              /* shared: what the kernel calls its memfd; 0: nothing yet */
     pthread_mutex_t shared_lock; /* shared: its size, and writes to it from here; then a stripe */
     _Atomic uint32_t writers;    /* files open for writing */
-    _Atomic(struct hm_copies *) copies; /* by block; NULL: nothing was ever read-mostly */
-    _Atomic(struct hm_copies *) labels; /* the same of coherent devices: see labels.c */
-    pthread_mutex_t pools_lock;         /* guards the making of a pool; reading one needs none */
-    _Atomic uint32_t advised; /* ranges in `advice` that say more than what was prefetched */
+    hm_side_table copies;        /* NULL: nothing was ever read-mostly */
+    hm_side_table labels;        /* NULL: no page was ever labelled */
+    pthread_mutex_t pools_lock;  /* guards the making of a pool; reading one needs none */
+    _Atomic uint32_t advised;    /* ranges in `advice` that say more than what was prefetched */
     pthread_rwlock_t advice_lock;
     _Atomic(struct hm_history **) history; /* by block; NULL: nothing is remembered */
     struct hm_history *histories;          /* all there are; guarded by pools_lock */
@@ -462,12 +468,15 @@ struct hm_mask hm_thrash_is_pinned(struct hm_region *region, uint64_t block,
                                    const struct hm_mask *mask);
 void hm_thrash_free(struct hm_history *history);
 
-/* copies.c: by node, the pages of a block of which it has a copy; with the stripe held */
-struct hm_copies {
-    uint64_t on[HM_MAX_NODES][HM_WORDS];
-};
-int hm_copies_init(struct hm_region *region);
-void hm_copies_deinit(struct hm_region *region);
+/* side.c: made at first use (-ENOMEM), and freed with the region; the rest with the stripe held */
+int hm_side_init(struct hm_region *region, hm_side_table *table);
+void hm_side_deinit(hm_side_table *table);
+struct hm_side *hm_side(const hm_side_table *table, uint64_t block); /* NULL: it was never used */
+struct hm_mask hm_side_on(const hm_side_table *table, uint64_t block, uint32_t node);
+/* Take pages out of the node's mask; returns those that were in it. */
+struct hm_mask hm_side_take(struct hm_side *side, uint32_t node, const struct hm_mask *mask);
+
+/* copies.c, with the stripe held: the pages of a block of which a node has a copy */
 struct hm_mask hm_copies_on(const struct hm_region *region, uint64_t block, uint32_t node);
 void hm_copies_set(struct hm_region *region, uint64_t block, uint32_t node,
                    const struct hm_mask *mask, bool there);
@@ -476,9 +485,6 @@ uint32_t hm_collapse(struct hm_region *region, uint64_t block, const struct hm_m
                      uint32_t only);
 void hm_collapse_all(struct hm_region *region); /* takes the stripes itself */
 void hm_punch_runs(struct hm_region *region, uint32_t node, uint64_t block, const uint64_t *words);
-
-/* Make one of a region's tables of masks by block and node, at first use. -ENOMEM. */
-int hm_side_table(struct hm_region *region, _Atomic(struct hm_copies *) *table);
 
 /* labels.c, with the stripe held. Whether the region's pages on the node are the host's, with a
  * label. */

@@ -10,12 +10,6 @@
  */
 #include "transaction.h"
 
-static struct hm_copies *labels_of(const struct hm_region *region, uint64_t block)
-{
-    struct hm_copies *all = atomic_load_explicit(&region->labels, memory_order_acquire);
-    return all ? &all[block] : NULL;
-}
-
 bool hm_labels(const struct hm_region *region, uint32_t node)
 {
     return node != HM_HOST && !hm_is_shared(region) &&
@@ -24,11 +18,7 @@ bool hm_labels(const struct hm_region *region, uint32_t node)
 
 struct hm_mask hm_labels_on(const struct hm_region *region, uint64_t block, uint32_t node)
 {
-    const struct hm_copies *labels = labels_of(region, block);
-    struct hm_mask mask = {{0}};
-    if (labels)
-        memcpy(mask.word, labels->on[node], sizeof(mask.word));
-    return mask;
+    return hm_side_on(&region->labels, block, node);
 }
 
 struct hm_mask hm_said_on(struct hm_region *region, uint64_t block, uint32_t node)
@@ -47,7 +37,7 @@ struct hm_mask hm_said_on(struct hm_region *region, uint64_t block, uint32_t nod
 
 uint32_t hm_labelled(const struct hm_region *region, uint64_t block)
 {
-    const struct hm_copies *labels = labels_of(region, block);
+    const struct hm_side *labels = hm_side(&region->labels, block);
     uint32_t pages = 0;
     for (uint32_t node = 1; labels && node < region->core->config.nodes; node++)
         pages += hm_bits(labels->on[node]);
@@ -57,17 +47,14 @@ uint32_t hm_labelled(const struct hm_region *region, uint64_t block)
 uint32_t hm_unlabel(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
                     uint32_t only)
 {
-    struct hm_copies *labels = labels_of(region, block);
+    struct hm_side *labels = hm_side(&region->labels, block);
     uint32_t all = 0;
     for (uint32_t node = 1; labels && node < region->core->config.nodes; node++) {
         struct hm_mask gone;
         uint32_t pages;
         if (only != HM_HOST && only != node)
             continue;
-        HM_EACH_WORD (w) {
-            gone.word[w] = labels->on[node][w] & mask->word[w];
-            labels->on[node][w] &= ~mask->word[w];
-        }
+        gone = hm_side_take(labels, node, mask);
         pages = hm_bits(gone.word);
         atomic_fetch_sub(&region->core->nodes[node].labelled, pages);
         hm_release(region->core, node, pages);
@@ -79,7 +66,7 @@ uint32_t hm_unlabel(struct hm_region *region, uint64_t block, const struct hm_ma
 
 void hm_unlabel_to_host(struct hm_region *region, uint64_t block, const struct hm_mask *mask)
 {
-    if (labels_of(region, block))
+    if (hm_side(&region->labels, block))
         hm_reserve_always(region->core, HM_HOST, hm_unlabel(region, block, mask, HM_HOST));
 }
 
@@ -91,29 +78,35 @@ static void trim(struct hm_mask *mask, uint32_t pages)
             mask->word[page / 64] &= ~(1ULL << (page % 64));
 }
 
+/* By page the device that it is labelled as, or the host. */
+static void labelled_as(const struct transaction *t, const struct hm_side *labels,
+                        uint8_t nodes[HM_BLOCK_PAGES])
+{
+    memset(nodes, HM_HOST, HM_BLOCK_PAGES);
+    for (uint32_t node = 1; node < t->core->config.nodes; node++)
+        HM_EACH_PAGE (page, labels->on[node])
+            nodes[page] = (uint8_t)node;
+}
+
 int hm_label_home(struct transaction *t, const struct hm_mask *mask)
 {
-    const struct hm_copies *labels = labels_of(t->region, t->block);
-    uint8_t from[HM_BLOCK_PAGES] = {0};
+    const struct hm_side *labels = hm_side(&t->region->labels, t->block);
+    uint8_t from[HM_BLOCK_PAGES];
     struct hm_mask moving = {{0}}, stay;
     uint32_t pages;
     int error;
     if (!labels)
         return 0;
-    for (uint32_t node = 1; node < t->core->config.nodes; node++) {
-        HM_EACH_PAGE (page, labels->on[node])
-            from[page] = (uint8_t)node;
-        HM_EACH_WORD (w)
-            moving.word[w] |= labels->on[node][w] & mask->word[w];
-    }
+    labelled_as(t, labels, from);
+    HM_EACH_PAGE (page, mask->word)
+        if (from[page] != HM_HOST)
+            moving.word[page / 64] |= 1ULL << (page % 64);
     stay = hm_stay(t);
     moving = hm_without(moving, &stay);
     if (t->job->limit)
         trim(&moving, t->job->limit);
     pages = hm_bits(moving.word);
-    error = pages
-                ? hm_take_room(t, pages, t->job->flags & HM_JOB_STAGING ? HM_ROOM_STAGING : HM_ROOM)
-                : 0;
+    error = pages ? hm_take_room(t, pages, hm_room_for(t->job)) : 0;
     if (error || !pages)
         return error;
     if (t->job->flags & HM_JOB_EVICT && t->job->source) {
@@ -154,12 +147,10 @@ static struct hm_mask strangers(const struct transaction *t, const struct hm_mas
 /* Say of host-owned pages that they are the node's, whose room for them is taken. */
 static void relabel(struct transaction *t, const struct hm_mask *pages)
 {
-    struct hm_copies *labels = labels_of(t->region, t->block);
+    struct hm_side *labels = hm_side(&t->region->labels, t->block);
     uint32_t node = t->job->node, count = hm_bits(pages->word), host;
-    uint8_t from[HM_BLOCK_PAGES] = {0};
-    for (uint32_t other = 1; other < t->core->config.nodes; other++)
-        HM_EACH_PAGE (page, labels->on[other])
-            from[page] = (uint8_t)other;
+    uint8_t from[HM_BLOCK_PAGES];
+    labelled_as(t, labels, from);
     host = count - hm_unlabel(t->region, t->block, pages, HM_HOST);
     hm_release(t->core, HM_HOST, host);
     if (!t->record->pages[node] && !hm_bits(labels->on[node]))
@@ -178,7 +169,7 @@ int hm_label(struct transaction *t, struct hm_mask *mask)
 {
     uint32_t node = t->job->node, claimed, pages = 0;
     struct hm_mask want, away, had;
-    int error = hm_side_table(t->region, &t->region->labels);
+    int error = hm_side_init(t->region, &t->region->labels);
     if (error)
         return error;
     want = strangers(t, mask);

@@ -4,8 +4,9 @@
 
 #include <zlib.h>
 
+/* Loads don't write to the bytes. */
 typedef void use_bytes(const struct hm_job *job, struct hm_event *event, uint32_t at,
-                       const uint8_t *bytes, uint32_t n);
+                       uint8_t *bytes, uint32_t n);
 
 /* Where the bytes of an operation's pages are: on the device, or on the host, from afar. */
 struct places {
@@ -29,16 +30,17 @@ static struct hm_pool *pool_of(struct transaction *t, const struct places *place
     return mask ? hm_region_pool(t->region, mask == &places->here ? t->job->node : HM_HOST) : NULL;
 }
 
-/* What a device reads of [offset, offset+length) of the block, run by run: the bytes of the pages
- * that are there, zeros for the others. */
-static int each_run(struct transaction *t, const struct places *places, use_bytes *use)
+/* Use [offset, offset+length) of the block run by run: the bytes of the pages that are there, and
+ * for the others `holes`, or with NULL nothing. */
+static int each_run(struct transaction *t, const struct places *places, use_bytes *use,
+                    uint8_t *holes)
 {
     const struct hm_job *job = t->job;
     uint32_t last = (job->offset + job->length - 1) / HM_PAGE_SIZE, at = 0;
     while (at < job->length) {
         uint32_t end = last + 1, n;
         struct hm_pool *pool = pool_of(t, places, (job->offset + at) / HM_PAGE_SIZE, &end);
-        const uint8_t *bytes = t->core->zeros;
+        uint8_t *bytes = holes;
         n = end * HM_PAGE_SIZE - (job->offset + at);
         n = n < job->length - at ? n : job->length - at;
         if (pool) {
@@ -47,47 +49,55 @@ static int each_run(struct transaction *t, const struct places *places, use_byte
                 return -ENOMEM;
             bytes += job->offset + at;
         }
-        use(job, &t->event, at, bytes, n);
+        if (bytes)
+            use(job, &t->event, at, bytes, n);
         at += n;
     }
     return 0;
 }
 
-static void use_read(const struct hm_job *job, struct hm_event *event, uint32_t at,
-                     const uint8_t *bytes, uint32_t n)
+static void use_read(const struct hm_job *job, struct hm_event *event, uint32_t at, uint8_t *bytes,
+                     uint32_t n)
 {
     (void)event;
     memcpy((uint8_t *)job->buffer + at, bytes, n);
 }
 
-static void use_crc(const struct hm_job *job, struct hm_event *event, uint32_t at,
-                    const uint8_t *bytes, uint32_t n)
+static void use_crc(const struct hm_job *job, struct hm_event *event, uint32_t at, uint8_t *bytes,
+                    uint32_t n)
 {
     (void)job;
     (void)at;
     event->crc = (uint32_t)crc32(event->crc, bytes, n);
 }
 
+static void use_fill(const struct hm_job *job, struct hm_event *event, uint32_t at, uint8_t *bytes,
+                     uint32_t n)
+{
+    (void)event;
+    (void)at;
+    memset(bytes, (int)job->byte, n);
+}
+
+static void use_write(const struct hm_job *job, struct hm_event *event, uint32_t at, uint8_t *bytes,
+                      uint32_t n)
+{
+    (void)event;
+    memcpy(bytes, (const uint8_t *)job->buffer + at, n);
+}
+
 static int store(struct transaction *t, const struct places *places)
 {
-    const struct hm_job *job = t->job;
-    uint32_t last = (job->offset + job->length - 1) / HM_PAGE_SIZE, at = 0;
-    while (at < job->length) {
-        uint32_t end = last + 1, n;
-        struct hm_pool *pool = pool_of(t, places, (job->offset + at) / HM_PAGE_SIZE, &end);
-        uint8_t *to = pool ? hm_pool_map(pool, t->block * HM_BLOCK_BYTES) : NULL;
-        n = end * HM_PAGE_SIZE - (job->offset + at);
-        n = n < job->length - at ? n : job->length - at;
-        if (pool && !to)
-            return -ENOMEM;
-        if (to && job->kind == HM_JOB_FILL)
-            memset(to + job->offset + at, (int)job->byte, n);
-        else if (to)
-            memcpy(to + job->offset + at, (const uint8_t *)job->buffer + at, n);
-        at += n;
-    }
-    hm_region_changed(t->region, true);
-    return 0;
+    int error = each_run(t, places, t->job->kind == HM_JOB_FILL ? use_fill : use_write, NULL);
+    if (!error)
+        hm_region_changed(t->region, true);
+    return error;
+}
+
+static int load(struct transaction *t, const struct places *places)
+{
+    return each_run(t, places, t->job->kind == HM_JOB_READ ? use_read : use_crc,
+                    (uint8_t *)t->core->zeros);
 }
 
 /* A truncate or punch since the pages came took some away that the operation may have allocated
@@ -114,25 +124,15 @@ static void drop_strays(struct transaction *t, const struct hm_mask *mask, uint3
  * store present. On success the block is FROZEN. */
 static int hold_afar(struct transaction *t, const struct hm_mask *afar, bool stores)
 {
-    struct hm_job home = {.node = HM_HOST, .flags = t->job->flags & HM_JOB_STAGING};
-    struct transaction back = *t;
     struct hm_block *record = t->record;
     struct hm_mask inside, fill;
-    int error;
-    back.job = &home;
-    back.reserved = 0;
-    back.charged = 0;
     for (;;) {
         uint32_t before;
-        error = hm_bring(&back, afar, false, HM_BLOCK_PAGES);
-        hm_release(t->core, HM_HOST, back.reserved);
-        back.reserved = 0;
-        t->charged += back.charged;
-        back.charged = 0;
+        int error = hm_fetch_home(t, afar);
         if (!error)
             error = hm_recall(t->region, t->block, afar);
         if (error)
-            return error == -ENOSPC ? -ENOBUFS : error; /* it is the host that is full */
+            return error;
         while (record->inflight)
             pthread_cond_wait(&t->stripe->changed, &t->stripe->lock);
         if (hm_any(record->device, afar->word)) { /* truncated and filled anew meanwhile */
@@ -212,10 +212,7 @@ int hm_operate(struct transaction *t, const struct hm_mask *mask)
     if (afar)
         t->charged += hm_charge_copies(t->core, job->node, &places.host, t->record->owner);
     pthread_mutex_unlock(&t->stripe->lock);
-    if (stores)
-        error = store(t, &places);
-    else
-        error = each_run(t, &places, job->kind == HM_JOB_READ ? use_read : use_crc);
+    error = stores ? store(t, &places) : load(t, &places);
     pthread_mutex_lock(&t->stripe->lock);
     if (stores || t->record->generation != generation) {
         drop_strays(t, &place.bring, job->node);
@@ -232,6 +229,6 @@ int hm_operate_untouched(struct transaction *t)
 {
     static const struct places nowhere;
     if (t->job->kind == HM_JOB_READ || t->job->kind == HM_JOB_CRC)
-        return each_run(t, &nowhere, t->job->kind == HM_JOB_READ ? use_read : use_crc);
+        return load(t, &nowhere);
     return 0;
 }

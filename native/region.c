@@ -43,7 +43,8 @@ static void region_free(struct hm_region *region)
 {
     hm_unlist(region);
     hm_history_free(region);
-    hm_copies_deinit(region);
+    hm_side_deinit(&region->copies);
+    hm_side_deinit(&region->labels);
     hm_advice_free(region);
     hm_shared_deinit(region);
     for (uint32_t node = 0; node < HM_MAX_NODES; node++)

@@ -189,8 +189,8 @@ void hm_release(struct hm_core *core, uint32_t node, uint64_t pages)
 HM_UNLOCKED static uint32_t lent(const struct hm_listed *at, uint32_t node,
                                  const struct hm_mask *pinned)
 {
-    const struct hm_copies *copies = atomic_load(&at->region->copies);
-    const struct hm_copies *labels = atomic_load(&at->region->labels);
+    const struct hm_side *copies = atomic_load(&at->region->copies);
+    const struct hm_side *labels = atomic_load(&at->region->labels);
     uint32_t pages = 0;
     for (uint32_t other = 1; other < at->region->core->config.nodes; other++) {
         if (node != HM_HOST && node != other)

@@ -354,7 +354,7 @@ int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, u
         generation = record->generation;
         make_plan(t, mask, populate, limit, &stay, &plan);
         room = plan.copies + plan.fills + hm_bits(plan.blank.word);
-        error = hm_take_room(t, room, t->job->flags & HM_JOB_STAGING ? HM_ROOM_STAGING : HM_ROOM);
+        error = hm_take_room(t, room, hm_room_for(t->job));
         if (error || !(plan.moves + plan.fills)) {
             hm_thaw(record, t->stripe);
             return error;

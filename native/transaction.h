@@ -23,6 +23,11 @@ struct transaction {
  * there, at most `limit` pages. The stripe is held and the block busy, on return too; the lock is
  * dropped for the recall, the copy and the punch. */
 int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, uint32_t limit);
+/* Which room a job may use. */
+static inline enum hm_room hm_room_for(const struct hm_job *job)
+{
+    return job->flags & HM_JOB_STAGING ? HM_ROOM_STAGING : HM_ROOM;
+}
 /* Reserve pages on the job's node beyond what the job brought along. -ENOSPC: event.need is set. */
 int hm_take_room(struct transaction *t, uint32_t pages, enum hm_room room);
 /* labels.c: have pages labelled as job->node's, and leave in the mask those that it takes truly;

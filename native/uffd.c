@@ -143,6 +143,7 @@ int hm_window_copy(struct hm_region *region, uint32_t node, uint64_t block, uint
     return error;
 }
 
+/* The device's lock is held. */
 static struct hm_window *window_of(const struct hm_device *device, uint64_t ino)
 {
     for (uint32_t i = 0; i < device->windows_used; i++)
@@ -247,16 +248,11 @@ static void take_refusals(struct hm_core *core, uint32_t node)
 static uint64_t *had_of(const struct hm_device *device, uint64_t ino, uint64_t block,
                         uint64_t *discard)
 {
-    for (uint32_t i = 0; i < device->windows_used; i++) {
-        const struct hm_window *window = &device->windows[i];
-        if (window->ino != ino)
-            continue;
-        *discard = window->discard;
-        return window->had && block * HM_BLOCK_BYTES < window->discard
-                   ? window->had + block * HM_WORDS
-                   : NULL;
-    }
-    return NULL;
+    const struct hm_window *window = window_of(device, ino);
+    if (!window || !window->had || block * HM_BLOCK_BYTES >= window->discard)
+        return NULL;
+    *discard = window->discard;
+    return window->had + block * HM_WORDS;
 }
 
 struct hm_mask hm_window_discards(struct hm_region *region, uint32_t node, uint64_t block)
@@ -315,6 +311,7 @@ static uint64_t *owned_pages(struct hm_region *region, uint32_t node, uint64_t b
 int hm_device_discard(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t bytes)
 {
     struct hm_device *device = &core->device[node];
+    struct hm_window *window;
     struct hm_region *region;
     uint64_t *had = NULL, *old = NULL;
     int error = -ENOENT;
@@ -330,10 +327,8 @@ int hm_device_discard(struct hm_core *core, uint32_t node, uint64_t ino, uint64_
             return -ENOMEM;
     }
     pthread_rwlock_wrlock(&device->lock);
-    for (uint32_t i = 0; i < device->windows_used; i++) {
-        struct hm_window *window = &device->windows[i];
-        if (window->ino != ino || bytes > window->bytes)
-            continue;
+    window = window_of(device, ino);
+    if (window && bytes <= window->bytes) {
         old = window->had;
         window->had = had;
         window->discard = bytes;
@@ -500,12 +495,10 @@ int hm_device_detach(struct hm_core *core, uint32_t node)
 static int window_add(struct hm_device *device, struct hm_window window)
 {
     struct hm_window *windows;
-    int error = device->uffd < 0 ? -ENOTCONN : 0;
-    for (uint32_t i = 0; i < device->windows_used && !error; i++)
-        if (device->windows[i].ino == window.ino)
-            error = -EEXIST;
-    if (error)
-        return error;
+    if (device->uffd < 0)
+        return -ENOTCONN;
+    if (window_of(device, window.ino))
+        return -EEXIST;
     windows = realloc(device->windows, (device->windows_used + 1) * sizeof(*windows));
     if (!windows)
         return -ENOMEM;

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from hmmfs import toml
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.memory import BLOCK_PAGES, HOST, PAGE_SIZE, Core
 from hmmfs.units import parse_size
@@ -231,13 +231,7 @@ def _inline(pairs: str) -> Iterator[tuple[str, str]]:
 
 
 def _from_toml(path: str) -> Iterable[tuple[str, str]]:
-    try:
-        with open(path, "rb") as file:
-            document = tomllib.load(file)
-    except OSError as error:
-        raise UsageError(f"The topology {path} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"The topology {path} is not TOML: {error}.") from None
+    document = toml.document(path, "topology")
     table = document.pop("links", None)
     if document:
         raise UsageError(

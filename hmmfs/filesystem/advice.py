@@ -25,9 +25,9 @@ from dataclasses import replace
 
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.memory import BLOCK_BYTES, HOST, PAGE_SIZE, Advice, AdviceField, NumaMode, Region
-from hmmfs.units import format_size, parse_size
+from hmmfs.units import LARGEST, format_size, parse_size
 
-MAX_PAGES = (1 << 44) // PAGE_SIZE
+MAX_PAGES = LARGEST // PAGE_SIZE
 FLAGS = {
     "read_mostly": AdviceField.READ_MOSTLY,
     "pinned": AdviceField.PINNED,
@@ -129,7 +129,7 @@ def _restore(region: Region, before: list[Advice], nodes: int) -> None:
                 region.advise(one.first, one.count, field, value)
 
 
-def _words(one: Advice) -> Iterator[str] | list[str]:
+def _words(one: Advice) -> list[str]:
     words = [name for name in FLAGS if getattr(one, name)]
     if one.preferred is not None:
         words.append(f"preferred_location={node_name(one.preferred)}")

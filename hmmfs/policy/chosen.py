@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from hmmfs.errors import UsageError
 from hmmfs.memory import BLOCK_PAGES, HOST, BlockKey, Core, PlacementKind, PrefetchKind
 from hmmfs.policy.eviction import EvictionPolicy, LeastRecentlyUsed
+from hmmfs.policy.named import Named
 from hmmfs.policy.placement import BUILT_IN as PLACEMENTS
 from hmmfs.policy.placement import FirstTouch, PlacementPolicy
 from hmmfs.policy.prefetch import BUILT_IN, Fault, Grow, Pages, PrefetchPolicy
@@ -142,9 +143,7 @@ class Policies:
         """The pages to bring to a node for a fault, those touched among them."""
         policy = self._prefetch[node]
         try:
-            pages = np.asarray(policy.pages(fault))
-            if pages.shape != (BLOCK_PAGES,) or pages.dtype != np.bool_:
-                raise ValueError(f"{pages.dtype} {pages.shape} instead of 512 booleans")
+            pages = _booleans(policy.pages(fault))
         except BaseException as error:
             self._prefetch[node] = Grow()
             self._set(node)
@@ -162,15 +161,12 @@ class Policies:
         if type(policy) in PLACEMENTS:
             return None
         try:
-            pages = np.asarray(policy.brings(fault))
-            if pages.shape != (BLOCK_PAGES,) or pages.dtype != np.bool_:
-                raise ValueError(f"{pages.dtype} {pages.shape} instead of 512 booleans")
+            left: Pages = ~_booleans(policy.brings(fault))
         except BaseException as error:
             self._placement[node] = FirstTouch()
             self._set(node)
             self._report(node, policy, error, "first-touch")
             return None
-        left: Pages = ~pages
         return left
 
     def _tell(self, node: int, fault: Fault, pages: Pages) -> None:
@@ -204,9 +200,7 @@ class Policies:
         """Which of a victim's resident pages go."""
         policy = self._eviction[node]
         try:
-            pages = np.asarray(policy.pages(key, resident.copy(), need))
-            if pages.shape != (BLOCK_PAGES,) or pages.dtype != np.bool_:
-                raise ValueError(f"{pages.dtype} {pages.shape} instead of 512 booleans")
+            pages = _booleans(policy.pages(key, resident.copy(), need))
             if not (pages & resident).any():
                 raise ValueError("none of the pages that are there")
         except BaseException as error:
@@ -229,6 +223,14 @@ class Policies:
         self.on_failure(node, sentence)
 
 
-def shown(policy: PrefetchPolicy | EvictionPolicy | PlacementPolicy | ThrashingPolicy) -> str:
+def _booleans(answer: Any) -> Pages:
+    """A policy's answer, or ValueError."""
+    pages = np.asarray(answer)
+    if pages.shape != (BLOCK_PAGES,) or pages.dtype != np.bool_:
+        raise ValueError(f"{pages.dtype} {pages.shape} instead of 512 booleans")
+    return pages
+
+
+def shown(policy: Named) -> str:
     text = policy.__dict__.get("_text")
     return str(policy) if text is None else str(text)

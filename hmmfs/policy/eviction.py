@@ -7,7 +7,7 @@ store of a page that is there leaves no trace, as on hardware without access cou
 from __future__ import annotations
 
 import random
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import OrderedDict, defaultdict
 from typing import ClassVar
 
@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from hmmfs.errors import UsageError
 from hmmfs.memory import BLOCK_PAGES, BlockKey
+from hmmfs.policy.named import Named
 from hmmfs.policy.prefetch import BIG_PAGES, Pages, within
 
 FOREVER = 1 << 62  # the place in a trace of what is never used again
 
 
-class EvictionPolicy(ABC):
+class EvictionPolicy(Named):
     """Orders the blocks that have pages on a node."""
 
-    name: ClassVar[str]
     # Whether `touched` is to be told of each fault before it is served. That makes faults longer by
     # some 100 us, as each takes the way through the service.
     observes: ClassVar[bool] = False
@@ -44,13 +44,8 @@ class EvictionPolicy(ABC):
         one; with fewer than needed it is asked again."""
         return resident
 
-    def touched(self, key: BlockKey, pages: Pages, coming: Pages) -> None:  # noqa: B027
+    def touched(self, key: BlockKey, pages: Pages, coming: Pages) -> None:
         """A fault on `pages` is about to be served by bringing those of `coming`."""
-
-    def __str__(self) -> str:
-        """What `policy/eviction` says, and takes."""
-        values = "".join(f" {key}={value}" for key, value in self.__dict__.items() if key[0] != "_")
-        return self.name + values
 
 
 class LeastRecentlyUsed(EvictionPolicy):

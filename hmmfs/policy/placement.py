@@ -11,22 +11,20 @@ ends. So the counters count launches that touch the 64 KiB, where hardware count
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
-from typing import ClassVar
 
 import numpy as np
 
 from hmmfs.memory import BLOCK_PAGES, PlacementKind
+from hmmfs.policy.named import Named
 from hmmfs.policy.prefetch import BIG_PAGES, Fault, Pages, within
 
 
-class PlacementPolicy(ABC):
+class PlacementPolicy(Named):
     """Chooses between bringing pages to a device and leaving them on the host, where it reaches
     them. Pages that are nowhere yet come to the device that touches them, unless `never` says no;
     those of another device, which can't be reached there, come home when they are left."""
-
-    name: ClassVar[str]
 
     @abstractmethod
     def brings(self, fault: Fault) -> Pages:
@@ -36,11 +34,6 @@ class PlacementPolicy(ABC):
     def native(self) -> tuple[PlacementKind, int] | None:
         """What the native core does in its place; None: ask `brings` each time."""
         return None
-
-    def __str__(self) -> str:
-        """What `policy/placement` says, and takes."""
-        values = "".join(f" {key}={value}" for key, value in self.__dict__.items() if key[0] != "_")
-        return self.name + values
 
 
 class FirstTouch(PlacementPolicy):

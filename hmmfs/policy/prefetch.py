@@ -10,7 +10,7 @@ asked for each fault, which makes the fault some 100 us longer.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from hmmfs.errors import UsageError
 from hmmfs.memory import BLOCK_PAGES, BlockKey, PrefetchKind
+from hmmfs.policy.named import Named
 
 Pages = NDArray[np.bool_]
 BIG_PAGES = 16  # UVM's big page, 64 KiB
@@ -36,11 +37,9 @@ class Fault:
     faults: int  # this is the block's fault number so many, from 0, since the other side took pages
 
 
-class PrefetchPolicy(ABC):
+class PrefetchPolicy(Named):
     """Chooses what comes with the pages touched, to one node. Parameters are whole numbers, the
     keyword arguments of the class; UsageError says what is wrong with one."""
-
-    name: ClassVar[str]
 
     @abstractmethod
     def pages(self, fault: Fault) -> Pages:
@@ -50,11 +49,6 @@ class PrefetchPolicy(ABC):
     def native(self) -> tuple[PrefetchKind, tuple[int, ...]] | None:
         """What the native core does in its place; None: ask `pages` each time."""
         return None
-
-    def __str__(self) -> str:
-        """What `policy/prefetch` says, and takes."""
-        values = "".join(f" {key}={value}" for key, value in self.__dict__.items() if key[0] != "_")
-        return self.name + values
 
 
 class Table(PrefetchPolicy):

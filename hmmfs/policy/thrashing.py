@@ -5,10 +5,9 @@ The rules are in native/thrash.c. Their time is the simulated clock.
 
 from __future__ import annotations
 
-from abc import ABC
 from dataclasses import dataclass
-from typing import ClassVar
 
+from hmmfs.policy.named import Named
 from hmmfs.policy.prefetch import within
 
 
@@ -25,17 +24,11 @@ class Thrashing:
     pin_ns: int = 0
 
 
-class ThrashingPolicy(ABC):
+class ThrashingPolicy(Named):
     """Says what the native core goes by."""
-
-    name: ClassVar[str]
 
     def native(self) -> Thrashing:
         return Thrashing()
-
-    def __str__(self) -> str:
-        """What `policy/thrashing` says, and takes."""
-        return self.name + "".join(f" {key}={value}" for key, value in self.__dict__.items())
 
 
 class Off(ThrashingPolicy):

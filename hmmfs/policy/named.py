@@ -1,0 +1,17 @@
+"""What all policies have in common: a name, and parameters to be shown with it."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import ClassVar
+
+
+class Named(ABC):
+    """A policy's parameters are its attributes but those that begin with an underscore."""
+
+    name: ClassVar[str]
+
+    def __str__(self) -> str:
+        """What the policy's file in `policy/` says, and takes."""
+        values = "".join(f" {key}={value}" for key, value in self.__dict__.items() if key[0] != "_")
+        return self.name + values

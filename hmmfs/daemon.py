@@ -25,12 +25,12 @@ import trio
 from hmmfs.config import Config
 from hmmfs.device import Executor, links
 from hmmfs.errors import HmmfsError, UsageError
-from hmmfs.filesystem import mounting
+from hmmfs.filesystem import mounting, tracing
 from hmmfs.filesystem.mounting import Mounted
 from hmmfs.filesystem.operations import Operations
 from hmmfs.filesystem.tree import Tree
 from hmmfs.filesystem.watchdog import Watchdog, abort
-from hmmfs.memory import PAGE_SIZE, Core, Kind, RegionTable
+from hmmfs.memory import PAGE_SIZE, Core, Kind, RegionTable, Trace
 from hmmfs.policy import (
     Policies,
     named_eviction,
@@ -169,7 +169,8 @@ class _Daemon:
             placement=config.placement,
             thrashing=config.thrashing,
         )
-        rooms = Rooms(core, jobs, self._table, policies)
+        trace = Trace(core, tracing.EVENTS)
+        rooms = Rooms(core, jobs, self._table, policies, trace)
         executors = [
             Executor(core, jobs, rooms, self._table, node, os.path.join(mounted.path, "regions"))
             for node in range(1, core.nodes)
@@ -181,8 +182,8 @@ class _Daemon:
             executors,
             policies,
             os.getpid(),
-            topology=topology.matrix(),
-            distances=topology.distances(),
+            topology=topology,
+            trace=trace,
             shared=config.allow_other,
         )
         policies.on_failure = lambda node, sentence: self._tree.errors.say(
@@ -197,6 +198,7 @@ class _Daemon:
             policies,
             on_interrupt=self._operations.interrupted,
             on_closed=self._on_closed,
+            on_trace=self._tree.tracing.on_trace,
             on_lost=lambda node, error: executors[node - 1].worker.fail(error),
         )
         self._closed = trio.Event()

@@ -36,6 +36,7 @@ struct part {
     uint64_t block, offset, length; /* bytes of the file */
     uint32_t first, count;          /* pages of the block */
     uint32_t generation;            /* when a READ was admitted */
+    uint64_t faulted_at;            /* when it was found to touch a device's page; 0: it was not */
     struct hm_mask mask;            /* of a WRITE: without the pages that a newer one has written */
 };
 
@@ -53,6 +54,43 @@ static struct part part_of(struct hm_region *region, uint64_t offset, uint64_t e
     return part;
 }
 
+/* ---- faults of programs ------------------------------------------------------------------ */
+
+static void trace_fault(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
+                        bool write, uint64_t since)
+{
+    uint64_t now = hm_now();
+    hm_trace(
+        region, block, mask,
+        (struct hm_trace_event){.kind = since ? HM_TRACE_PAGE_FAULT_END : HM_TRACE_PAGE_FAULT_START,
+                                .trigger = write ? HM_BY_WRITE : HM_BY_READ,
+                                .node = HM_HOST,
+                                .from = HM_NOWHERE,
+                                .to = HM_NOWHERE,
+                                .at_ns = now,
+                                .took_ns = since ? now - since : 0});
+}
+
+/* The part touches pages that a device has: enter that, once. The stripe is held. */
+static void begin_fault(struct part *part, bool write)
+{
+    struct hm_mask touched;
+    if (part->faulted_at)
+        return;
+    part->faulted_at = hm_now();
+    part->record->cpu_faulted++;
+    hm_count_faults(part->region, HM_HOST, write ? HM_FAULTS_WRITE : HM_FAULTS_READ, 1);
+    HM_EACH_WORD (w)
+        touched.word[w] = part->mask.word[w] & part->record->device[w];
+    trace_fault(part->region, part->block, &touched, write, 0);
+}
+
+static void end_fault(const struct part *part, bool write, enum admission admission)
+{
+    if (part->faulted_at && admission != PARK_BUSY && admission != PARK_SERVICE)
+        trace_fault(part->region, part->block, &part->mask, write, part->faulted_at);
+}
+
 /* ---- waiting ------------------------------------------------------------------------------ */
 
 /* Put a request aside until a transaction on the block ends. The stripe is held. */
@@ -63,6 +101,7 @@ static int park(struct part *part, const struct hm_request *request, enum hm_wai
         return -ENOMEM;
     parked->next = NULL;
     parked->request = *request;
+    parked->request.faulted_at = part->faulted_at;
     parked->block = part->block;
     parked->wait = wait;
     if (request->data) {
@@ -138,10 +177,14 @@ static void replay(struct hm_region *region, struct hm_parked *parked, int error
         next = at->next;
         /* A WRITE from the page cache carries stores that have no other copy. */
         if (error && !(write && at->request.flags & FUSE_WRITE_CACHE)) {
+            struct part part =
+                part_of(region, at->request.offset, at->request.offset + at->request.size);
+            part.faulted_at = at->request.faulted_at;
+            end_fault(&part, write, REFUSED);
             hm_reply(core, at->request.unique, error, NULL, 0);
         } else {
             hm_count(&core->count.replayed, 1);
-            hm_access(core, &at->request, true);
+            hm_access(core, &at->request);
         }
         if (write)
             atomic_fetch_sub(&core->parked_writes, 1);
@@ -319,7 +362,7 @@ static bool is_frozen(const struct part *part)
 }
 
 /* waits: the READ may be parked. direct: it leaves nothing in the page cache. */
-static enum admission admit_read(struct part *part, bool waits, bool direct, bool replayed)
+static enum admission admit_read(struct part *part, bool waits, bool direct)
 {
     static const struct hm_mask none;
     struct hm_block *record = part->record;
@@ -334,8 +377,7 @@ static enum admission admit_read(struct part *part, bool waits, bool direct, boo
             return REFUSED;
         if (pinned_away(part))
             return PINNED;
-        if (!replayed)
-            hm_count(&part->region->core->count.cpu_faults, 1);
+        begin_fault(part, false);
         admission = express(part, &none, false, HM_ROOM);
         if (admission != ADMITTED)
             return admission;
@@ -404,7 +446,7 @@ static void close_part(struct part *part)
 }
 
 static void read_region(struct hm_core *core, struct hm_region *region,
-                        const struct hm_request *request, bool replayed)
+                        const struct hm_request *request)
 {
     uint64_t size = hm_region_size(region);
     uint64_t at = request->offset, end = at + request->size;
@@ -417,8 +459,10 @@ static void read_region(struct hm_core *core, struct hm_region *region,
     while (at < end && !error && admission == ADMITTED) {
         struct part *part = &parts[admitted];
         *part = part_of(region, at, end);
+        part->faulted_at = request->faulted_at;
         pthread_mutex_lock(&part->stripe->lock);
-        admission = admit_read(part, waits, direct, replayed);
+        admission = admit_read(part, waits, direct);
+        end_fault(part, false, admission);
         if (admission == ADMITTED) {
             admitted++;
             error = gather(part, iov, &count);
@@ -472,7 +516,7 @@ static void leave_out_overtaken(struct part *part, uint64_t unique)
 }
 
 static enum admission admit_write(struct part *part, const struct hm_request *request,
-                                  bool straddles, bool replayed)
+                                  bool straddles)
 {
     struct hm_core *core = part->region->core;
     struct hm_block *record = part->record;
@@ -496,8 +540,7 @@ static enum admission admit_write(struct part *part, const struct hm_request *re
         enum admission admission;
         if (!from_cache && pinned_away(part))
             return PINNED;
-        if (!replayed)
-            hm_count(&core->count.cpu_faults, 1);
+        begin_fault(part, true);
         admission = express(part, &whole, true, room);
         if (admission != ADMITTED)
             return admission;
@@ -582,7 +625,7 @@ static int apply_write(struct part *part, const struct hm_request *request)
         record->present[w] |= part->mask.word[w];
         record->dirty[w] |= part->mask.word[w];
     }
-    hm_block_pages(part->region, record, HM_HOST, new);
+    hm_block_populate(part->region, record, HM_HOST, new);
     hm_reserve_always(part->region->core, HM_HOST, hm_block_charge(record) - before);
     return 0;
 }
@@ -619,18 +662,18 @@ static void drop_privileges(struct hm_region_record *record)
 }
 
 /* One part of a WRITE: 0 applied, 1 parked with what follows, or -errno. */
-static int write_part(struct part *part, const struct hm_request *request, bool straddles,
-                      bool replayed)
+static int write_part(struct part *part, const struct hm_request *request, bool straddles)
 {
     enum admission admission;
     int error;
     pthread_mutex_lock(&part->stripe->lock);
     do {
         error = 0;
-        admission = admit_write(part, request, straddles, replayed);
+        admission = admit_write(part, request, straddles);
         if (admission == ADMITTED)
             error = apply_write(part, request);
     } while (error == -EAGAIN);
+    end_fault(part, true, admission);
     if (admission == REFUSED)
         error = -ENOSPC;
     else if (admission == PINNED)
@@ -642,7 +685,7 @@ static int write_part(struct part *part, const struct hm_request *request, bool 
 }
 
 static void write_region(struct hm_core *core, struct hm_region *region,
-                         const struct hm_request *request, bool replayed)
+                         const struct hm_request *request)
 {
     uint64_t at = request->offset, end = at + request->size;
     uint64_t size = hm_region_size(region);
@@ -659,7 +702,8 @@ static void write_region(struct hm_core *core, struct hm_region *region,
         end = at < size ? size : at;
     while (at < end && !error) {
         struct part part = part_of(region, at, end);
-        error = write_part(&part, request, straddles, replayed);
+        part.faulted_at = request->faulted_at;
+        error = write_part(&part, request, straddles);
         at += error ? 0 : part.length;
     }
     if (at > request->offset)
@@ -679,7 +723,7 @@ static void write_region(struct hm_core *core, struct hm_region *region,
 
 /* ------------------------------------------------------------------------------------------- */
 
-void hm_access(struct hm_core *core, const struct hm_request *request, bool replayed)
+void hm_access(struct hm_core *core, const struct hm_request *request)
 {
     struct hm_region *region = hm_region_get(core, request->ino);
     if (!region) {
@@ -689,8 +733,8 @@ void hm_access(struct hm_core *core, const struct hm_request *request, bool repl
     if (!request->size)
         hm_reply(core, request->unique, EINVAL, NULL, 0);
     else if (request->opcode == FUSE_READ)
-        read_region(core, region, request, replayed);
+        read_region(core, region, request);
     else
-        write_region(core, region, request, replayed);
+        write_region(core, region, request);
     hm_region_put(region);
 }

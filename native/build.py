@@ -14,6 +14,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 SOURCES = [
     "access.c",
+    "account.c",
     "advice.c",
     "afar.c",
     "copies.c",
@@ -37,6 +38,7 @@ SOURCES = [
     "side.c",
     "thrash.c",
     "touch.c",
+    "trace.c",
     "transaction.c",
     "uffd.c",
 ]

@@ -44,6 +44,11 @@ uint32_t hm_collapse(struct hm_region *region, uint64_t block, const struct hm_m
         hm_punch_runs(region, node, block, gone.word);
         hm_release(region->core, node, pages);
         hm_count(&region->core->nodes[node].copies_ended, pages);
+        hm_trace(region, block, &gone,
+                 (struct hm_trace_event){.kind = HM_TRACE_READ_DUPLICATE_INVALIDATE,
+                                         .node = (uint8_t)node,
+                                         .from = HM_HOST,
+                                         .to = (uint8_t)node});
         all += pages;
     }
     return all;
@@ -138,12 +143,12 @@ static int copy_to(struct transaction *t, const struct hm_mask *mask)
     return error;
 }
 
-static void count_copies(struct transaction *t, const struct hm_mask *made)
+static void count_copies(struct transaction *t, const struct hm_mask *made, uint64_t began)
 {
     static const uint8_t host[HM_BLOCK_PAGES];
     hm_copies_set(t->region, t->block, t->job->node, made, true);
     hm_count(&t->core->nodes[t->job->node].copies_begun, hm_bits(made->word));
-    t->charged += hm_charge_copies(t->core, t->job->node, made, host);
+    hm_carried(t, HM_TRACE_READ_DUPLICATE, made, made, host, began);
     t->event.moved += hm_bits(made->word);
     t->record->last_migrated = hm_tick(t->core);
 }
@@ -156,9 +161,10 @@ int hm_duplicate(struct transaction *t, const struct hm_mask *mask)
         struct hm_mask other = away(t, mask), had, make;
         bool writers = atomic_load(&t->region->writers) != 0;
         uint32_t generation, pages;
+        uint64_t began;
         int error = hm_bits(other.word) ? hm_fetch_home(t, &other) : 0;
         if (!error)
-            error = hm_recall(t->region, t->block, writers ? mask : &nothing);
+            error = hm_recall(t, writers ? mask : &nothing);
         if (error)
             return error;
         while (record->inflight)
@@ -173,13 +179,14 @@ int hm_duplicate(struct transaction *t, const struct hm_mask *mask)
             return error;
         }
         generation = record->generation;
+        began = hm_now();
         pthread_mutex_unlock(&t->stripe->lock);
         error = copy_to(t, &make);
         pthread_mutex_lock(&t->stripe->lock);
         writers = atomic_load(&t->region->writers) != 0;
         if (!error && record->generation == generation &&
             !(writers && hm_any(record->cached, make.word))) {
-            count_copies(t, &make);
+            count_copies(t, &make, began);
             hm_thaw(record, t->stripe);
             return 0;
         }

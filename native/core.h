@@ -11,6 +11,7 @@
  *   core->list_lock      the list of touched blocks
  *   core->jobs_lock      the movers' queue
  *   core->events_lock    the events for the service
+ *   trace->lock          the ring of trace events
  * Counters are relaxed atomics; a node's `used` is the one that admits work.
  */
 #ifndef HMMFS_CORE_H
@@ -187,6 +188,12 @@ struct hm_region {
     struct hm_advice *advice;              /* sorted by first, disjoint, none that says nothing */
     uint32_t advice_used;
     struct hm_pool pools[HM_MAX_NODES];
+    _Atomic bool untraced; /* a filter leaves its events out */
+    struct hm_region_accounts {
+        hm_counter faults[HM_MAX_NODES][10];
+        hm_counter evicted[HM_MAX_NODES], thrashed[HM_MAX_NODES], shared[HM_MAX_NODES];
+        hm_counter thrashed_at[HM_MAX_NODES], shared_at[HM_MAX_NODES];
+    } accounts; /* struct hm_region_flows */
 };
 
 /* Coherent and DAX regions: see shared.c. */
@@ -245,6 +252,7 @@ struct hm_stripe {
 
 struct hm_node {
     hm_counter used, peak, pages_in, pages_out, copies_made, copies_saved;
+    hm_counter populated_pages, dropped_pages, shared_pages;
     hm_counter evicted_blocks, evicted_pages, faults, fault_batches, operations, mapped_pages;
     hm_counter refaulted_pages, thrashed_pages;
     hm_counter fault_ns, copy_in_ns, copy_out_ns;
@@ -258,7 +266,7 @@ struct hm_node {
 };
 
 struct hm_counters {
-    hm_counter reads, writes, read_bytes, written_bytes, cpu_faults, express_faults, service_faults;
+    hm_counter reads, writes, read_bytes, written_bytes, express_faults, service_faults;
     hm_counter parked, replayed, readahead_refused, no_room, recalls, recall_retries;
     hm_counter recalled_pages, recalls_failed, migrations, migrations_discarded;
     hm_counter stale_writes_skipped, relayed, relay_queued, interrupts, jobs;
@@ -289,6 +297,21 @@ struct hm_device {
     uint32_t windows_used;
 };
 
+#define HM_TRACE_NAMES 4096 /* inode numbers are given out one after the other */
+
+/* trace.c */
+struct hm_trace {
+    pthread_mutex_t lock; /* guards the ring, its size, head, floor and whether somebody is to be
+                             woken; the last lock that a thread takes but for events_lock */
+    struct hm_trace_event *ring;
+    uint32_t size;         /* a power of two, or 0 */
+    uint64_t head, floor;  /* numbers of the next event, and of the oldest that may be read */
+    bool wake;             /* HM_EVENT_TRACE is to be sent with the next event */
+    _Atomic uint32_t mask; /* of kinds; 0 while there is no ring */
+    uint32_t kinds;
+    struct hm_trace_name *gone[HM_TRACE_NAMES]; /* of regions that went, by inode number */
+};
+
 struct hm_listed {
     struct hm_region *region;
     uint64_t block;
@@ -310,6 +333,13 @@ struct hm_core {
     uint32_t *links[HM_MAX_NODES][HM_MAX_NODES];
     struct hm_device device[HM_MAX_NODES]; /* by node; the host's is not used */
     struct hm_counters count;
+    struct hm_core_flows {
+        hm_counter moved[HM_MAX_NODES][HM_MAX_NODES], carried[HM_MAX_NODES][HM_MAX_NODES];
+        hm_counter linked[HM_MAX_NODES][HM_MAX_NODES], copies[HM_MAX_NODES][HM_MAX_NODES];
+        hm_counter link_ns[HM_MAX_NODES][HM_MAX_NODES];
+        hm_counter in[HM_MAX_NODES][6], out[HM_MAX_NODES][6], faults[HM_MAX_NODES][10];
+    } flows; /* struct hm_flows */
+    struct hm_trace trace;
     hm_counter ticks; /* of hm_tick */
     _Atomic(const struct hm_prefetch *) prefetch[HM_MAX_NODES];
     _Atomic(const struct hm_thrashing *) thrashing; /* NULL: nothing does */
@@ -362,6 +392,33 @@ static inline uint64_t hm_tick(struct hm_core *core)
     return 1 + atomic_fetch_add_explicit(&core->ticks, 1, memory_order_relaxed);
 }
 
+static inline uint64_t hm_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* trace.c. Whether to make the effort of an event. */
+static inline bool hm_traced(const struct hm_region *region, enum hm_trace_kind kind)
+{
+    return atomic_load_explicit(&region->core->trace.mask, memory_order_relaxed) >> kind & 1 &&
+           !atomic_load_explicit(&region->untraced, memory_order_relaxed);
+}
+#define HM_NOWHERE 255 /* where an event names no node */
+/* The pages of a mask, from the first to the last of them. Nothing for an empty mask. */
+void hm_trace(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
+              struct hm_trace_event event);
+void hm_trace_gone(struct hm_region *region); /* remember what it was called */
+void hm_trace_init(struct hm_trace *trace);
+void hm_trace_deinit(struct hm_trace *trace);
+
+/* account.c */
+void hm_count_moved(struct hm_core *core, uint32_t from, uint32_t to, uint32_t pages,
+                    enum hm_trigger trigger);
+void hm_count_faults(struct hm_region *region, uint32_t node, enum hm_fault_count what,
+                     uint32_t faults);
+
 static inline struct hm_stripe *hm_stripe_of(struct hm_core *core, uint64_t ino, uint64_t block)
 {
     uint64_t key = (ino * 0x9e3779b97f4a7c15ULL) ^ (block * 0xc2b2ae3d27d4eb4fULL);
@@ -396,9 +453,12 @@ bool hm_block_empty(const struct hm_block *block);
 void hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
                   bool forget_cached);
 void hm_block_pages(struct hm_region *region, struct hm_block *record, uint32_t node, int64_t by);
+/* The same for pages that come out of nothing. */
+void hm_block_populate(struct hm_region *region, struct hm_block *record, uint32_t node,
+                       uint32_t pages);
 
 /* access.c: a READ or WRITE, from the gate or replayed; answers it, parks it or refuses it */
-void hm_access(struct hm_core *core, const struct hm_request *request, bool replayed);
+void hm_access(struct hm_core *core, const struct hm_request *request);
 void hm_replay(struct hm_region *region, uint64_t block);
 /* What is parked on pages that are about to be recalled: it would hold up the kernel. Called with
  * the stripe held; true: there was something, and the stripe was dropped meanwhile. */
@@ -406,10 +466,11 @@ bool hm_replay_pages(struct hm_region *region, uint64_t block, const struct hm_m
 /* Answer what is parked on a block with an error: for HM_JOB_FAIL, and at the end of the core. */
 void hm_fail_parked(struct hm_region *region, uint64_t block, int error);
 
-/* cost.c: each returns the ns charged. Charge the simulated clock for copies to `to`, by owners
- * before it, and for faults that brought pages to a node. */
-uint64_t hm_charge_copies(struct hm_core *core, uint32_t to, const struct hm_mask *copied,
-                          const uint8_t from[HM_BLOCK_PAGES]);
+/* cost.c: each returns the ns charged. Charge the simulated clock, and the links, for copies to
+ * `to` by owners before it (hm_carried of account.c is who calls it), and for faults that brought
+ * pages to a node. */
+uint64_t hm_charge_copies(struct hm_core *core, uint32_t from, uint32_t to,
+                          const struct hm_mask *copied);
 uint64_t hm_charge_faults(struct hm_core *core, uint32_t node, uint32_t faults);
 void hm_links_free(struct hm_core *core);
 
@@ -492,12 +553,13 @@ bool hm_labels(const struct hm_region *region, uint32_t node);
 struct hm_mask hm_labels_on(const struct hm_region *region, uint64_t block, uint32_t node);
 struct hm_mask hm_said_on(struct hm_region *region, uint64_t block, uint32_t node); /* or owned */
 uint32_t hm_labelled(const struct hm_region *region, uint64_t block); /* pages, on any device */
-/* Take labels off, of one device or with HM_HOST of all, and give their room back: the pages are
- * charged to nobody. Returns how many. */
+/* Take all labels off and give their room back: the pages are charged to nobody. Returns how many;
+ * `of` gets them by device. */
 uint32_t hm_unlabel(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
-                    uint32_t only);
+                    uint32_t of[HM_MAX_NODES]);
 /* And charge the host, whatever room there is: the pages are about to leave it. */
-void hm_unlabel_to_host(struct hm_region *region, uint64_t block, const struct hm_mask *mask);
+void hm_unlabel_to_host(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
+                        uint32_t of[HM_MAX_NODES]);
 
 /* prefetch.c */
 struct hm_mask hm_prefetch_window(const struct hm_prefetch *policy, const struct hm_mask *resident,
@@ -529,6 +591,9 @@ void hm_order_free(struct hm_stripe *stripe);
 /* region.c: zero [from, to) of one page in every copy of it; the stripe is held */
 int hm_zero_part(struct hm_region *region, uint64_t from, uint64_t to);
 
+/* For readers that do without the stripe: stale numbers cost them time, never a page. */
+#define HM_UNLOCKED __attribute__((no_sanitize("thread")))
+
 /* room.c: add to a node's use without asking; for bytes that must not be refused */
 void hm_reserve_always(struct hm_core *core, uint32_t node, uint64_t pages);
 
@@ -545,9 +610,6 @@ enum hm_room { HM_ROOM, HM_ROOM_STAGING, HM_ROOM_ALWAYS };
  * copy. -ENOSPC: nothing changed. */
 int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
                   const struct hm_mask *overwritten, enum hm_room room);
-/* Take the pages of the mask from the CPU. Called and returns with the stripe held and the block
- * busy; 0: proven clean, the block is FROZEN. -EBUSY: the CPU keeps taking them back. */
-int hm_recall(struct hm_region *region, uint64_t block, const struct hm_mask *mask);
 /* Nothing has to wait for the block's transaction any more, FALLOCATE included. */
 void hm_thaw(struct hm_block *record, struct hm_stripe *stripe);
 
@@ -575,6 +637,11 @@ struct hm_mask hm_window_afar(struct hm_region *region, uint32_t node, uint64_t 
 struct hm_mask hm_window_discards(struct hm_region *region, uint32_t node, uint64_t block);
 void hm_window_had(struct hm_region *region, uint32_t node, uint64_t block,
                    const struct hm_mask *mask);
+
+/* account.c: whether what came, went and is there agrees for a node; `resident` pages are. A
+ * sentence in text if not. */
+bool hm_books_agree(struct hm_core *core, uint32_t node, uint64_t resident, char *text,
+                    size_t size);
 
 /* jobs.c: run a job; whether it has ended. One that waits for its block runs when that is
  * free. */

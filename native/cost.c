@@ -52,6 +52,9 @@ static uint64_t charge_link(struct hm_core *core, uint32_t from, uint32_t to, ui
 {
     const uint32_t *run_ns = core->links[from][to];
     uint64_t ns = run_ns ? run_ns[pages] : 0;
+    hm_count(&core->flows.linked[from][to], pages);
+    hm_count(&core->flows.copies[from][to], 1);
+    hm_count(&core->flows.link_ns[from][to], ns);
     hm_count(&core->nodes[from].copy_out_ns, ns);
     hm_count(&core->nodes[to].copy_in_ns, ns);
     return ns;
@@ -66,18 +69,13 @@ static uint64_t charge_run(struct hm_core *core, uint32_t from, uint32_t to, uin
     return charge_link(core, from, HM_HOST, pages) + charge_link(core, HM_HOST, to, pages);
 }
 
-uint64_t hm_charge_copies(struct hm_core *core, uint32_t to, const struct hm_mask *copied,
-                          const uint8_t from[HM_BLOCK_PAGES])
+uint64_t hm_charge_copies(struct hm_core *core, uint32_t from, uint32_t to,
+                          const struct hm_mask *copied)
 {
     uint64_t all = 0;
     uint32_t first = 0, count;
-    for (; hm_next_run(copied->word, &first, &count); first += count) {
-        uint32_t n = 1;
-        while (n < count && from[first + n] == from[first])
-            n++;
-        count = n;
-        all += charge_run(core, from[first], to, count);
-    }
+    for (; hm_next_run(copied->word, &first, &count); first += count)
+        all += charge_run(core, from, to, count);
     hm_count(&core->clock, all);
     return all;
 }

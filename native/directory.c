@@ -130,16 +130,23 @@ void hm_block_pages(struct hm_region *region, struct hm_block *record, uint32_t 
     __atomic_fetch_add(&region->record->pages[node], (uint64_t)by, __ATOMIC_RELAXED);
 }
 
+void hm_block_populate(struct hm_region *region, struct hm_block *record, uint32_t node,
+                       uint32_t pages)
+{
+    hm_block_pages(region, record, node, pages);
+    hm_count(&region->core->nodes[node].populated_pages, pages);
+}
+
 void hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
                   bool forget_cached)
 {
     struct hm_core *core = region->core;
     struct hm_block *record = &region->blocks[block];
     uint32_t before = hm_block_charge(record), first = 0, count;
-    uint32_t gone[HM_MAX_NODES] = {0};
+    uint32_t gone[HM_MAX_NODES] = {0}, of[HM_MAX_NODES];
     record->generation++;
     hm_collapse(region, block, mask, HM_HOST);
-    hm_unlabel_to_host(region, block, mask);
+    hm_unlabel_to_host(region, block, mask, of);
     while (hm_next_run(mask->word, &first, &count)) {
         uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE;
         for (uint32_t page = first; page < first + count; page++) {
@@ -166,9 +173,13 @@ void hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask
     for (uint32_t node = 0; node < core->config.nodes; node++) {
         if (gone[node])
             hm_block_pages(region, record, node, -(int64_t)gone[node]);
+        hm_count(&core->nodes[node].dropped_pages, gone[node] + of[node]);
         if (node != HM_HOST)
             hm_release(core, node, gone[node]);
     }
+    for (uint32_t node = 1; node < core->config.nodes;
+         node++) /* which they were not said to be on */
+        atomic_fetch_sub(&core->nodes[HM_HOST].dropped_pages, of[node]);
     /* Pages that stay cached become holes with a reservation, so the charge never grows here. */
     hm_release(core, HM_HOST, before - hm_block_charge(record));
     if (hm_block_empty(record) && !record->busy && !record->parked && !record->inflight)

@@ -202,6 +202,16 @@ static bool is_user_xattr(const uint8_t *message, size_t length)
     return length >= at + sizeof(prefix) && !memcmp(message + at, prefix, sizeof(prefix) - 1);
 }
 
+/* pyfuse3 gives a handler no flags of a READ: O_NONBLOCK is told by a bit of the offset, which no
+ * file is long enough for. */
+static void mark_nonblocking(uint8_t *message, const struct hm_request *request)
+{
+    uint64_t offset = request->offset | 1ULL << HM_READ_NONBLOCK;
+    if (request->flags & O_NONBLOCK)
+        memcpy(message + sizeof(struct fuse_in_header) + offsetof(struct fuse_read_in, offset),
+               &offset, sizeof(offset));
+}
+
 static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
 {
     struct hm_request request;
@@ -229,10 +239,10 @@ static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
             return;
         case FUSE_WRITE:
             hm_order_read(core, request.unique);
-            hm_access(core, &request, false);
+            hm_access(core, &request);
             return;
         case FUSE_READ:
-            hm_access(core, &request, false);
+            hm_access(core, &request);
             return;
         case FUSE_LSEEK:
             answer_seek(core, &request);
@@ -242,17 +252,12 @@ static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
             return;
         }
     }
+    if (request.opcode == FUSE_READ)
+        mark_nonblocking(message, &request);
     hm_relay_send(core->relay, message, length);
 }
 
 /* ---- threads ------------------------------------------------------------------------------ */
-
-static uint64_t precise_now(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 /* With poll_us the descriptor is non-blocking and one thread spins before it blocks: waking an
  * idle virtual CPU takes longer than answering a fault. */
@@ -264,11 +269,11 @@ static ssize_t read_polling(struct hm_core *core, uint8_t *buffer)
     if (n >= 0 || errno != EAGAIN)
         return n;
     if (atomic_compare_exchange_strong(&core->spinner, &nobody, 1)) {
-        uint64_t end = precise_now() + core->config.poll_us * 1000ULL;
+        uint64_t end = hm_now() + core->config.poll_us * 1000ULL;
         do {
             sched_yield();
             n = read(core->fuse_fd, buffer, HM_REQUEST_BYTES);
-        } while (n < 0 && errno == EAGAIN && precise_now() < end);
+        } while (n < 0 && errno == EAGAIN && hm_now() < end);
         atomic_store(&core->spinner, 0);
         if (n >= 0 || errno != EAGAIN)
             return n;

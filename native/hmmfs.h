@@ -14,7 +14,9 @@
 #define HM_WORDS 8
 #define HM_MAX_NODES 16
 #define HM_NAME_MAX 255
+#define HM_SHARING_TURNS 3
 #define HM_HOST 0
+#define HM_READ_NONBLOCK 62
 
 /* ---- what is where: the layout shared with numpy (version 1, no pointers) ---------------- */
 
@@ -59,7 +61,10 @@ struct hm_block {
     uint8_t owner[512];
     uint64_t
         evicted; /* 1 + the pages that its device had evicted in all when some of it last were */
-    uint8_t unused[24];
+    uint32_t cpu_faulted, device_faulted; /* faults on it in all */
+    uint32_t evictions;                   /* times that some of it was evicted */
+    uint16_t turns; /* times running that a device's fault took back what programs had taken */
+    uint8_t unused[10];
 };
 
 enum hm_block_state { HM_STABLE, HM_RECALL, HM_FROZEN };
@@ -85,6 +90,11 @@ struct hm_node_stats {
      * before as much was evicted as the node holds: with twice the memory they would have stayed.
      */
     uint64_t refaulted_pages, thrashed_pages;
+    /* Pages that its faults took back from programs, for the HM_SHARING_TURNS-th time running of
+     * their block and later: both keep taking them. */
+    uint64_t shared_pages;
+    uint64_t populated_pages,
+        dropped_pages; /* became the node's out of nothing, or went for good */
     uint64_t faults, fault_batches, operations; /* faults of the worker, reads that took them */
     uint64_t mapped_pages;                      /* from afar */
     uint64_t copies_begun, copies_ended;        /* of read-mostly pages */
@@ -99,6 +109,9 @@ struct hm_node_stats {
 struct hm_stats {
     uint64_t reads, writes, read_bytes, written_bytes; /* requests on region files */
     uint64_t cpu_faults;                               /* touches of device-owned pages */
+    uint64_t cpu_read_faults, cpu_write_faults;        /* the same by access */
+    uint64_t clock_ns;                                 /* simulated time: all that was charged */
+    uint64_t trace_recorded;                           /* events */
     uint64_t express_faults;   /* of these, resolved without the trio service */
     uint64_t service_faults;   /* of these, reported to it */
     uint64_t parked, replayed; /* requests that waited for a block */
@@ -203,7 +216,9 @@ enum hm_job_flags {
 };
 
 struct hm_job {
-    uint64_t cookie; /* the caller's, returned in the event */
+    uint64_t cookie;     /* the caller's, returned in the event */
+    uint64_t faulted_at; /* TOUCH: when the faults were taken, ns; 0: they are in the books, as
+                            MAPPED, but the worker could not map what they asked for */
     uint64_t ino, block;
     uint32_t kind, node, flags;
     uint32_t first, count, limit; /* pages */
@@ -224,8 +239,9 @@ enum hm_event_kind {
     HM_EVENT_INTERRUPT, /* the program that waits in a relayed WRITE on cookie (fh) got a signal */
     HM_EVENT_CLOSED,    /* the kernel's side of the mount is gone */
     HM_EVENT_LOW,       /* `node` has fewer free pages than hm_watermark said */
-    HM_EVENT_TOUCH      /* a worker's faults that a quiet TOUCH could not serve: result, need;
+    HM_EVENT_TOUCH,     /* a worker's faults that a quiet TOUCH could not serve: result, need;
                            -EAGAIN: its policy is to be asked */
+    HM_EVENT_TRACE      /* there is something for who asked by hm_trace_wake */
 };
 
 enum hm_fault_reason { HM_FAULT_OWNER = 1, HM_FAULT_NO_ROOM };
@@ -238,6 +254,7 @@ struct hm_event {
     int32_t result;               /* JOB: 0 or -errno; -ENOSPC: `need` pages of room are missing */
     uint32_t need, moved, saved, crc;
     uint32_t node;                /* TOUCH: whose worker */
+    uint64_t faulted_at;          /* TOUCH: as in the job */
     uint64_t pages[8], stores[8]; /* TOUCH: as in the job. FAULT: pages that the host's policy
                                      brings home */
 };
@@ -402,6 +419,125 @@ int hm_node_stats_get(struct hm_core *core, uint32_t node, struct hm_node_stats 
  * one sentence in text. Exact only while nothing else runs. */
 int hm_audit(struct hm_core *core, char *text, size_t size);
 
+/* ---- accounts ----------------------------------------------------------------------------- */
+
+/* What pages move for. Those up to HM_BY_OPERATION count moves; a trace has the others, too. */
+enum hm_trigger {
+    HM_BY_NOTHING,
+    HM_BY_CPU_FAULT,
+    HM_BY_DEVICE_FAULT,
+    HM_BY_PREFETCH, /* somebody asked for it */
+    HM_BY_EVICTION,
+    HM_BY_OPERATION, /* a submitted one */
+    HM_BY_READ,
+    HM_BY_WRITE,
+    HM_BY_CAPACITY,
+    HM_BY_SHARING
+};
+
+/* A device's faults, by access, and again by what became of them: all of the latter, and what waits
+ * still, are READ and WRITE together. Of the CPU's only READ and WRITE are counted. */
+enum hm_fault_count {
+    HM_FAULTS_READ,
+    HM_FAULTS_WRITE,
+    HM_FAULTS_MIGRATED,  /* the page came from another node */
+    HM_FAULTS_POPULATED, /* it was a hole and has bytes now */
+    HM_FAULTS_MAPPED,    /* it is used from afar */
+    HM_FAULTS_COPIED,    /* a copy of a read-mostly page was made */
+    HM_FAULTS_UPGRADED,  /* it was there, and may be stored to now */
+    HM_FAULTS_DUPLICATE, /* another thread's fault on the page was in the same batch */
+    HM_FAULTS_STALE,     /* by the time it was served nothing was left to do */
+    HM_FAULTS_FAILED     /* its kernel was ended */
+};
+
+/* Sums since the mount: [from][to] where two nodes are meant. */
+struct hm_flows {
+    uint64_t moved[16][16];   /* pages whose owner changed */
+    uint64_t carried[16][16]; /* pages whose bytes were copied, or used from afar (once a launch) */
+    uint64_t linked[16][16];  /* the same by the links they took: through the host twice */
+    uint64_t copies[16][16];  /* runs of pages that took a link */
+    uint64_t link_ns[16][16]; /* simulated time of them */
+    uint64_t in[16][6], out[16][6]; /* pages moved, by node and enum hm_trigger */
+    uint64_t faults[16][10];        /* by node and enum hm_fault_count */
+};
+int hm_flows_get(struct hm_core *core, struct hm_flows *out);
+
+/* The same of one region, by node. */
+struct hm_region_flows {
+    uint64_t faults[16][10];
+    uint64_t evicted[16], thrashed[16], shared[16]; /* pages, as in struct hm_node_stats */
+    uint64_t thrashed_at[16], shared_at[16];        /* when last, CLOCK_MONOTONIC in ns; 0: never */
+};
+int hm_region_flows_get(struct hm_core *core, uint64_t ino, struct hm_region_flows *out);
+/* A worker's faults on these pages of a block end for good without having been served. */
+int hm_faults_failed(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t block,
+                     const uint64_t pages[8], uint64_t faulted_at);
+
+/* One touched block as it is; pages by the node that they are said to be on. */
+struct hm_census {
+    uint64_t block;
+    uint64_t on[16][8];
+    uint64_t dirty_on[8];
+    uint32_t pages[16];
+    uint32_t dirty, cached, kept;
+    uint32_t cpu_faults, device_faults, evictions;
+};
+/* Of touched blocks >= from, ascending; returns how many were written. */
+int hm_region_census(struct hm_core *core, uint64_t ino, uint64_t from, struct hm_census *out,
+                     int max);
+
+/* ---- the trace ---------------------------------------------------------------------------- */
+
+enum hm_trace_kind {
+    HM_TRACE_PAGE_FAULT_START,
+    HM_TRACE_PAGE_FAULT_END,
+    HM_TRACE_MIGRATE_START,
+    HM_TRACE_MIGRATE_END, /* to == from: it failed, and the pages stayed */
+    HM_TRACE_QUEUE_EVICTION,
+    HM_TRACE_QUEUE_RESTORE,
+    HM_TRACE_UNMAP,
+    HM_TRACE_READ_DUPLICATE,
+    HM_TRACE_READ_DUPLICATE_INVALIDATE,
+    HM_TRACE_MAP_REMOTE,
+    HM_TRACE_THRASHING,
+    HM_TRACE_THROTTLE,
+    HM_TRACE_PIN
+};
+
+struct hm_trace_event {
+    uint64_t at_ns;               /* CLOCK_MONOTONIC; 0 when recorded: now */
+    uint64_t ino, page;           /* of the region */
+    uint64_t took_ns, charged_ns; /* here, and by the simulated clock */
+    uint32_t count;               /* pages from `page` on; not every one need be concerned */
+    uint32_t copied;              /* pages */
+    uint8_t kind, trigger;
+    uint8_t node;     /* who caused it; 0: the CPU */
+    uint8_t from, to; /* nodes; 255: none */
+    uint8_t unused[3];
+};
+
+/* A ring of so many events, a power of two; 0: nothing is recorded. What was recorded goes.
+ * Otherwise the kinds whose bits are in the mask are. EINVAL: no such size. */
+int hm_trace_resize(struct hm_core *core, uint32_t events);
+int hm_trace_kinds(struct hm_core *core, uint32_t mask);
+/* Whether events of the region are recorded, as in the beginning. */
+int hm_trace_region(struct hm_core *core, uint64_t ino, int on);
+uint64_t hm_trace_now(void);
+int hm_trace_record(struct hm_core *core, const struct hm_trace_event *event);
+/* What a kind is called; NULL: there is none of that number. */
+const char *hm_trace_kind_name(int kind);
+#define HM_TRACE_LINE 1400
+/* Events from number *cursor on, but for `until` and later ones, as whole lines; the cursor moves
+ * behind them. Those that are gone are counted in a line of their own. `size` is HM_TRACE_LINE at
+ * least; returns the bytes written, 0 when there is nothing. */
+int64_t hm_trace_text(struct hm_core *core, uint64_t *cursor, uint64_t until, char *out,
+                      size_t size);
+/* The number of the next event. If it is `from`, HM_EVENT_TRACE is sent with that, once. */
+uint64_t hm_trace_wake(struct hm_core *core, uint64_t from);
+/* The number of the oldest event that there is still. */
+uint64_t hm_trace_oldest(struct hm_core *core);
+void hm_trace_clear(struct hm_core *core);
+
 /* ---- the gate ----------------------------------------------------------------------------- */
 
 /* Serve a mount: fuse_fd is /dev/fuse, relay_fd one end of a SOCK_SEQPACKET pair whose other end
@@ -421,7 +557,8 @@ struct hm_request {
     uint32_t flags; /* READ: of the open file; WRITE: FUSE_WRITE_CACHE and the like */
     uint32_t mode;  /* fallocate mode, lseek whence */
     uint64_t length;
-    uint32_t done; /* WRITE: bytes before offset that were applied before it had to wait */
+    uint32_t done;       /* WRITE: bytes before offset that were applied before it had to wait */
+    uint64_t faulted_at; /* when it was found to touch a device's page; 0: it was not */
     const uint8_t *data;
 };
 /* Take a message from /dev/fuse apart. EINVAL: shorter or longer than it says or than its opcode

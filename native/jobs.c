@@ -86,7 +86,7 @@ static int run_touched(struct transaction *t)
             error = hm_label_home(t, &mask);
         return error ? error : hm_bring(t, &mask, false, job->limit ? job->limit : HM_BLOCK_PAGES);
     case HM_JOB_RECALL:
-        error = hm_recall(t->region, t->block, &mask);
+        error = hm_recall(t, &mask);
         hm_thaw(t->record, t->stripe);
         return error;
     case HM_JOB_TOUCH:
@@ -112,11 +112,16 @@ static void finish(struct transaction *t, bool held)
         pthread_mutex_lock(&t->stripe->lock);
         t->record->busy = 0;
         pthread_mutex_unlock(&t->stripe->lock);
+        if (t->job->kind == HM_JOB_TOUCH && !t->event.result && !hm_bits(t->afar.word))
+            hm_faults_served(t);
         /* Not before: the next fault of the worker would sometimes find the block busy, and others
          * be evicted in its place. */
         hm_window_wake(t->region, t->job->node, t->block, &t->wake);
-        if (hm_bits(t->afar.word) && !t->event.result)
+        if (hm_bits(t->afar.word) && !t->event.result) {
             t->event.result = hm_window_map_afar(t->region, t->job->node, t->block, &t->afar);
+            if (!t->event.result)
+                hm_faults_served(t);
+        }
         hm_replay(t->region, t->block);
         pthread_mutex_lock(&t->stripe->lock);
         for (at = &t->stripe->deferred; !t->record->busy && *at; at = &(*at)->next)
@@ -145,6 +150,7 @@ void hm_touch_report(struct hm_core *core, const struct hm_job *job, int result,
                              .ino = job->ino,
                              .block = job->block,
                              .node = job->node,
+                             .faulted_at = job->faulted_at,
                              .result = result,
                              .need = need};
     memcpy(event.pages, job->pages, sizeof(event.pages));
@@ -165,8 +171,11 @@ static bool defer(struct transaction *t, struct hm_queued_job *queued)
 bool hm_run(struct hm_core *core, struct hm_queued_job *queued)
 {
     const struct hm_job *job = &queued->job;
-    struct transaction t = {
-        .core = core, .job = job, .block = job->block, .reserved = job->reserved};
+    struct transaction t = {.core = core,
+                            .job = job,
+                            .block = job->block,
+                            .reserved = job->reserved,
+                            .cause = hm_cause(job)};
     bool held = false;
     bool stores =
         job->kind == HM_JOB_WRITE || job->kind == HM_JOB_FILL || job->kind == HM_JOB_TOUCH;
@@ -219,7 +228,7 @@ out:
 
 bool hm_touch_now(struct hm_core *core, const struct hm_job *job)
 {
-    struct transaction t = {.core = core, .job = job, .block = job->block};
+    struct transaction t = {.core = core, .job = job, .block = job->block, .cause = hm_cause(job)};
     t.region = job_check(core, job) ? NULL : hm_region_get(core, job->ino);
     if (!t.region)
         return false;

@@ -45,29 +45,32 @@ uint32_t hm_labelled(const struct hm_region *region, uint64_t block)
 }
 
 uint32_t hm_unlabel(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
-                    uint32_t only)
+                    uint32_t of[HM_MAX_NODES])
 {
     struct hm_side *labels = hm_side(&region->labels, block);
     uint32_t all = 0;
+    memset(of, 0, HM_MAX_NODES * sizeof(*of));
     for (uint32_t node = 1; labels && node < region->core->config.nodes; node++) {
-        struct hm_mask gone;
-        uint32_t pages;
-        if (only != HM_HOST && only != node)
-            continue;
-        gone = hm_side_take(labels, node, mask);
-        pages = hm_bits(gone.word);
-        atomic_fetch_sub(&region->core->nodes[node].labelled, pages);
-        hm_release(region->core, node, pages);
-        hm_count(&region->core->nodes[node].pages_out, pages);
-        all += pages;
+        struct hm_mask gone = hm_side_take(labels, node, mask);
+        of[node] = hm_bits(gone.word);
+        atomic_fetch_sub(&region->core->nodes[node].labelled, of[node]);
+        hm_release(region->core, node, of[node]);
+        all += of[node];
     }
     return all;
 }
 
-void hm_unlabel_to_host(struct hm_region *region, uint64_t block, const struct hm_mask *mask)
+void hm_unlabel_to_host(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
+                        uint32_t of[HM_MAX_NODES])
 {
-    if (hm_side(&region->labels, block))
-        hm_reserve_always(region->core, HM_HOST, hm_unlabel(region, block, mask, HM_HOST));
+    hm_reserve_always(region->core, HM_HOST, hm_unlabel(region, block, mask, of));
+}
+
+/* Pages that were said to be on devices are another node's now, by label. */
+static void count_relabelled(struct transaction *t, const uint32_t of[HM_MAX_NODES], uint32_t to)
+{
+    for (uint32_t node = 1; node < t->core->config.nodes; node++)
+        hm_count_moved(t->core, node, to, of[node], t->cause.trigger);
 }
 
 /* Leave the first so many pages in the mask. */
@@ -93,7 +96,8 @@ int hm_label_home(struct transaction *t, const struct hm_mask *mask)
     const struct hm_side *labels = hm_side(&t->region->labels, t->block);
     uint8_t from[HM_BLOCK_PAGES];
     struct hm_mask moving = {{0}}, stay;
-    uint32_t pages;
+    uint32_t pages, of[HM_MAX_NODES];
+    uint64_t began;
     int error;
     if (!labels)
         return 0;
@@ -113,9 +117,10 @@ int hm_label_home(struct transaction *t, const struct hm_mask *mask)
         hm_count(&t->core->nodes[t->job->source].evicted_pages, pages);
         hm_count(&t->core->nodes[t->job->source].evicted_blocks, 1);
     }
-    hm_unlabel(t->region, t->block, &moving, HM_HOST);
-    hm_count(&t->core->nodes[HM_HOST].pages_in, pages);
-    t->charged += hm_charge_copies(t->core, HM_HOST, &moving, from);
+    began = hm_trace_move(t, &moving, from, 0);
+    hm_unlabel(t->region, t->block, &moving, of);
+    count_relabelled(t, of, HM_HOST);
+    hm_carried(t, HM_TRACE_MIGRATE_END, &moving, &moving, from, began);
     t->event.moved += pages;
     return 0;
 }
@@ -148,19 +153,21 @@ static struct hm_mask strangers(const struct transaction *t, const struct hm_mas
 static void relabel(struct transaction *t, const struct hm_mask *pages)
 {
     struct hm_side *labels = hm_side(&t->region->labels, t->block);
-    uint32_t node = t->job->node, count = hm_bits(pages->word), host;
+    uint32_t node = t->job->node, count = hm_bits(pages->word), host, of[HM_MAX_NODES];
     uint8_t from[HM_BLOCK_PAGES];
+    uint64_t began;
     labelled_as(t, labels, from);
-    host = count - hm_unlabel(t->region, t->block, pages, HM_HOST);
+    began = hm_trace_move(t, pages, from, 0);
+    host = count - hm_unlabel(t->region, t->block, pages, of);
     hm_release(t->core, HM_HOST, host);
     if (!t->record->pages[node] && !hm_bits(labels->on[node]))
         t->record->arrived = hm_tick(t->core);
     HM_EACH_WORD (w)
         labels->on[node][w] |= pages->word[w];
-    hm_count(&t->core->nodes[HM_HOST].pages_out, host);
-    hm_count(&t->core->nodes[node].pages_in, count);
+    count_relabelled(t, of, node);
+    hm_count_moved(t->core, HM_HOST, node, host, t->cause.trigger);
     hm_count(&t->core->count.migrations, 1);
-    t->charged += hm_charge_copies(t->core, node, pages, from);
+    hm_carried(t, HM_TRACE_MIGRATE_END, pages, pages, from, began);
     t->record->last_migrated = hm_tick(t->core);
     t->event.moved += count;
 }

@@ -130,7 +130,7 @@ static int hold_afar(struct transaction *t, const struct hm_mask *afar, bool sto
         uint32_t before;
         int error = hm_fetch_home(t, afar);
         if (!error)
-            error = hm_recall(t->region, t->block, afar);
+            error = hm_recall(t, afar);
         if (error)
             return error;
         while (record->inflight)
@@ -160,7 +160,7 @@ static int hold_afar(struct transaction *t, const struct hm_mask *afar, bool sto
             record->present[w] |= fill.word[w];
             record->dirty[w] |= afar->word[w] & record->present[w];
         }
-        hm_block_pages(t->region, record, HM_HOST, before);
+        hm_block_populate(t->region, record, HM_HOST, before);
         return 0;
     }
 }
@@ -210,7 +210,7 @@ int hm_operate(struct transaction *t, const struct hm_mask *mask)
     if (stores)
         hm_mark_written(t, &place.bring);
     if (afar)
-        t->charged += hm_charge_copies(t->core, job->node, &places.host, t->record->owner);
+        hm_carried(t, HM_TRACE_MAP_REMOTE, &places.host, &places.host, t->record->owner, 0);
     pthread_mutex_unlock(&t->stripe->lock);
     error = stores ? store(t, &places) : load(t, &places);
     pthread_mutex_lock(&t->stripe->lock);

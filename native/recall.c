@@ -2,7 +2,7 @@
  *
  * Only a transaction that holds the block calls this; PROTOCOL.md in hmmfs/service has the reasons.
  */
-#include "core.h"
+#include "transaction.h"
 
 /* One round of a recall: unmap the pages of `round` from every program, have their stores written
  * back, drop them from the page cache. The stripe is dropped meanwhile. */
@@ -93,11 +93,14 @@ void hm_thaw(struct hm_block *record, struct hm_stripe *stripe)
     pthread_cond_broadcast(&stripe->changed);
 }
 
-int hm_recall(struct hm_region *region, uint64_t block, const struct hm_mask *mask)
+int hm_recall(struct transaction *t, const struct hm_mask *mask)
 {
-    struct hm_core *core = region->core;
-    struct hm_block *record = &region->blocks[block];
-    struct hm_stripe *stripe = hm_stripe_of(core, region->ino, block);
+    struct hm_core *core = t->core;
+    struct hm_region *region = t->region;
+    struct hm_block *record = t->record;
+    struct hm_stripe *stripe = t->stripe;
+    uint64_t block = t->block, began = 0;
+    struct hm_mask unmapped = {{0}};
     uint32_t before;
     for (int tries = 0;; tries++) {
         struct hm_mask round = next_round(region, block, mask);
@@ -111,12 +114,16 @@ int hm_recall(struct hm_region *region, uint64_t block, const struct hm_mask *ma
         if (tries >= HM_RECALL_TRIES)
             goto thrashing;
         hm_count(tries ? &core->count.recall_retries : &core->count.recalls, 1);
+        began = began ? began : hm_now();
+        HM_EACH_WORD (w)
+            unmapped.word[w] |= round.word[w];
         recall_round(region, block, stripe, &round);
     }
     record->state = HM_FROZEN;
     before = hm_block_charge(record);
     memset(record->recalling, 0, sizeof(record->recalling));
     hm_release(core, HM_HOST, before - hm_block_charge(record));
+    hm_trace_job(t, HM_TRACE_UNMAP, &unmapped, HM_HOST, HM_NOWHERE, began);
     return 0;
 thrashing:
     HM_EACH_WORD (w)

@@ -326,6 +326,7 @@ int hm_region_destroy(struct hm_core *core, uint64_t ino)
     if (*at) {
         region = *at;
         *at = region->next;
+        hm_trace_gone(region);
         hm_count(&core->dying, 1);
     }
     pthread_rwlock_unlock(&core->regions_lock);
@@ -446,7 +447,7 @@ static int allocate_block(struct hm_region *region, uint64_t block, const struct
     }
     HM_EACH_WORD (w)
         record->present[w] |= hole.word[w];
-    hm_block_pages(region, record, HM_HOST, new);
+    hm_block_populate(region, record, HM_HOST, new);
 out:
     pthread_mutex_unlock(&stripe->lock);
     return error;

@@ -1,4 +1,4 @@
-/* The core as a whole: making and ending it, room on the nodes, counters, the audit. */
+/* The core as a whole: making and ending it, room on the nodes, the audit. */
 #include "core.h"
 
 #include <stdio.h>
@@ -49,6 +49,7 @@ int hm_core_create(const struct hm_config *config, struct hm_core **ret)
     pthread_mutex_init(&core->jobs_lock, NULL);
     pthread_cond_init(&core->jobs_ready, NULL);
     pthread_mutex_init(&core->events_lock, NULL);
+    hm_trace_init(&core->trace);
     core->jobs_end = &core->jobs;
     hm_devices_init(core);
     for (uint32_t i = 0; i < HM_STRIPES; i++) {
@@ -126,6 +127,7 @@ void hm_core_destroy(struct hm_core *core)
     pthread_mutex_destroy(&core->jobs_lock);
     pthread_cond_destroy(&core->jobs_ready);
     pthread_mutex_destroy(&core->events_lock);
+    hm_trace_deinit(&core->trace);
     free(core->list);
     free(core->events);
     free(core->gate);
@@ -180,9 +182,6 @@ void hm_release(struct hm_core *core, uint32_t node, uint64_t pages)
     if (pages)
         atomic_fetch_sub(&core->nodes[node].used, pages);
 }
-
-/* For readers that do without the stripe: stale numbers cost them time, never a page. */
-#define HM_UNLOCKED __attribute__((no_sanitize("thread")))
 
 /* Copies on the node and pages labelled as its, but for those of `pinned`; with HM_HOST the labels
  * of all devices. */
@@ -300,99 +299,6 @@ int64_t hm_drop_kept(struct hm_core *core, uint64_t pages)
     return dropped;
 }
 
-/* ---- counters ----------------------------------------------------------------------------- */
-
-int hm_node_stats_get(struct hm_core *core, uint32_t node, struct hm_node_stats *out)
-{
-    struct hm_node *n = &core->nodes[node];
-    if (node >= core->config.nodes)
-        return -ENODEV;
-    *out = (struct hm_node_stats){.capacity = n->capacity,
-                                  .used = n->used,
-                                  .peak = n->peak,
-                                  .pages_in = n->pages_in,
-                                  .pages_out = n->pages_out,
-                                  .copies_made = n->copies_made,
-                                  .copies_saved = n->copies_saved,
-                                  .evicted_blocks = n->evicted_blocks,
-                                  .evicted_pages = n->evicted_pages,
-                                  .refaulted_pages = n->refaulted_pages,
-                                  .thrashed_pages = n->thrashed_pages,
-                                  .faults = n->faults,
-                                  .mapped_pages = n->mapped_pages,
-                                  .copies_begun = n->copies_begun,
-                                  .copies_ended = n->copies_ended,
-                                  .thrashing_pages = n->thrashing_pages,
-                                  .throttles = n->throttles,
-                                  .thrash_pins = n->thrash_pins,
-                                  .throttle_ns = n->throttle_ns,
-                                  .fault_batches = n->fault_batches,
-                                  .operations = n->operations,
-                                  .fault_ns = n->fault_ns,
-                                  .copy_in_ns = n->copy_in_ns,
-                                  .copy_out_ns = n->copy_out_ns};
-    return 0;
-}
-
-static uint64_t allocated(int fd)
-{
-    struct stat status;
-    return fd >= 0 && fstat(fd, &status) == 0 ? (uint64_t)status.st_blocks * 512 : 0;
-}
-
-HM_UNLOCKED static uint64_t cached_of(const struct hm_listed *at)
-{
-    const struct hm_block *block = &at->region->blocks[at->block];
-    uint64_t n = 0;
-    HM_EACH_WORD (w)
-        n += hm_popcount(block->cached[w] | block->recalling[w]);
-    return n;
-}
-
-int hm_stats_get(struct hm_core *core, struct hm_stats *out)
-{
-    struct hm_counters *c = &core->count;
-    *out = (struct hm_stats){.reads = c->reads,
-                             .writes = c->writes,
-                             .read_bytes = c->read_bytes,
-                             .written_bytes = c->written_bytes,
-                             .cpu_faults = c->cpu_faults,
-                             .express_faults = c->express_faults,
-                             .service_faults = c->service_faults,
-                             .parked = c->parked,
-                             .replayed = c->replayed,
-                             .readahead_refused = c->readahead_refused,
-                             .no_room = c->no_room,
-                             .recalls = c->recalls,
-                             .recall_retries = c->recall_retries,
-                             .recalled_pages = c->recalled_pages,
-                             .recalls_failed = c->recalls_failed,
-                             .migrations = c->migrations,
-                             .migrations_discarded = c->migrations_discarded,
-                             .stale_writes_skipped = c->stale_writes_skipped,
-                             .relayed = c->relayed,
-                             .relay_queued = c->relay_queued,
-                             .interrupts = c->interrupts,
-                             .jobs = c->jobs,
-                             .regions = core->regions};
-    pthread_mutex_lock(&core->jobs_lock);
-    out->movers = core->movers;
-    pthread_mutex_unlock(&core->jobs_lock);
-    pthread_rwlock_rdlock(&core->regions_lock);
-    for (uint32_t i = 0; i < HM_REGION_BUCKETS; i++)
-        for (struct hm_region *region = core->buckets[i]; region; region = region->next) {
-            out->directory_bytes += allocated(region->directory_fd);
-            for (uint32_t node = 0; node < HM_MAX_NODES; node++)
-                out->pages_touched += hm_region_pages(region, node);
-        }
-    pthread_rwlock_unlock(&core->regions_lock);
-    pthread_mutex_lock(&core->list_lock);
-    for (uint32_t i = 0; i < core->list_used; i++)
-        out->cached_pages += cached_of(&core->list[i]);
-    pthread_mutex_unlock(&core->list_lock);
-    return 0;
-}
-
 /* ---- the audit ---------------------------------------------------------------------------- */
 
 struct audit {
@@ -400,6 +306,7 @@ struct audit {
     char *text;
     size_t size;
     uint64_t used[HM_MAX_NODES];
+    uint64_t resident[HM_MAX_NODES]; /* pages by the node that they are said to be on */
     bool bad;
 };
 
@@ -434,6 +341,8 @@ static void audit_copies(struct audit *a, struct hm_region *region, uint64_t b, 
                   node - 1);
         a->used[node] += hm_bits(labels.word);
         a->used[HM_HOST] -= hm_bits(labels.word);
+        a->resident[node] += hm_bits(labels.word);
+        a->resident[HM_HOST] -= hm_bits(labels.word);
     }
 }
 
@@ -466,6 +375,7 @@ static void audit_block(struct audit *a, struct hm_region *region, uint64_t b, u
               "region %llu block %llu: %u pages on node %u, its counter says %u", ino, nr,
               count[node], node, block->pages[node]);
         pages[node] += count[node];
+        a->resident[node] += count[node];
         if (node != HM_HOST)
             a->used[node] += count[node];
     }
@@ -528,6 +438,8 @@ int hm_audit(struct hm_core *core, char *text, size_t size)
               (unsigned long long)a.used[node], (unsigned long long)core->nodes[node].used);
         AUDIT(&a, node == HM_HOST || core->nodes[node].peak <= core->nodes[node].capacity,
               "node %u: its peak passed its capacity", node);
+        if (!a.bad)
+            a.bad = !hm_books_agree(core, node, a.resident[node], text, size);
     }
     return a.bad ? -EUCLEAN : 0;
 }

@@ -176,7 +176,7 @@ static void label(struct hm_region *region, uint64_t first, uint64_t end,
             if (node != HM_HOST && on[node] && !record->pages[node])
                 record->arrived = hm_tick(region->core);
             if (on[node])
-                hm_block_pages(region, record, node, on[node]);
+                hm_block_populate(region, record, node, on[node]);
         }
         pthread_mutex_unlock(&stripe->lock);
     }
@@ -283,6 +283,7 @@ int hm_shared_relabel(struct transaction *t, const struct hm_mask *mask, uint32_
     struct hm_block *record = t->record;
     uint32_t to = t->job->node, moved[HM_MAX_NODES] = {0}, moves = 0, error;
     uint8_t from[HM_BLOCK_PAGES];
+    uint64_t began;
     struct hm_mask move = {{0}}, stay = hm_stay(t), may = hm_without(*mask, &stay);
     memcpy(from, record->owner, sizeof(from));
     HM_EACH_PAGE (page, may.word)
@@ -301,6 +302,7 @@ int hm_shared_relabel(struct transaction *t, const struct hm_mask *mask, uint32_
         return -ENOSPC;
     }
     t->reserved += error - moves;
+    began = hm_trace_move(t, &move, from, 0);
     if (to != HM_HOST && !record->pages[to])
         record->arrived = hm_tick(t->core);
     HM_EACH_PAGE (page, move.word)
@@ -314,17 +316,18 @@ int hm_shared_relabel(struct transaction *t, const struct hm_mask *mask, uint32_
             continue;
         hm_block_pages(t->region, record, node, -(int64_t)moved[node]);
         hm_release(t->core, node, moved[node]);
-        hm_count(&counts->pages_out, moved[node]);
+        hm_count_moved(t->core, node, to, moved[node], t->cause.trigger);
         hm_count(&counts->copies_made, moved[node]);
         if (t->job->flags & HM_JOB_EVICT) {
             hm_count(&counts->evicted_blocks, 1);
             hm_count(&counts->evicted_pages, moved[node]);
+            hm_count(&t->region->accounts.evicted[node], moved[node]);
+            record->evictions++;
         }
     }
     hm_block_pages(t->region, record, to, moves);
-    hm_count(&t->core->nodes[to].pages_in, moves);
     hm_count(&t->core->count.migrations, 1);
-    t->charged += hm_charge_copies(t->core, to, &move, from);
+    hm_carried(t, HM_TRACE_MIGRATE_END, &move, &move, from, began);
     record->last_migrated = hm_tick(t->core);
     t->event.moved += moves;
     return 0;

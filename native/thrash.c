@@ -170,7 +170,7 @@ static bool expired(const struct hm_thrashing *policy, struct hm_history *histor
 }
 
 /* The processor sleeps until the period ends, or its own turn. */
-static void throttle(struct hm_core *core, struct hm_thrashing_page *page, uint32_t node)
+static uint64_t throttle(struct hm_core *core, struct hm_thrashing_page *page, uint32_t node)
 {
     uint64_t at = now(core), rest = page->end > at ? page->end - at : 1;
     uint16_t bit = (uint16_t)(1u << node);
@@ -180,12 +180,14 @@ static void throttle(struct hm_core *core, struct hm_thrashing_page *page, uint3
     hm_count(&core->nodes[node].throttles, 1);
     hm_count(&core->nodes[node].throttle_ns, rest);
     hm_count(&core->clock, rest);
+    return rest;
 }
 
-static void pin(struct hm_core *core, const struct hm_thrashing *policy, struct hm_history *history,
+static bool pin(struct hm_core *core, const struct hm_thrashing *policy, struct hm_history *history,
                 struct hm_thrashing_page *page, uint32_t node, uint32_t to)
 {
-    if (!page->pinned) {
+    bool new = !page->pinned;
+    if (new) {
         history->pins++;
         page->throttles = 0;
         page->throttled = 0;
@@ -193,6 +195,15 @@ static void pin(struct hm_core *core, const struct hm_thrashing *policy, struct 
         hm_count(&core->nodes[node].thrash_pins, 1);
     }
     page->pinned = (uint8_t)(1 + to);
+    return new;
+}
+
+static void trace(struct hm_region *region, uint64_t block, uint32_t page,
+                  struct hm_trace_event event)
+{
+    struct hm_mask one = hm_mask_range(page, 1);
+    event.trigger = HM_BY_SHARING;
+    hm_trace(region, block, &one, event);
 }
 
 void hm_thrash_fault(struct hm_region *region, uint64_t block, uint32_t node,
@@ -214,9 +225,18 @@ void hm_thrash_fault(struct hm_region *region, uint64_t block, uint32_t node,
         enum hint found;
         uint32_t to;
         while ((found = hint(policy, history, page, node, preferred, now(core), &to)) == THROTTLE)
-            throttle(core, page, node);
-        if (found == PIN)
-            pin(core, policy, history, page, node, to);
+            trace(region, block, at,
+                  (struct hm_trace_event){.kind = HM_TRACE_THROTTLE,
+                                          .node = (uint8_t)node,
+                                          .from = HM_NOWHERE,
+                                          .to = HM_NOWHERE,
+                                          .charged_ns = throttle(core, page, node)});
+        if (found == PIN && pin(core, policy, history, page, node, to))
+            trace(region, block, at,
+                  (struct hm_trace_event){.kind = HM_TRACE_PIN,
+                                          .node = (uint8_t)node,
+                                          .from = HM_NOWHERE,
+                                          .to = (uint8_t)to});
     }
 }
 

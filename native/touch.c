@@ -86,7 +86,7 @@ static struct hm_mask elsewhere(const struct transaction *t, const struct hm_mas
 }
 
 /* Capacity thrash: the refault distance of Linux's workingset.c, by block. */
-static void count_refault(const struct transaction *t, const struct hm_mask *arriving)
+static void count_refault(struct transaction *t, const struct hm_mask *arriving)
 {
     struct hm_node *node = &t->core->nodes[t->job->node];
     uint32_t pages = hm_bits(arriving->word);
@@ -94,7 +94,51 @@ static void count_refault(const struct transaction *t, const struct hm_mask *arr
         return;
     hm_count(&node->refaulted_pages, pages);
     if (node->evicted_pages - (t->record->evicted - 1) <= node->capacity)
-        hm_count(&node->thrashed_pages, pages);
+        hm_count_thrashing(t, false, arriving);
+}
+
+/* Thrash between a device and programs, by block: whether programs took pages of it between two of
+ * the device's faults. It ends when some of the block is evicted. */
+static void count_sharing(struct transaction *t, bool taken)
+{
+    if (taken && hm_bits(t->moved.word))
+        t->record->turns += t->record->turns < UINT16_MAX;
+    if (t->record->turns >= HM_SHARING_TURNS)
+        hm_count_thrashing(t, true, &t->moved);
+}
+
+/* What becomes of pages that are touched follows from what they were before. */
+struct before {
+    struct hm_mask holes, clean;
+    bool taken; /* by programs, since pages last came to a device */
+};
+
+static struct before look(const struct transaction *t, const struct hm_mask *touched,
+                          const struct hm_mask *stores)
+{
+    struct before before = {.taken = t->record->cpu_faults != 0};
+    struct hm_mask other = elsewhere(t, stores), inside = hm_inside_file(t->region, t->block);
+    HM_EACH_WORD (w) {
+        before.holes.word[w] = touched->word[w] & inside.word[w] & ~t->record->present[w];
+        before.clean.word[w] = stores->word[w] & ~other.word[w] & ~t->record->dirty[w];
+    }
+    return before;
+}
+
+static void account(struct transaction *t, const struct hm_mask *touched,
+                    const struct before *before, const struct hm_mask *copied)
+{
+    struct hm_mask other = elsewhere(t, &before->holes);
+    struct hm_mask copies = hm_copies_on(t->region, t->block, t->job->node);
+    HM_EACH_WORD (w) {
+        uint64_t moved = t->moved.word[w] & touched->word[w];
+        t->served.migrated += hm_popcount(moved);
+        /* A store that only the page cache knew of may have made it a page meanwhile. */
+        t->served.populated += hm_popcount(before->holes.word[w] & ~other.word[w] & ~moved);
+        t->served.copied += hm_popcount(copied->word[w] & copies.word[w]);
+        t->served.upgraded += hm_popcount(before->clean.word[w]);
+    }
+    t->record->device_faulted += hm_bits(touched->word);
 }
 
 /* What a policy in Python leaves where it is. */
@@ -157,10 +201,14 @@ static void charge_afar(struct transaction *t)
     if (!hm_bits(t->afar.word))
         return;
     t->record->last_cpu = hm_tick(t->core);
-    if (hm_labels(t->region, t->job->node))
-        return; /* there is no fault on such a machine, and loads and stores nobody sees */
+    t->record->device_faulted += t->served.mapped;
+    if (hm_labels(t->region, t->job->node)) {
+        /* There is no fault on such a machine, and loads and stores nobody sees. */
+        hm_trace_job(t, HM_TRACE_MAP_REMOTE, &t->afar, HM_HOST, t->job->node, 0);
+        return;
+    }
     t->charged += hm_charge_faults(t->core, t->job->node, 1);
-    t->charged += hm_charge_copies(t->core, t->job->node, &t->afar, host);
+    hm_carried(t, HM_TRACE_MAP_REMOTE, &t->afar, &t->afar, host, 0);
 }
 
 /* Of the window, the read-mostly pages that are only loaded from: they are copied. Taken off the
@@ -187,14 +235,18 @@ int hm_touch(struct transaction *t)
 {
     struct hm_block *record = t->record;
     struct hm_mask touched = touched_pages(t->job), stores, window, arriving, inside, past;
-    struct hm_mask copy, copied;
+    struct hm_mask copy, copied = {{0}};
+    struct before before;
     struct hm_stride stride = record->stride;
     uint32_t faults = record->device_faults;
     int error;
     memcpy(stores.word, t->job->stores, sizeof(stores));
+    t->served.mapped = hm_bits(touched.word);
     error = place(t, &touched, &stores, true);
     if (error)
         return error;
+    t->served.mapped -= hm_bits(touched.word);
+    before = look(t, &touched, &stores);
     if (!hm_bits(touched.word)) {
         charge_afar(t);
         return 0;
@@ -224,8 +276,10 @@ int hm_touch(struct transaction *t)
     HM_EACH_WORD (w)
         past.word[w] = arriving.word[w] & touched.word[w];
     t->charged += hm_charge_faults(t->core, t->job->node, hm_bits(past.word));
+    account(t, &touched, &before, &copied);
     hm_thrash_note(t->region, t->block, t->job->node, &t->moved, true);
     count_refault(t, &arriving);
+    count_sharing(t, before.taken);
     record->device_faults += record->device_faults < UINT16_MAX;
     record->uses += record->uses < UINT32_MAX;
     record->last_device = hm_tick(t->core);

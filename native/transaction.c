@@ -232,7 +232,7 @@ static void flip_copies(struct transaction *t, const struct plan *plan,
 static void flip(struct transaction *t, const struct plan *plan, struct hm_mask freed[HM_MAX_NODES])
 {
     struct hm_block *record = t->record;
-    uint32_t to = t->job->node, moved[HM_MAX_NODES] = {0};
+    uint32_t to = t->job->node, moved[HM_MAX_NODES] = {0}, of[HM_MAX_NODES];
     struct hm_mask changing;
     bool keep = t->core->config.keep_clean;
     memset(freed, 0, HM_MAX_NODES * sizeof(*freed));
@@ -265,24 +265,27 @@ static void flip(struct transaction *t, const struct plan *plan, struct hm_mask 
             freed[from].word[w] |= bit;
     }
     flip_copies(t, plan, freed);
-    if (to != HM_HOST)
-        hm_unlabel_to_host(t->region, t->block, &plan->move);
+    if (to != HM_HOST) {
+        hm_unlabel_to_host(t->region, t->block, &plan->move, of);
+        for (uint32_t node = 1; node < t->core->config.nodes; node++)
+            hm_count_moved(t->core, node, HM_HOST, of[node], t->cause.trigger);
+    }
     for (uint32_t node = 0; node < t->core->config.nodes; node++) {
         if (!moved[node])
             continue;
         hm_block_pages(t->region, record, node, -(int64_t)moved[node]);
-        hm_count(&t->core->nodes[node].pages_out, moved[node]);
+        hm_count_moved(t->core, node, to, moved[node], t->cause.trigger);
     }
     if (to != HM_HOST && !record->pages[to]) {
         record->arrived = hm_tick(t->core);
         record->uses = 0;
     }
-    hm_block_pages(t->region, record, to, (int64_t)plan->moves + plan->fills);
-    hm_count(&t->core->nodes[to].pages_in, plan->moves);
+    hm_block_pages(t->region, record, to, plan->moves);
+    hm_block_populate(t->region, record, to, plan->fills);
 }
 
 static void count_migration(struct transaction *t, const struct plan *plan,
-                            const struct hm_mask freed[HM_MAX_NODES])
+                            const struct hm_mask freed[HM_MAX_NODES], uint64_t began)
 {
     struct hm_core *core = t->core;
     uint32_t from = HM_HOST;
@@ -294,10 +297,13 @@ static void count_migration(struct transaction *t, const struct plan *plan,
     if (t->job->flags & HM_JOB_EVICT) {
         hm_count(&core->nodes[from].evicted_blocks, 1);
         hm_count(&core->nodes[from].evicted_pages, plan->moves);
+        hm_count(&t->region->accounts.evicted[from], plan->moves);
+        t->record->evictions++;
+        t->record->turns = 0;
         t->record->evicted = 1 + core->nodes[from].evicted_pages;
     }
     hm_count(&core->count.migrations, 1);
-    t->charged += hm_charge_copies(core, t->job->node, &plan->copy, plan->from);
+    hm_carried(t, HM_TRACE_MIGRATE_END, &plan->move, &plan->copy, plan->from, began);
     if (t->job->kind == HM_JOB_TOUCH)
         t->moved = plan->move; /* it is not over yet */
     else if (!(t->job->flags & HM_JOB_EVICT))
@@ -339,6 +345,7 @@ int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, u
     const struct hm_mask *from_cpu = t->job->node == HM_HOST ? &nothing : mask;
     struct hm_mask freed[HM_MAX_NODES], stay;
     struct plan plan;
+    uint64_t began = 0;
     if (hm_is_shared(t->region))
         return hm_shared_relabel(t, mask, limit);
     stay = hm_stay(t);
@@ -346,9 +353,12 @@ int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, u
         t->event.moved += hm_collapse(t->region, t->block, mask, t->job->source);
     for (;;) {
         uint32_t generation, room;
-        int error = hm_recall(t->region, t->block, from_cpu);
-        if (error)
+        int error = hm_recall(t, from_cpu);
+        if (error) {
+            if (began)
+                hm_trace_move(t, &plan.move, plan.from, began);
             return error;
+        }
         while (record->inflight)
             pthread_cond_wait(&t->stripe->changed, &t->stripe->lock);
         generation = record->generation;
@@ -356,9 +366,13 @@ int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, u
         room = plan.copies + plan.fills + hm_bits(plan.blank.word);
         error = hm_take_room(t, room, hm_room_for(t->job));
         if (error || !(plan.moves + plan.fills)) {
+            if (began)
+                hm_trace_move(t, &plan.move, plan.from, began);
             hm_thaw(record, t->stripe);
             return error;
         }
+        if (plan.moves && !began)
+            began = hm_trace_move(t, &plan.move, plan.from, 0);
         pthread_mutex_unlock(&t->stripe->lock);
         error = carry(t, &plan);
         pthread_mutex_lock(&t->stripe->lock);
@@ -367,11 +381,13 @@ int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, u
         discard(t, &plan);
         t->reserved += room;
         hm_thaw(record, t->stripe);
-        if (error)
+        if (error) {
+            hm_trace_move(t, &plan.move, plan.from, began);
             return error;
+        }
     }
     flip(t, &plan, freed);
-    count_migration(t, &plan, freed);
+    count_migration(t, &plan, freed, began);
     /* Still frozen: nobody gives one of these pages to its old owner again before the punch. */
     pthread_mutex_unlock(&t->stripe->lock);
     for (uint32_t node = 0; node < t->core->config.nodes; node++) {
@@ -392,10 +408,12 @@ int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask
                             .stripe = hm_stripe_of(region->core, region->ino, block),
                             .record = &region->blocks[block],
                             .block = block,
-                            .job = &job};
+                            .job = &job,
+                            .cause = hm_cause(&job)};
     static const struct hm_mask none; /* a pinned page is asked for only if a store would be lost */
     struct hm_mask freed[HM_MAX_NODES], carry;
     struct plan plan;
+    uint64_t began;
     int error;
     make_plan(&t, mask, false, HM_BLOCK_PAGES, &none, &plan);
     error = hm_take_room(&t, plan.copies, room);
@@ -403,16 +421,18 @@ int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask
         return error;
     HM_EACH_WORD (w)
         carry.word[w] = plan.copy.word[w] & ~overwritten->word[w];
+    began = hm_trace_move(&t, &plan.move, plan.from, 0);
     error = protect(&t, &plan);
     if (!error)
         error = copy_pages(&t, &plan, &carry);
     if (error) {
+        hm_trace_move(&t, &plan.move, plan.from, began);
         discard(&t, &plan);
         hm_release(region->core, HM_HOST, plan.copies);
         return error;
     }
     flip(&t, &plan, freed);
-    count_migration(&t, &plan, freed);
+    count_migration(&t, &plan, freed, began);
     for (uint32_t node = 1; node < region->core->config.nodes; node++) {
         hm_punch_runs(region, node, block, freed[node].word);
         hm_release(region->core, node, hm_bits(freed[node].word));

@@ -3,6 +3,12 @@
 #define HMMFS_TRANSACTION_H
 #include "core.h"
 
+/* Why a job moves pages, and for whom: HM_HOST stands for programs. */
+struct cause {
+    enum hm_trigger trigger;
+    uint32_t node;
+};
+
 struct transaction {
     struct hm_core *core;
     struct hm_region *region;
@@ -10,12 +16,16 @@ struct transaction {
     struct hm_block *record;
     uint64_t block;
     const struct hm_job *job;
+    struct cause cause;
     uint32_t reserved;    /* pages reserved on job->node and not used yet */
     struct hm_mask blank; /* TOUCH: pages whose old bytes the worker's kernel does without */
     struct hm_mask wake;  /* TOUCH: pages whose waiters are woken once the block is free */
     struct hm_mask afar;  /* TOUCH: pages that the worker maps from afar then */
     struct hm_mask moved; /* TOUCH: pages that came from another node */
     uint64_t charged;     /* ns, by the simulated clock */
+    struct hm_served {
+        uint32_t migrated, populated, mapped, copied, upgraded;
+    } served; /* TOUCH: what became of the pages touched */
     struct hm_event event;
 };
 
@@ -51,6 +61,28 @@ int hm_operate_untouched(struct transaction *t); /* of a block that nobody has t
 /* shared.c: the same for coherent and DAX regions, and their migration. */
 int hm_shared_relabel(struct transaction *t, const struct hm_mask *mask, uint32_t limit);
 int hm_shared_operate(struct transaction *t);
+
+/* recall.c. Take the pages of the mask from the CPU. Called and returns with the stripe held and
+ * the block busy; 0: proven clean, the block is FROZEN. -EBUSY: the CPU keeps taking them back. */
+int hm_recall(struct transaction *t, const struct hm_mask *mask);
+
+/* account.c */
+struct cause hm_cause(const struct hm_job *job);
+/* Pages begin to move to job->node, by owners; returns when. Or, with when they began, they failed
+ * to. */
+uint64_t hm_trace_move(struct transaction *t, const struct hm_mask *moving,
+                       const uint8_t from[HM_BLOCK_PAGES], uint64_t failed);
+/* Of pages concerned, by owners before, these had their bytes copied to job->node, or used from
+ * afar: charge for them, enter them, and trace it. began: when, or 0 for an instant. */
+void hm_carried(struct transaction *t, enum hm_trace_kind kind, const struct hm_mask *concerned,
+                const struct hm_mask *copied, const uint8_t from[HM_BLOCK_PAGES], uint64_t began);
+void hm_trace_job(struct transaction *t, enum hm_trace_kind kind, const struct hm_mask *mask,
+                  uint32_t from, uint32_t to, uint64_t began);
+/* A TOUCH has done what it was to do. */
+void hm_faults_served(struct transaction *t);
+/* Pages that a device's fault brought and that it had before: evicted since, or taken by
+ * programs. */
+void hm_count_thrashing(struct transaction *t, bool sharing, const struct hm_mask *pages);
 
 /* touch.c: a worker's faults; and whether serving them waits for nobody and copies little */
 int hm_touch(struct transaction *t);

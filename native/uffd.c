@@ -354,28 +354,75 @@ static const struct hm_window *window_at(const struct hm_device *device, uint64_
     return NULL;
 }
 
+/* The faults of one block in a batch. */
+struct filed {
+    struct hm_job job;
+    uint32_t reads, writes, duplicates;
+};
+
 /* File a fault with the others of its block; returns how many blocks have some now. */
-static uint32_t file_fault(const struct hm_device *device, const struct uffd_msg *message,
-                           struct hm_job *jobs, uint32_t used)
+static uint32_t file_fault(struct hm_device *device, const struct uffd_msg *message,
+                           struct filed *filed, uint32_t used)
 {
     uint64_t address = message->arg.pagefault.address, offset;
     const struct hm_window *window = window_at(device, address);
+    bool store =
+        message->arg.pagefault.flags & (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP);
+    struct hm_job *job;
     uint32_t page, at = 0;
-    if (message->event != UFFD_EVENT_PAGEFAULT || !window)
+    if (message->event != UFFD_EVENT_PAGEFAULT || !window) { /* its region has just gone */
+        hm_counter *counts = device->core->flows.faults[device - device->core->device];
+        hm_count(&counts[store ? HM_FAULTS_WRITE : HM_FAULTS_READ], 1);
+        hm_count(&counts[HM_FAULTS_STALE], 1);
         return used;
+    }
     offset = address - window->address;
-    while (at < used && (jobs[at].ino != window->ino || jobs[at].block != offset / HM_BLOCK_BYTES))
+    while (at < used &&
+           (filed[at].job.ino != window->ino || filed[at].job.block != offset / HM_BLOCK_BYTES))
         at++;
     if (at == used)
-        jobs[used++] = (struct hm_job){.kind = HM_JOB_TOUCH,
-                                       .flags = HM_JOB_QUIET,
-                                       .ino = window->ino,
-                                       .block = offset / HM_BLOCK_BYTES};
+        filed[used++] = (struct filed){.job = {.kind = HM_JOB_TOUCH,
+                                               .flags = HM_JOB_QUIET,
+                                               .ino = window->ino,
+                                               .block = offset / HM_BLOCK_BYTES}};
+    job = &filed[at].job;
     page = (uint32_t)(offset % HM_BLOCK_BYTES / HM_PAGE_SIZE);
-    jobs[at].pages[page / 64] |= 1ULL << (page % 64);
-    if (message->arg.pagefault.flags & (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP))
-        jobs[at].stores[page / 64] |= 1ULL << (page % 64);
+    filed[at].duplicates += hm_test(job->pages, page);
+    job->pages[page / 64] |= 1ULL << (page % 64);
+    if (store)
+        job->stores[page / 64] |= 1ULL << (page % 64);
+    filed[at].reads += !store;
+    filed[at].writes += store;
     return used;
+}
+
+/* Enter the faults of one block, taken at that time. */
+static void begin_faults(struct hm_core *core, const struct filed *filed)
+{
+    const struct hm_job *job = &filed->job;
+    struct hm_region *region = hm_region_get(core, job->ino);
+    if (!region) {
+        hm_counter *counts = core->flows.faults[job->node];
+        hm_count(&counts[HM_FAULTS_READ], filed->reads);
+        hm_count(&counts[HM_FAULTS_WRITE], filed->writes);
+        hm_count(&counts[HM_FAULTS_DUPLICATE], filed->duplicates);
+        return;
+    }
+    hm_count_faults(region, job->node, HM_FAULTS_READ, filed->reads);
+    hm_count_faults(region, job->node, HM_FAULTS_WRITE, filed->writes);
+    hm_count_faults(region, job->node, HM_FAULTS_DUPLICATE, filed->duplicates);
+    if (hm_traced(region, HM_TRACE_PAGE_FAULT_START)) {
+        struct hm_mask pages;
+        memcpy(pages.word, job->pages, sizeof(pages));
+        hm_trace(region, job->block, &pages,
+                 (struct hm_trace_event){.kind = HM_TRACE_PAGE_FAULT_START,
+                                         .trigger = filed->writes ? HM_BY_WRITE : HM_BY_READ,
+                                         .node = (uint8_t)job->node,
+                                         .from = HM_NOWHERE,
+                                         .to = HM_NOWHERE,
+                                         .at_ns = job->faulted_at});
+    }
+    hm_region_put(region);
 }
 
 /* False: there were none. */
@@ -383,27 +430,32 @@ static bool take_faults(struct hm_core *core, uint32_t node)
 {
     struct hm_device *device = &core->device[node];
     struct uffd_msg messages[BATCH];
-    struct hm_job jobs[BATCH];
+    struct filed filed[BATCH];
     uint32_t used = 0;
+    uint64_t now;
     ssize_t n = read(device->uffd, messages, sizeof(messages));
     if (n <= 0)
         return false;
     n /= (ssize_t)sizeof(*messages);
+    now = hm_now();
     hm_count(&core->nodes[node].faults, (uint64_t)n);
     hm_count(&core->nodes[node].fault_batches, 1);
     pthread_rwlock_rdlock(&device->lock);
     for (ssize_t i = 0; i < n; i++)
-        used = file_fault(device, &messages[i], jobs, used);
+        used = file_fault(device, &messages[i], filed, used);
     pthread_rwlock_unlock(&device->lock);
     for (uint32_t i = 0; i < used; i++) {
-        jobs[i].node = node;
+        struct hm_job *job = &filed[i].job;
+        job->node = node;
+        job->faulted_at = now;
+        begin_faults(core, &filed[i]);
         if (atomic_load(&core->prefetch[node])->kind == HM_PREFETCH_ASK) {
-            hm_touch_report(core, &jobs[i], -EAGAIN, 0);
+            hm_touch_report(core, job, -EAGAIN, 0);
             continue;
         }
-        if (hm_touch_now(core, &jobs[i]))
+        if (hm_touch_now(core, job))
             continue;
-        while (hm_submit(core, &jobs[i]) == -ENOMEM)
+        while (hm_submit(core, job) == -ENOMEM)
             usleep(1000); /* the worker's thread waits for this job */
     }
     return true;

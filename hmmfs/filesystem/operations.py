@@ -11,6 +11,7 @@ import functools
 import itertools
 import logging
 import os
+import select
 import stat
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,21 +23,27 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from hmmfs.errors import HmmfsError, UsageError
-from hmmfs.filesystem import advice
 from hmmfs.filesystem.submit import MAX_READ, Submission
-from hmmfs.filesystem.tree import Action, Directory, Node, Setting, Submit, Text, Tree
+from hmmfs.filesystem.tracing import Pipe
+from hmmfs.filesystem.tree import Action, Directory, Node, Setting, Stream, Submit, Text, Tree
 from hmmfs.memory import FIRST_REGION_INO, HOST, PAGE_SIZE, Core, Region, RegionTable
-from hmmfs.memory.core import NAME_MAX
+from hmmfs.memory.core import NAME_MAX, NONBLOCK_BIT
 
 log = logging.getLogger(__name__)
 
 # Every change of a name in regions/ comes through the kernel, so it may believe them for long.
 REGION_ENTRY_TIMEOUT = 3600.0
 MAX_REGIONS = 8192
-ADVICE = b"user.hmmfs.advice"
+# Attributes of a region's file that are the same as a file of state/; setting one sets the other.
+ATTRIBUTES = b"user.hmmfs."
+MIRRORED = (b"advice", b"residency", b"faults", b"numa", b"prefetched")
+CLEARED = {b"advice": b"all unset_all", b"numa": b"default"}  # what removing one writes
 ENOATTR = pyfuse3.ENOATTR
 MAX_VALUE = 4096  # bytes written to a file that takes one value
+MAX_ATTRIBUTE = 65536  # Linux's own limit
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+NONBLOCK = 1 << NONBLOCK_BIT  # in the offset of a READ: the gate's word for O_NONBLOCK
+READY_ALWAYS = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +59,13 @@ class TextHandle:
         self.node = node
         self._snapshot: bytes | None = None
 
-    def read(self, offset: int, size: int) -> bytes:
+    async def read(self, offset: int, size: int) -> bytes:
         if self._snapshot is None:
-            self._snapshot = self.node.produce().encode(errors="surrogateescape")
+            produce = self.node.produce
+            made = await trio.to_thread.run_sync(produce) if self.node.slow else produce()
+            if self._snapshot is None:
+                text = made if isinstance(made, bytes) else made.encode(errors="surrogateescape")
+                self._snapshot = text
         return self._snapshot[offset : offset + min(size, MAX_READ)]
 
 
@@ -65,7 +76,7 @@ class SubmitHandle:
         self.submission: Submission = node.open()
 
 
-Handle = RegionHandle | TextHandle | SubmitHandle | Action | Directory
+Handle = RegionHandle | TextHandle | SubmitHandle | Pipe | Action | Directory
 
 
 def _answered(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -117,6 +128,8 @@ class Operations(pyfuse3.Operations):
         handle = self._handles.get(fh)
         if isinstance(handle, SubmitHandle):
             handle.submission.interrupt(waits=self._core.waits(fh))
+        elif isinstance(handle, Pipe):
+            handle.interrupt(waits=self._core.waits(fh))
 
     def interrupt_all(self) -> None:
         """The mount is gone: nobody waits any more."""
@@ -358,6 +371,8 @@ class Operations(pyfuse3.Operations):
             return await self._open_region(found, flags)
         if isinstance(found, Submit):
             return FileInfo(fh=self._handle(SubmitHandle(found)), direct_io=True, keep_cache=False)
+        if isinstance(found, Stream):
+            return self._open_stream(found, flags)
         if isinstance(found, Action):
             return FileInfo(fh=self._handle(found), direct_io=True, keep_cache=False)
         if not isinstance(found, Text):
@@ -368,10 +383,20 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EACCES)
         return FileInfo(fh=self._handle(TextHandle(found)), direct_io=True, keep_cache=False)
 
+    def _open_stream(self, found: Stream, flags: int) -> FileInfo:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise FUSEError(errno.EACCES)
+        fh = self._handle(found.tracing.open())
+        return FileInfo(fh=fh, direct_io=True, keep_cache=False, nonseekable=True)
+
     async def read(self, fh: int, off: int, size: int) -> bytes:
         handle = self._handles[fh]
+        nonblocking = bool(off & NONBLOCK)
+        off &= ~NONBLOCK
+        if isinstance(handle, Pipe):
+            return await handle.read(size, nonblocking=nonblocking)
         if isinstance(handle, TextHandle):
-            return handle.read(off, size)
+            return await handle.read(off, size)
         if isinstance(handle, SubmitHandle):
             return handle.submission.read(off, size)
         raise FUSEError(errno.EIO)  # the gate answers these
@@ -382,7 +407,7 @@ class Operations(pyfuse3.Operations):
             await handle.act()
             return len(buf)
         if isinstance(handle, TextHandle) and isinstance(handle.node, Setting):
-            return self._set(handle.node, buf)
+            return self._set(handle.node, buf, MAX_VALUE)
         if not isinstance(handle, SubmitHandle):
             raise FUSEError(errno.EACCES)
         try:
@@ -392,16 +417,21 @@ class Operations(pyfuse3.Operations):
             log.info("dev%d: %s", handle.device, error.sentence)
             raise
 
-    def _set(self, node: Setting, text: bytes) -> int:
+    def _set(self, node: Setting, text: bytes, most: int) -> int:
         """One write is one value."""
         try:
-            if len(text) > MAX_VALUE:
-                raise UsageError(f"A value has at most {MAX_VALUE} bytes.")
+            if len(text) > most:
+                raise UsageError(f"A value has at most {most} bytes.")
             node.store(os.fsdecode(text).strip())
         except HmmfsError as error:
             self._tree.errors.say(error.sentence, node.device)
             raise
         return len(text)
+
+    async def poll(self, inode: int, fh: int, poll_handle: pyfuse3.PollHandle | None) -> int:
+        """Only trace_pipe is ever not ready."""
+        handle = self._handles[fh]
+        return handle.poll(poll_handle) if isinstance(handle, Pipe) else READY_ALWAYS
 
     async def release(self, fh: int) -> None:
         handle = self._handles.pop(fh)
@@ -409,6 +439,8 @@ class Operations(pyfuse3.Operations):
             if handle.writes:
                 handle.region.closed_for_writing()
             self._table.release(handle.region)
+        elif isinstance(handle, Pipe):
+            handle.interrupt()
         elif isinstance(handle, SubmitHandle):
             handle.submission.interrupt()
             self._tree.close_call(handle.node)
@@ -424,37 +456,48 @@ class Operations(pyfuse3.Operations):
 
     # ---- extended attributes: what setfattr and getfattr say of a region
 
-    def _advised(self, inode: int, name: bytes) -> Region:
+    def _mirrored(self, inode: int, name: bytes) -> Text:
+        """The file of state/ that an attribute is the same as."""
         region = self._table.by_ino(inode)
-        if region is None or name != ADVICE:
+        state = self._tree.state_of(region) if region is not None else None
+        short = name.removeprefix(ATTRIBUTES)
+        node = state.get(short) if state and short != name and short in MIRRORED else None
+        if not isinstance(node, Text):
             raise FUSEError(ENOATTR)
-        return region
+        return node
+
+    def _value(self, node: Text) -> bytes:
+        text = node.produce()
+        return text if isinstance(text, bytes) else text.encode(errors="surrogateescape")
 
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        text = advice.shown(self._advised(inode, name)).encode()
-        if not text:
+        value = self._value(self._mirrored(inode, name))
+        if not value:
             raise FUSEError(ENOATTR)
-        return text
+        return value
 
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        region = self._table.by_ino(inode)
-        return [ADVICE] if region is not None and advice.shown(region) else []
+        if self._table.by_ino(inode) is None:
+            return []
+        names = [ATTRIBUTES + short for short in MIRRORED]
+        return [name for name in names if self._value(self._mirrored(inode, name))]
 
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        if name != ADVICE and not name.startswith(b"user."):
+        if not name.startswith(b"user."):
             raise FUSEError(errno.EOPNOTSUPP)
-        region = self._advised(inode, name)
-        try:
-            advice.apply(region, os.fsdecode(value), self._core.nodes)
-        except HmmfsError as error:
-            self._tree.errors.say(error.sentence)
-            raise
+        node = self._mirrored(inode, name)
+        if not isinstance(node, Setting):
+            raise FUSEError(errno.EACCES)  # as the file
+        self._set(node, value, MAX_ATTRIBUTE)
 
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        region = self._advised(inode, name)
-        if not advice.shown(region):
+        node = self._mirrored(inode, name)
+        if name.removeprefix(ATTRIBUTES) not in CLEARED:
+            raise FUSEError(errno.EACCES)
+        if not self._value(node):
             raise FUSEError(ENOATTR)
-        advice.apply(region, "all unset_all", self._core.nodes)
+        assert isinstance(node, Setting)
+        self._set(node, CLEARED[name.removeprefix(ATTRIBUTES)], MAX_VALUE)
 
     # ---- the whole
 

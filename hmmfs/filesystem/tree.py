@@ -1,10 +1,15 @@
 """The tree of control files: what there is, who may read and write it, what it says.
 
 regions/NAME                      the data; served by the gate
-state/NAME/{residency,advice,numa,prefetched}  where a region's pages are, what was said of them
-devices/devN/{type,stats,excluded,queue,last_error,submit,calls,reset,vram/{total,used,visible}}
+state/NAME/{residency,faults,map,blocks,numa_maps}  where a region's pages are, and who faults on it
+state/NAME/{advice,numa,prefetched}                 what was said of them
+devices/devN/{type,stats,faults,excluded,queue,last_error,submit,calls,reset}
+devices/devN/{vram/{total,used,visible},links/{host,devM}}
 devices/devN/policy/{prefetch,eviction,placement,watermark}  policy/{prefetch,thrashing}
-stats audit topology distances version last_error
+stats thrashing trace trace_pipe trace_size trace_filter
+audit topology distances version last_error
+
+README.md beside this file says what is in each of them.
 """
 
 from __future__ import annotations
@@ -14,16 +19,20 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import hmmfs
 from hmmfs.device import Executor
+from hmmfs.device.links import Topology
 from hmmfs.errors import HmmfsError, UsageError
-from hmmfs.filesystem import advice
+from hmmfs.filesystem import advice, views
+from hmmfs.filesystem.advice import node_name
 from hmmfs.filesystem.submit import Submission
-from hmmfs.memory import HOST, PAGE_SIZE, Core, Kind, Region, RegionTable
+from hmmfs.filesystem.tracing import Tracing
+from hmmfs.memory import HOST, PAGE_SIZE, Core, Kind, Region, RegionTable, Trace
 from hmmfs.policy import Policies
 
 ROOT_INO = 1
@@ -51,7 +60,8 @@ class Node:
 class Text(Node):
     """A file that is read-only; each open takes one snapshot."""
 
-    produce: Callable[[], str] = field(default=str)
+    produce: Callable[[], str | bytes] = field(default=str)
+    slow: bool = False  # takes milliseconds, and may be called in a thread
 
 
 @dataclass(eq=False)
@@ -72,6 +82,13 @@ class Submit(Node):
 
     def open(self) -> Submission:
         return Submission(self.executor, self.name)
+
+
+@dataclass(eq=False)
+class Stream(Node):
+    """trace_pipe."""
+
+    tracing: Tracing = field(kw_only=True)
 
 
 @dataclass(eq=False)
@@ -127,13 +144,13 @@ class State(Directory):
 
     def get(self, name: bytes) -> Node | None:
         region = self.table.get(name)
-        return None if region is None else self._of(region)
+        return None if region is None else self.of(region)
 
     def entries(self, after: int) -> Iterator[tuple[int, bytes, Node | Region]]:
         for name, region in self.table.listed(after):
-            yield region.ino, name, self._of(region)
+            yield region.ino, name, self.of(region)
 
-    def _of(self, region: Region) -> Node:
+    def of(self, region: Region) -> Node:
         if region.ino not in self.made:
             self.made[region.ino] = self.make(region)
         return self.made[region.ino]
@@ -187,14 +204,17 @@ class Tree:
         policies: Policies,
         pid: int,
         *,
-        topology: str,
-        distances: str,
+        topology: Topology,
+        trace: Trace,
         shared: bool,
     ) -> None:
         self._core = core
         self._table = table
         self._policies = policies
         self._pid = pid
+        self._born_ns = time.monotonic_ns()
+        self._topology = topology
+        self.tracing = Tracing(trace, table)
         self._inos = itertools.count(ROOT_INO)
         self._by_ino: dict[int, Node] = {}
         self.errors = Errors(len(executors))
@@ -217,16 +237,24 @@ class Tree:
                 }
             ),
             b"policy": self._policy(HOST),
-            b"stats": self._text(self._stats),
+            b"stats": self._text(lambda: views.table(views.stats(core, pid, self._born_ns))),
+            b"thrashing": self._text(lambda: views.thrashing(core, table)),
+            **self._trace_files(),
             b"audit": self._text(lambda: line(core.audit() or "ok")),
-            b"topology": self._text(lambda: topology),
-            b"distances": self._text(lambda: distances),
+            b"topology": self._text(topology.matrix),
+            b"distances": self._text(topology.distances),
             b"version": self._text(lambda: line(hmmfs.__version__)),
             b"last_error": self._text(lambda: line(self.errors.last)),
         }
 
     def get(self, ino: int) -> Node | None:
         return self._by_ino.get(ino)
+
+    def state_of(self, region: Region) -> Directory:
+        """The directory of state/ that tells of a region, which need not have a name any more."""
+        found = self._state.of(region)
+        assert isinstance(found, Directory)
+        return found
 
     def drop_region(self, ino: int) -> None:
         """A region is gone for good: so is what state/ said of it."""
@@ -246,6 +274,19 @@ class Tree:
 
     def _text(self, produce: Callable[[], str]) -> Text:
         return self._add(Text(next(self._inos), stat.S_IFREG | 0o444, produce=produce))
+
+    def _trace_files(self) -> dict[bytes, Node]:
+        tracing, mode = self.tracing, stat.S_IFREG
+        trace = Setting(
+            next(self._inos), mode | 0o644, produce=tracing.snapshot, slow=True, store=tracing.clear
+        )
+        pipe = Stream(next(self._inos), mode | 0o444, tracing=tracing)
+        return {
+            b"trace": self._add(trace),
+            b"trace_pipe": self._add(pipe),
+            b"trace_size": self._setting(lambda: line(tracing.size), tracing.resize, None),
+            b"trace_filter": self._setting(lambda: line(tracing.filter), tracing.set_filter, None),
+        }
 
     def close_call(self, node: Submit) -> None:
         """The open file of a submit file was closed: one in calls/ goes with it."""
@@ -279,7 +320,15 @@ class Tree:
             {
                 b"type": self._text(lambda: line(self._type(node))),
                 b"vram": vram,
-                b"stats": self._text(lambda: table(core.node_stats(node))),
+                b"stats": self._text(lambda: views.table(views.node_stats(core, node))),
+                b"faults": self._text(lambda: views.table(views.node_faults(core, node))),
+                b"links": self._directory(
+                    {
+                        node_name(other).encode(): self._link(node, other)
+                        for other in range(core.nodes)
+                        if other != node
+                    }
+                ),
                 b"policy": self._policy(node),
                 b"excluded": self._setting(
                     lambda: line("on" if node in core.excluded else "off"),
@@ -295,6 +344,9 @@ class Tree:
                 b"last_error": self._text(lambda: line(self.errors.by_device[number])),
             }
         )
+
+    def _link(self, node: int, other: int) -> Text:
+        return self._text(lambda: views.table(views.link(self._core, self._topology, node, other)))
 
     def _type(self, node: int) -> str:
         """Of a device: coherent memory says how it is that."""
@@ -338,9 +390,16 @@ class Tree:
             self._alive(region)
             advice.apply(region, text, self._core.nodes)
 
+        def file(view: Callable[[Core, Region], str]) -> Text:
+            return self._text(lambda: "" if self._is_gone(region) else view(self._core, region))
+
         directory = self._directory(
             {
-                b"residency": self._text(lambda: self._residency(region)),
+                b"residency": file(lambda *of: views.table(views.residency(*of))),
+                b"faults": file(lambda *of: views.table(views.region_faults(*of))),
+                b"map": file(views.map_text),
+                b"blocks": file(views.blocks),
+                b"numa_maps": file(views.numa_maps),
                 b"advice": self._setting(lambda: self._said(region), store, None),
                 b"numa": self._setting(
                     lambda: line(advice.numa_shown(region)),
@@ -356,10 +415,6 @@ class Tree:
 
     # ---- what the files say
 
-    def _stats(self) -> str:
-        host = {f"host_{key}": value for key, value in self._core.node_stats(HOST).items()}
-        return table({"pid": self._pid, **self._core.stats(), **host})
-
     def _is_gone(self, region: Region) -> bool:
         """Removed while a file of state/ was open."""
         return self._table.by_ino(region.ino) is not region
@@ -373,24 +428,6 @@ class Tree:
 
     def _prefetched(self, region: Region) -> str:
         return "" if self._is_gone(region) else advice.prefetched(region)
-
-    def _residency(self, region: Region) -> str:
-        if self._is_gone(region):
-            return ""
-        found = region.residency()
-        values = {"pages_host": found.pages[HOST]}
-        for number, pages in enumerate(found.pages[1:]):
-            values[f"pages_dev{number}"] = pages
-        values |= {
-            "dirty_host": found.dirty_host,
-            "dirty_device": found.dirty_device,
-            "cpu_cached": found.cpu_cached,
-            "kept": found.kept,
-            "copies": found.copies,
-            "reserved": found.reserved,
-            "size": region.size,
-        }
-        return table(values)
 
 
 def switch(text: str) -> bool:
@@ -411,7 +448,3 @@ def queue(executor: Executor) -> str:
         f" {entry.done} {entry.total}\n"
         for entry in executor.queue
     )
-
-
-def table(values: Mapping[str, int]) -> str:
-    return "".join(f"{key} {value}\n" for key, value in values.items())

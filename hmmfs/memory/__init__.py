@@ -2,6 +2,7 @@
 
 from hmmfs.memory.core import BLOCK_DTYPE, CANDIDATE_DTYPE, FIRST_REGION_INO, Afar, Core, Region
 from hmmfs.memory.regions import RegionTable
+from hmmfs.memory.trace import Trace
 from hmmfs.memory.types import (
     BLOCK_BYTES,
     BLOCK_PAGES,
@@ -12,6 +13,7 @@ from hmmfs.memory.types import (
     BlockKey,
     Event,
     EventKind,
+    FaultCount,
     FaultReason,
     Job,
     JobFlag,
@@ -23,6 +25,7 @@ from hmmfs.memory.types import (
     PrefetchKind,
     Residency,
     Touch,
+    Trigger,
     page_set,
 )
 
@@ -41,6 +44,7 @@ __all__ = [
     "Core",
     "Event",
     "EventKind",
+    "FaultCount",
     "FaultReason",
     "Job",
     "JobFlag",
@@ -54,5 +58,7 @@ __all__ = [
     "RegionTable",
     "Residency",
     "Touch",
+    "Trace",
+    "Trigger",
     "page_set",
 ]

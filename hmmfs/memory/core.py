@@ -32,6 +32,7 @@ from hmmfs.memory.types import (
 )
 
 NAME_MAX = 255
+NONBLOCK_BIT = int(lib.HM_READ_NONBLOCK)
 # The gate takes every inode from here on for a region; control files stay below.
 FIRST_REGION_INO = 1 << 32
 # Why a region could not be made, by errno.
@@ -48,14 +49,14 @@ TOUCHED_BATCH = 1024
 ADVICE_BATCH = 256
 
 
-def _dtype(struct: str) -> np.dtype[np.void]:
+def dtype_of(struct: str) -> np.dtype[np.void]:
     """The numpy layout of a native struct, read from what the compiler laid out."""
     names, formats, offsets = [], [], []
     for name, field in ffi.typeof(f"struct {struct}").fields:
         ctype = field.type
         shape: tuple[int, ...] = ()
-        if ctype.kind == "array":
-            ctype, shape = ctype.item, (ctype.length,)
+        while ctype.kind == "array":
+            ctype, shape = ctype.item, (*shape, ctype.length)
         kind = "S" if ctype.cname == "char" else "i" if ctype.cname.startswith("int") else "u"
         scalar = np.dtype(f"{kind}{ffi.sizeof(ctype)}")
         names.append(name)
@@ -71,8 +72,8 @@ def _dtype(struct: str) -> np.dtype[np.void]:
     )
 
 
-BLOCK_DTYPE = _dtype("hm_block")
-CANDIDATE_DTYPE = _dtype("hm_candidate")
+BLOCK_DTYPE = dtype_of("hm_block")
+CANDIDATE_DTYPE = dtype_of("hm_candidate")
 
 
 class Region:
@@ -511,6 +512,7 @@ class Core:
         if job.touch is not None:
             ffi.memmove(native.pages, job.touch.pages, 64)
             ffi.memmove(native.stores, job.touch.stores, 64)
+            native.faulted_at = job.touch.since
         if job.window is not None:
             ffi.memmove(native.window, page_words(job.window), 64)
         ffi.memmove(native.afar, bytes(64) if job.left is None else page_words(job.left), 64)
@@ -538,7 +540,7 @@ class Core:
                 e.count,
                 JobResult(e.result, e.need, e.moved, e.saved, e.crc),
                 e.node,
-                Touch(bytes(ffi.buffer(e.pages)), bytes(ffi.buffer(e.stores)))
+                Touch(bytes(ffi.buffer(e.pages)), bytes(ffi.buffer(e.stores)), e.faulted_at)
                 if e.kind == lib.HM_EVENT_TOUCH
                 else None,
                 bytes(ffi.buffer(e.pages)) if e.kind == lib.HM_EVENT_FAULT else b"",

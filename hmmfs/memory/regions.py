@@ -25,12 +25,17 @@ class RegionTable:
         self._doom = doom or core.destroy_region
         self._names: dict[bytes, Region] = {}
         self._by_ino: dict[int, Region] = {}
+        self._on_named: Callable[[Region], None] = lambda region: None
         # Never reused: a stale inode number must not reach another region.
         self._inos = itertools.count(FIRST_REGION_INO)
 
     def on_doom(self, doom: Callable[[int], None]) -> None:
         """What to call with the inode number of a region that nobody can reach any more."""
         self._doom = doom
+
+    def on_named(self, named: Callable[[Region], None]) -> None:
+        """What to call with a region that has a name, or another one."""
+        self._on_named = named
 
     def __len__(self) -> int:
         return len(self._names)
@@ -55,6 +60,7 @@ class RegionTable:
         region = self._core.create_region(next(self._inos), mode, uid, gid)
         region.name = name
         self._names[name] = self._by_ino[region.ino] = region
+        self._on_named(region)
         return region
 
     def unlink(self, name: bytes) -> None:
@@ -78,12 +84,15 @@ class RegionTable:
         self._names[new] = region
         region.name = new
         region.ctime = time.time_ns()
+        self._on_named(region)
 
     def exchange(self, one: bytes, two: bytes) -> None:
         a, b = self._named(one), self._named(two)
         self._names[one], self._names[two] = b, a
         a.name, b.name = two, one
         a.ctime = b.ctime = time.time_ns()
+        self._on_named(a)
+        self._on_named(b)
 
     # ---- references
 

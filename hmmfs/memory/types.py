@@ -60,6 +60,7 @@ class EventKind(enum.IntEnum):
     CLOSED = lib.HM_EVENT_CLOSED
     LOW = lib.HM_EVENT_LOW
     TOUCH = lib.HM_EVENT_TOUCH
+    TRACE = lib.HM_EVENT_TRACE
 
 
 class PrefetchKind(enum.IntEnum):
@@ -75,6 +76,31 @@ class PlacementKind(enum.IntEnum):
     PREFERRED = lib.HM_PLACE_PREFERRED
     NEVER = lib.HM_PLACE_NEVER
     COUNTER = lib.HM_PLACE_COUNTER
+
+
+class Trigger(enum.IntEnum):
+    """What pages move for."""
+
+    CPU_FAULT = lib.HM_BY_CPU_FAULT
+    DEVICE_FAULT = lib.HM_BY_DEVICE_FAULT
+    PREFETCH = lib.HM_BY_PREFETCH
+    EVICTION = lib.HM_BY_EVICTION
+    OPERATION = lib.HM_BY_OPERATION
+
+
+class FaultCount(enum.IntEnum):
+    """A device's faults by access, and by what became of them."""
+
+    READ = lib.HM_FAULTS_READ
+    WRITE = lib.HM_FAULTS_WRITE
+    MIGRATED = lib.HM_FAULTS_MIGRATED
+    POPULATED = lib.HM_FAULTS_POPULATED
+    MAPPED = lib.HM_FAULTS_MAPPED
+    COPIED = lib.HM_FAULTS_COPIED
+    UPGRADED = lib.HM_FAULTS_UPGRADED
+    DUPLICATE = lib.HM_FAULTS_DUPLICATE
+    STALE = lib.HM_FAULTS_STALE
+    FAILED = lib.HM_FAULTS_FAILED
 
 
 class NumaMode(enum.Enum):
@@ -126,6 +152,7 @@ class Touch(NamedTuple):
 
     pages: bytes
     stores: bytes
+    since: int = 0  # when they were taken, CLOCK_MONOTONIC in ns
 
 
 class BlockKey(NamedTuple):

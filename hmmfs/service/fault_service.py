@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -37,6 +37,8 @@ from hmmfs.memory import (
     JobKind,
     JobResult,
     RegionTable,
+    Trigger,
+    accounts,
     page_set,
 )
 from hmmfs.policy import Fault, Pages, Policies
@@ -118,6 +120,7 @@ class FaultService:
         on_interrupt: Callable[[int], None],
         on_closed: Callable[[], None],
         on_lost: Callable[[int, HmmfsError], None],
+        on_trace: Callable[[], Awaitable[None]],
     ) -> None:
         self._core = core
         self._jobs = jobs
@@ -127,6 +130,7 @@ class FaultService:
         self._on_interrupt = on_interrupt
         self._on_closed = on_closed
         self._on_lost = on_lost
+        self._on_trace = on_trace
         self._faults: dict[BlockKey, _Fault] = {}
         self._serving: set[BlockKey] = set()
 
@@ -170,6 +174,8 @@ class FaultService:
             nursery.start_soon(self._serve_touch, event)
         elif event.kind == EventKind.LOW:
             nursery.start_soon(self._rooms.ahead, event.node)
+        elif event.kind == EventKind.TRACE:
+            nursery.start_soon(self._on_trace)
         elif event.kind == EventKind.INTERRUPT:
             self._on_interrupt(event.cookie)
         elif event.kind == EventKind.CLOSED:
@@ -278,7 +284,9 @@ class FaultService:
                     result = await self._jobs.run(job)
                 if result.result == -errno.ENOSPC:
                     frees = self._on_host(key)
-                    async with self._rooms.make(event.node, result.need, key, frees) as room:
+                    async with self._rooms.make(
+                        event.node, result.need, key, frees, trigger=Trigger.DEVICE_FAULT
+                    ) as room:
                         flags = job.flags | room.flags
                         ready = replace(job, reserved=room.take(), flags=flags)
                         result = await self._jobs.run(ready)
@@ -291,6 +299,8 @@ class FaultService:
             if result.result:
                 raise _untouchable(-result.result)
         except HmmfsError as error:
+            assert event.touch is not None
+            accounts.faults_failed(self._core, event.node, key, event.touch)
             self._on_lost(event.node, error)
 
     def _from_afar(self, job: Job) -> Job:

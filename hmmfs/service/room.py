@@ -23,7 +23,7 @@ import contextlib
 import enum
 import errno
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -39,6 +39,8 @@ from hmmfs.memory import (
     JobFlag,
     JobKind,
     RegionTable,
+    Trace,
+    Trigger,
     page_set,
 )
 from hmmfs.policy import Policies
@@ -112,8 +114,11 @@ class Room:
 class Rooms:
     """Makes room, for the fault service and for device operations alike."""
 
-    def __init__(self, core: Core, jobs: Jobs, regions: RegionTable, policies: Policies) -> None:
+    def __init__(
+        self, core: Core, jobs: Jobs, regions: RegionTable, policies: Policies, trace: Trace
+    ) -> None:
         self._core = core
+        self._trace = trace
         self._jobs = jobs
         self._regions = regions
         self._policies = policies
@@ -124,7 +129,13 @@ class Rooms:
 
     @contextlib.asynccontextmanager
     async def make(
-        self, node: int, pages: int, block: BlockKey, frees: int = 0
+        self,
+        node: int,
+        pages: int,
+        block: BlockKey,
+        frees: int = 0,
+        *,
+        trigger: Trigger = Trigger.OPERATION,
     ) -> AsyncIterator[Room]:
         """Reserve pages on a node for a job on `block`, evicting others if need be; ENOSPC if it
         can't be done. `frees` is how many pages the job will free elsewhere: on the host if it
@@ -133,7 +144,8 @@ class Rooms:
         room = Room(self._core, node, pages)
         try:
             async with self._turn[node]:
-                await self._reserve(room, Spared(self._policies.spares(node, block)), frees)
+                with self._waiting(room, block, trigger):
+                    await self._reserve(room, Spared(self._policies.spares(node, block)), frees)
             yield room
         finally:
             room.drop()
@@ -143,6 +155,18 @@ class Rooms:
                         await self._settle(block)
                 finally:
                     self._staging.release()
+
+    @contextlib.contextmanager
+    def _waiting(self, room: Room, block: BlockKey, trigger: Trigger) -> Iterator[None]:
+        """A device stands still while it has no room."""
+        if room.node == HOST or room.reserve():
+            yield
+            return
+        began = self._trace.queue(block, room.node, trigger)
+        try:
+            yield
+        finally:
+            self._trace.queue(block, room.node, trigger, began)
 
     async def ahead(self, node: int) -> None:
         """A device has little room left: evict until its high watermark, off anybody's way. Who

@@ -14,7 +14,15 @@ from hmmfs.device.executor import Executor, Span, merged, parse_all, spans
 from hmmfs.device.zeros import crc32_zeros
 from hmmfs.errors import HmmfsError
 from hmmfs.filesystem.submit import Submission
-from hmmfs.memory import BLOCK_BYTES, BLOCK_DTYPE, CANDIDATE_DTYPE, Core, RegionTable, page_set
+from hmmfs.memory import (
+    BLOCK_BYTES,
+    BLOCK_DTYPE,
+    CANDIDATE_DTYPE,
+    Core,
+    RegionTable,
+    Trace,
+    page_set,
+)
 from hmmfs.policy import Policies
 from hmmfs.service import FaultService, Jobs, Rooms
 
@@ -67,7 +75,7 @@ class Machine:
         self.table = RegionTable(core)
         jobs = Jobs(core)
         policies = Policies(core)
-        rooms = Rooms(core, jobs, self.table, policies)
+        rooms = Rooms(core, jobs, self.table, policies, Trace(core, 0))
         self.executors = [
             Executor(core, jobs, rooms, self.table, node, "/nowhere")
             for node in range(1, core.nodes)
@@ -81,6 +89,7 @@ class Machine:
             on_interrupt=lambda fh: None,
             on_closed=lambda: None,
             on_lost=lambda node, error: None,
+            on_trace=trio.lowlevel.checkpoint,
         )
 
     async def do(self, text: str, device: int = 0) -> list[str]:

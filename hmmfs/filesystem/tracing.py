@@ -1,0 +1,197 @@
+"""The files of the trace: `trace`, `trace_pipe`, `trace_size` and `trace_filter`.
+
+Each open file of `trace_pipe` has a place of its own, so readers don't take events from each other.
+It begins behind what any reader has had. All of its state is the trio thread's.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+
+import pyfuse3
+import trio
+
+from hmmfs.errors import HmmfsError, UsageError
+from hmmfs.filesystem.submit import MAX_READ
+from hmmfs.filesystem.views import escaped, unescaped
+from hmmfs.memory import Region, RegionTable, Trace
+from hmmfs.memory.trace import KINDS, LINE, MAX_EVENTS
+from hmmfs.units import K, parse_size
+
+EVENTS = 64 * K  # of 56 bytes
+# Readers are told at most so often: a trip through the loop takes some 18 us.
+PAUSE_S = 0.001
+SNAPSHOT = 1024 * K
+COLUMNS = "# time device event region pages from to trigger bytes microseconds simulated\n"
+READY = select.POLLIN | select.POLLRDNORM
+
+
+class Tracing:
+    """What the files say and take."""
+
+    def __init__(self, trace: Trace, regions: RegionTable) -> None:
+        self._trace = trace
+        self._regions = regions
+        self._consumed = 0
+        self._more = trio.Event()
+        self._polls: list[pyfuse3.PollHandle] = []
+        self._kinds = KINDS
+        self._names: tuple[bytes, ...] | None = None  # None: all
+        regions.on_named(self._named)
+
+    # ---- trace
+
+    def snapshot(self) -> bytes:
+        """All events that there are. May be called in a thread."""
+        cursor, until = self._trace.oldest(), self._trace.wake(-1)
+        pieces = [COLUMNS.encode()]
+        while cursor < until:
+            text, cursor = self._trace.text(cursor, SNAPSHOT, until)
+            pieces.append(text)
+        return b"".join(pieces)
+
+    def clear(self, _: str) -> None:
+        self._trace.clear()
+
+    # ---- trace_size, trace_filter
+
+    @property
+    def size(self) -> int:
+        return self._trace.size
+
+    def resize(self, text: str) -> None:
+        events = parse_size(text)
+        if events > MAX_EVENTS:
+            raise UsageError(f"A trace has at most {MAX_EVENTS} events: give that, or less.")
+        self._trace.resize(1 << (events - 1).bit_length() if events else 0)
+
+    @property
+    def filter(self) -> str:
+        words = []
+        if self._kinds != KINDS:
+            words.append(f"events={','.join(self._kinds)}")
+        if self._names is not None:
+            words.append(f"regions={','.join(_listed(name) for name in self._names)}")
+        return " ".join(words) or "all"
+
+    def set_filter(self, text: str) -> None:
+        kinds, names = KINDS, None
+        for word in text.split() if text != "all" else ():
+            key, equals, value = word.partition("=")
+            if key == "events" and equals:
+                kinds = _kinds(value)
+            elif key == "regions" and value:
+                names = tuple(unescaped(name) for name in value.split(","))
+            else:
+                raise UsageError(
+                    f"{word[:80]!r} filters nothing: write all, events=EVENT,… or regions=NAME,…."
+                )
+        self._kinds, self._names = kinds, names
+        self._trace.keep(kinds)
+        for _, region in self._regions.listed():
+            self._named(region)
+
+    def _named(self, region: Region) -> None:
+        """A region has a name, or another one."""
+        self._trace.keep_region(region.ino, self._names is None or region.name in self._names)
+
+    # ---- trace_pipe
+
+    def open(self) -> Pipe:
+        return Pipe(self, self._trace, max(self._consumed, self._trace.oldest()))
+
+    def consumed(self, cursor: int) -> None:
+        self._consumed = max(self._consumed, cursor)
+
+    async def more(self, cursor: int) -> None:
+        """Until there is an event of that number."""
+        waiting = self._more
+        if self._trace.wake(cursor) <= cursor:
+            await waiting.wait()
+
+    def tell(self, handle: pyfuse3.PollHandle, cursor: int) -> bool:
+        """Whether there is an event of that number now; else the poll is told later."""
+        self._polls.append(handle)
+        return self._trace.wake(cursor) > cursor
+
+    async def on_trace(self) -> None:
+        """An event has come that somebody waits for."""
+        await trio.sleep(PAUSE_S)
+        self._more.set()
+        self._more = trio.Event()
+        polls, self._polls = self._polls, []
+        for handle in polls:
+            handle.notify()
+
+
+class Pipe:
+    """One open file of `trace_pipe`."""
+
+    def __init__(self, tracing: Tracing, trace: Trace, cursor: int) -> None:
+        self._tracing = tracing
+        self._trace = trace
+        self._cursor = cursor
+        self._rest = b""  # of lines that a reader with little room has begun
+        self._waiting: trio.CancelScope | None = None
+        self._interrupted = False
+
+    async def read(self, size: int, *, nonblocking: bool) -> bytes:
+        """Whole lines, unless there is no room for one. EAGAIN: there are none, and the file is not
+        to wait; EINTR: a signal came."""
+        if self._waiting is not None and not nonblocking:
+            raise HmmfsError(
+                errno.EBUSY, "Another read of this open file waits: open trace_pipe again."
+            )
+        while not self._rest:
+            text, self._cursor = self._trace.text(self._cursor, min(size, MAX_READ))
+            self._tracing.consumed(self._cursor)
+            self._rest = text
+            if not text and nonblocking:
+                raise HmmfsError(errno.EAGAIN, "There are no events now: poll, or read again.")
+            if not text:
+                await self._wait()
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return data
+
+    async def _wait(self) -> None:
+        self._waiting = scope = trio.CancelScope()
+        if self._interrupted:
+            self._interrupted = False
+            scope.cancel()
+        try:
+            with scope:
+                await self._tracing.more(self._cursor)
+        finally:
+            self._waiting = None
+        if scope.cancelled_caught:
+            raise HmmfsError(errno.EINTR, "A signal came.")
+
+    def poll(self, handle: pyfuse3.PollHandle | None) -> int:
+        if self._rest or self._trace.wake(-1) > self._cursor:
+            return READY
+        if handle is not None and self._tracing.tell(handle, self._cursor):
+            return READY
+        return 0
+
+    def interrupt(self, *, waits: bool = False) -> None:
+        """As of a submission."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+        else:
+            self._interrupted = waits
+
+
+def _kinds(value: str) -> tuple[str, ...]:
+    asked = value.split(",") if value else []
+    for name in asked:
+        if name not in KINDS:
+            raise UsageError(f"{name[:80]!r} is no event: use {', '.join(KINDS)}.")
+    return tuple(kind for kind in KINDS if kind in asked)
+
+
+def _listed(name: bytes) -> str:
+    return escaped(name).replace(",", r"\054")
+
+
+assert LINE <= MAX_READ

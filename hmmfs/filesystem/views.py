@@ -1,0 +1,279 @@
+"""What the control files say of nodes, links and regions. Only reads."""
+
+from __future__ import annotations
+
+import codecs
+import re
+import time
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmmfs.device.links import Topology
+from hmmfs.filesystem.advice import node_name
+from hmmfs.memory import (
+    BLOCK_PAGES,
+    HOST,
+    PAGE_SIZE,
+    Advice,
+    Core,
+    NumaMode,
+    Region,
+    RegionTable,
+    Trigger,
+    accounts,
+)
+
+# One character of a map is so many pages that the whole region has no more characters than these.
+MAP_CHARACTERS = 4096
+MAP_ROW = 64
+MAP_NODES = "h0123456789abcde"
+_ESCAPED = re.compile(rb"[\x00-\x20\x7f\\]")
+_NUMA_WORDS = {
+    NumaMode.DEFAULT: "default",
+    NumaMode.BIND: "bind:",
+    NumaMode.PREFERRED: "prefer:",
+    NumaMode.INTERLEAVE: "interleave:",
+}
+
+
+def table(values: Mapping[str, int | str]) -> str:
+    return "".join(f"{key} {value}\n" for key, value in values.items())
+
+
+def escaped(name: bytes) -> str:
+    """A region's name as one word, as /proc/mounts writes names: blanks, control characters,
+    backslashes and what is no UTF-8 as three octal digits; and so a name that is just "-"."""
+    text = _ESCAPED.sub(lambda found: b"\\%03o" % found[0][0], name).decode(errors="octal")
+    return r"\055" if text == "-" else text
+
+
+def _octal(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    bad = error.object[error.start : error.end]
+    return "".join(f"\\{byte:03o}" for byte in bad), error.end
+
+
+def unescaped(word: str) -> bytes:
+    return re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), word.encode())
+
+
+codecs.register_error("octal", _octal)
+
+
+# ---- nodes and links
+
+
+def stats(core: Core, pid: int, born_ns: int) -> dict[str, int]:
+    """The whole mount, in the manner of /proc/vmstat."""
+    flows = accounts.flows(core)
+    values = {"pid": pid, "uptime_ns": time.monotonic_ns() - born_ns, **core.stats()}
+    for one in range(core.nodes):
+        for two in range(core.nodes):
+            if one != two:
+                pair = f"{node_name(one)}_{node_name(two)}"
+                values[f"pages_{pair}"] = int(flows.moved[one, two])
+                values[f"bytes_{pair}"] = int(flows.carried[one, two]) * PAGE_SIZE
+    return values | {f"host_{key}": value for key, value in node_stats(core, HOST).items()}
+
+
+def node_stats(core: Core, node: int) -> dict[str, int]:
+    """A node's counters, and what came and went by what it was for."""
+    flows = accounts.flows(core)
+    values = core.node_stats(node)
+    for word, counts in (("in", flows.into), ("out", flows.out)):
+        values |= {f"{word}_{why.name.lower()}": int(counts[node, why]) for why in Trigger}
+    return values
+
+
+def node_faults(core: Core, node: int) -> dict[str, int]:
+    return accounts.faults(accounts.flows(core).faults[node])
+
+
+def link(core: Core, topology: Topology, node: int, other: int) -> dict[str, int | str]:
+    """The link of two nodes as `node` sees it; where there is none, copies go through the host."""
+    found, flows = topology.between(node, other), accounts.flows(core)
+    if found is None:
+        return {"type": "host"}
+    latency, long = found.run_ns[1], found.run_ns[BLOCK_PAGES]
+    return {
+        "type": found.name,
+        "latency_ns": latency,
+        "bandwidth": round(BLOCK_PAGES * PAGE_SIZE / long * 1e9) if long else 0,
+        "bytes_in": int(flows.linked[other, node]) * PAGE_SIZE,
+        "bytes_out": int(flows.linked[node, other]) * PAGE_SIZE,
+        "copies_in": int(flows.copies[other, node]),
+        "copies_out": int(flows.copies[node, other]),
+        "busy_ns": int(flows.link_ns[other, node] + flows.link_ns[node, other]),
+    }
+
+
+def thrashing(core: Core, regions: RegionTable) -> str:
+    """A line for each region, device and cause, most pages first."""
+    now, found = time.monotonic_ns(), []
+    for name, region in regions.listed():
+        flows = accounts.region_flows(core, region)
+        for cause, pages, last in (
+            ("capacity", flows.thrashed, flows.thrashed_at),
+            ("sharing", flows.shared, flows.shared_at),
+        ):
+            for node in np.flatnonzero(pages[: core.nodes]):
+                ago = (now - int(last[node])) / 1e9
+                found.append((int(pages[node]), escaped(name), int(node), cause, max(0.0, ago)))
+    found.sort(key=lambda one: (-one[0], one[1:4]))
+    return "".join(
+        f"{name} {node_name(node)} {cause} pages={pages} seconds_ago={ago:.1f}\n"
+        for pages, name, node, cause, ago in found
+    )
+
+
+# ---- regions
+
+
+def residency(core: Core, region: Region) -> dict[str, int]:
+    found = region.residency()
+    values = {f"pages_{node_name(node)}": pages for node, pages in enumerate(found.pages)}
+    return values | {
+        "dirty_host": found.dirty_host,
+        "dirty_device": found.dirty_device,
+        "cpu_cached": found.cpu_cached,
+        "kept": found.kept,
+        "copies": found.copies,
+        "reserved": found.reserved,
+        "size": region.size,
+    }
+
+
+def region_faults(core: Core, region: Region) -> dict[str, int]:
+    flows = accounts.region_flows(core, region)
+    cpu = accounts.faults(flows.faults[HOST])
+    values = {"cpu": cpu["total"], "cpu_read": cpu["read"], "cpu_write": cpu["write"]}
+    for node in range(1, core.nodes):
+        name = node_name(node)
+        by = accounts.faults(flows.faults[node])
+        values[name] = by.pop("total")
+        values |= {f"{name}_{what}": count for what, count in by.items()}
+        values[f"{name}_evicted"] = int(flows.evicted[node])
+        values[f"{name}_thrashed"] = int(flows.thrashed[node])
+        values[f"{name}_shared"] = int(flows.shared[node])
+    return values
+
+
+def blocks(core: Core, region: Region) -> str:
+    """A row for each touched block."""
+    names = [node_name(node) for node in range(core.nodes)]
+    counts = ("dirty", "cached", "kept", "cpu_faults", "device_faults", "evictions")
+    rows = [" ".join(["#", "block", *names, *counts])]
+    for batch in accounts.census(core, region):
+        for one in batch:
+            numbers = [one["block"], *one["pages"][: core.nodes], *(one[key] for key in counts)]
+            rows.append(" ".join(map(str, numbers)))
+    return "\n".join(rows) + "\n"
+
+
+def pages_a_character(size: int) -> int:
+    """Of a region of so many bytes: a power of two."""
+    pages = -(-size // PAGE_SIZE)
+    return 1 << max(0, (-(-pages // MAP_CHARACTERS) - 1).bit_length())
+
+
+def map_text(core: Core, region: Region) -> str:
+    """Which nodes have pages, a character for a range of pages; rows without pages are left out."""
+    size = region.size
+    width = pages_a_character(size)
+    counts = np.zeros((core.nodes, MAP_CHARACTERS), dtype=np.int64)
+    for batch in accounts.census(core, region):
+        for one in batch:
+            _add_to_map(counts, one, width)
+    lines = [
+        f"# one character is {width} pages: . nothing, h host, 0-9 a-e device, + several nodes"
+    ]
+    characters = -(-max(1, -(-size // PAGE_SIZE)) // width)
+    for first in range(0, MAP_CHARACTERS, MAP_ROW):
+        row = counts[:, first : first + MAP_ROW]
+        if row.any():
+            shown = _characters(row)[: max(1, characters - first)]
+            totals = (
+                f"{node_name(node)}={total}" for node, total in enumerate(row.sum(1)) if total
+            )
+            lines.append(f"{first * width * PAGE_SIZE:012x} {shown} {' '.join(totals)}")
+    return "\n".join(lines) + "\n"
+
+
+def _add_to_map(counts: NDArray[np.int64], block: np.void, width: int) -> None:
+    nodes = len(counts)
+    first = int(block["block"]) * BLOCK_PAGES // width
+    if first >= MAP_CHARACTERS:  # the file grew meanwhile
+        return
+    if width >= BLOCK_PAGES:
+        counts[:, first] += block["pages"][:nodes]
+        return
+    bits = np.unpackbits(block["on"][:nodes].view(np.uint8), axis=1, bitorder="little")
+    cells = bits.reshape(nodes, BLOCK_PAGES // width, width).sum(2, dtype=np.int64)
+    room = min(cells.shape[1], MAP_CHARACTERS - first)
+    counts[:, first : first + room] += cells[:, :room]
+
+
+def _characters(row: NDArray[np.int64]) -> str:
+    several = (row > 0).sum(0)
+    most = row.argmax(0)
+    return "".join(
+        "." if not n else MAP_NODES[node] if n == 1 else "+"
+        for n, node in zip(several, most, strict=True)
+    )
+
+
+def numa_maps(core: Core, region: Region) -> str:
+    """As /proc/PID/numa_maps: a line for each range of which something else was said. N0 is the
+    host, N1 dev0 and so on."""
+    ranges = list(_ranges(region))
+    counts = [np.zeros(core.nodes + 1, dtype=np.int64) for _ in ranges]
+    for batch in accounts.census(core, region):
+        for one in batch:
+            _add_to_ranges(ranges, counts, one, core.nodes)
+    name = escaped(region.name)
+    lines = []
+    for (first, _, policy), found in zip(ranges, counts, strict=True):
+        words = [f"{first * PAGE_SIZE:012x}", policy, f"file=/regions/{name}"]
+        pages = int(found[:-1].sum())
+        if pages:
+            words.append(f"mapped={pages}")
+        if found[-1]:
+            words.append(f"dirty={found[-1]}")
+        words += [f"N{node}={n}" for node, n in enumerate(found[:-1]) if n]
+        lines.append(" ".join([*words, f"kernelpagesize_kB={PAGE_SIZE // 1024}"]))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _ranges(region: Region) -> Iterator[tuple[int, int, str]]:
+    """(first page, end, policy) of all that the file has."""
+    end, at = -(-region.size // PAGE_SIZE), 0
+    mode, nodes = region.numa
+    default = _NUMA_WORDS[mode] + ",".join(map(str, nodes))
+    for one in region.advice():
+        if one.first > at:
+            yield at, min(one.first, end), default
+        if one.first < end:
+            yield max(one.first, at), min(one.first + one.count, end), _policy(one, default)
+        at = max(at, one.first + one.count)
+        if at >= end:
+            return
+    if at < end:
+        yield at, end, default
+
+
+def _policy(one: Advice, default: str) -> str:
+    return default if one.preferred is None else f"prefer:{one.preferred}"
+
+
+def _add_to_ranges(
+    ranges: list[tuple[int, int, str]], counts: list[NDArray[np.int64]], block: np.void, nodes: int
+) -> None:
+    base = int(block["block"]) * BLOCK_PAGES
+    words = np.concatenate([block["on"][:nodes], block["dirty_on"][None, :]])
+    bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
+    for (first, end, _), found in zip(ranges, counts, strict=True):
+        low, high = max(first - base, 0), min(end - base, BLOCK_PAGES)
+        if low < high:
+            found += bits[:, low:high].sum(1, dtype=np.int64)

@@ -193,7 +193,7 @@ int hm_region_numa(struct hm_core *core, uint64_t ino, uint32_t mode, uint32_t n
     if (!region)
         return -ENOENT;
     pthread_mutex_lock(&region->shared_lock);
-    if (region->kind != HM_KIND_COHERENT)
+    if (region->kind != HM_KIND_COHERENT && mode != HM_NUMA_DEFAULT)
         error = -EOPNOTSUPP;
     else
         region->numa = (struct hm_numa){mode, nodes};

@@ -242,7 +242,9 @@ static bool name_of(struct hm_core *core, uint64_t ino, char name[HM_NAME_MAX + 
     return found;
 }
 
-/* The length of a UTF-8 sequence; 0: it is none. Overlong ones and surrogates are none. */
+/* The length of a UTF-8 sequence; 0: it is none. Overlong ones and surrogates are none; and control
+ * characters, U+2028 and U+2029 are not taken for text, since terminals obey them and some readers
+ * end a line there. */
 static size_t utf8(const unsigned char *at)
 {
     static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
@@ -255,7 +257,8 @@ static size_t utf8(const unsigned char *at)
             return 0;
         point = point << 6 | (at[i] & 0x3f);
     }
-    return point < least[length] || point > 0x10ffff || (point >= 0xd800 && point < 0xe000)
+    return point < least[length] || point > 0x10ffff || (point >= 0xd800 && point < 0xe000) ||
+                   point < 0xa0 || point == 0x2028 || point == 0x2029
                ? 0
                : length;
 }

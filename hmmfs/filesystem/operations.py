@@ -428,7 +428,9 @@ class Operations(pyfuse3.Operations):
             raise
         return len(text)
 
-    async def poll(self, inode: int, fh: int, poll_handle: pyfuse3.PollHandle | None) -> int:
+    async def poll(
+        self, inode: int, fh: int, poll_handle: pyfuse3.PollHandle | None, ctx: RequestContext
+    ) -> int:
         """Only trace_pipe is ever not ready."""
         handle = self._handles[fh]
         return handle.poll(poll_handle) if isinstance(handle, Pipe) else READY_ALWAYS

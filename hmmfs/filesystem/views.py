@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import codecs
 import re
 import time
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from hmmfs.device.links import Topology
 from hmmfs.filesystem.advice import node_name
 from hmmfs.memory import (
+    BLOCK_BYTES,
     BLOCK_PAGES,
     HOST,
     PAGE_SIZE,
@@ -24,12 +26,14 @@ from hmmfs.memory import (
     Trigger,
     accounts,
 )
+from hmmfs.units import LARGEST
 
 # One character of a map is so many pages that the whole region has no more characters than these.
 MAP_CHARACTERS = 4096
 MAP_ROW = 64
 MAP_NODES = "h0123456789abcde"
-_ESCAPED = re.compile(rb"[\x00-\x20\x7f\\]")
+# Blanks, control characters, the backslash, and U+2028 and U+2029, where some readers end a line.
+_ESCAPED = re.compile(rb"[\x00-\x20\x7f\\]|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
 _NUMA_WORDS = {
     NumaMode.DEFAULT: "default",
     NumaMode.BIND: "bind:",
@@ -45,7 +49,8 @@ def table(values: Mapping[str, int | str]) -> str:
 def escaped(name: bytes) -> str:
     """A region's name as one word, as /proc/mounts writes names: blanks, control characters,
     backslashes and what is no UTF-8 as three octal digits; and so a name that is just "-"."""
-    text = _ESCAPED.sub(lambda found: b"\\%03o" % found[0][0], name).decode(errors="octal")
+    plain = _ESCAPED.sub(lambda found: b"".join(b"\\%03o" % byte for byte in found[0]), name)
+    text = plain.decode(errors="octal")
     return r"\055" if text == "-" else text
 
 
@@ -173,27 +178,29 @@ def blocks(core: Core, region: Region) -> str:
 
 
 def pages_a_character(size: int) -> int:
-    """Of a region of so many bytes: a power of two."""
+    """Of a region that has pages up to so many bytes: a power of two."""
     pages = -(-size // PAGE_SIZE)
     return 1 << max(0, (-(-pages // MAP_CHARACTERS) - 1).bit_length())
 
 
 def map_text(core: Core, region: Region) -> str:
     """Which nodes have pages, a character for a range of pages; rows without pages are left out."""
-    size = region.size
-    width = pages_a_character(size)
+    touched = [one for batch in accounts.census(core, region) for one in batch]
+    # There may be pages past the end: fallocate can do without making a file longer.
+    extent = max(region.size, (int(touched[-1]["block"]) + 1) * BLOCK_BYTES if touched else 0)
+    width = pages_a_character(extent)
     counts = np.zeros((core.nodes, MAP_CHARACTERS), dtype=np.int64)
-    for batch in accounts.census(core, region):
-        for one in batch:
-            _add_to_map(counts, one, width)
+    for one in touched:
+        _add_to_map(counts, one, width)
     lines = [
         f"# one character is {width} pages: . nothing, h host, 0-9 a-e device, + several nodes"
     ]
-    characters = -(-max(1, -(-size // PAGE_SIZE)) // width)
+    used = np.flatnonzero(counts.any(0))
+    end = max(-(-region.size // (width * PAGE_SIZE)), int(used[-1]) + 1 if len(used) else 0)
     for first in range(0, MAP_CHARACTERS, MAP_ROW):
         row = counts[:, first : first + MAP_ROW]
         if row.any():
-            shown = _characters(row)[: max(1, characters - first)]
+            shown = _characters(row)[: end - first]
             totals = (
                 f"{node_name(node)}={total}" for node, total in enumerate(row.sum(1)) if total
             )
@@ -204,15 +211,12 @@ def map_text(core: Core, region: Region) -> str:
 def _add_to_map(counts: NDArray[np.int64], block: np.void, width: int) -> None:
     nodes = len(counts)
     first = int(block["block"]) * BLOCK_PAGES // width
-    if first >= MAP_CHARACTERS:  # the file grew meanwhile
-        return
     if width >= BLOCK_PAGES:
         counts[:, first] += block["pages"][:nodes]
         return
     bits = np.unpackbits(block["on"][:nodes].view(np.uint8), axis=1, bitorder="little")
     cells = bits.reshape(nodes, BLOCK_PAGES // width, width).sum(2, dtype=np.int64)
-    room = min(cells.shape[1], MAP_CHARACTERS - first)
-    counts[:, first : first + room] += cells[:, :room]
+    counts[:, first : first + cells.shape[1]] += cells
 
 
 def _characters(row: NDArray[np.int64]) -> str:
@@ -237,6 +241,8 @@ def numa_maps(core: Core, region: Region) -> str:
     for (first, _, policy), found in zip(ranges, counts, strict=True):
         words = [f"{first * PAGE_SIZE:012x}", policy, f"file=/regions/{name}"]
         pages = int(found[:-1].sum())
+        if first * PAGE_SIZE >= max(1, region.size) and not pages:
+            continue
         if pages:
             words.append(f"mapped={pages}")
         if found[-1]:
@@ -247,8 +253,8 @@ def numa_maps(core: Core, region: Region) -> str:
 
 
 def _ranges(region: Region) -> Iterator[tuple[int, int, str]]:
-    """(first page, end, policy) of all that the file has."""
-    end, at = -(-region.size // PAGE_SIZE), 0
+    """(first page, end, policy) of all that the file has, and may have past its end."""
+    end, at = LARGEST // PAGE_SIZE, 0
     mode, nodes = region.numa
     default = _NUMA_WORDS[mode] + ",".join(map(str, nodes))
     for one in region.advice():
@@ -273,7 +279,8 @@ def _add_to_ranges(
     base = int(block["block"]) * BLOCK_PAGES
     words = np.concatenate([block["on"][:nodes], block["dirty_on"][None, :]])
     bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
-    for (first, end, _), found in zip(ranges, counts, strict=True):
-        low, high = max(first - base, 0), min(end - base, BLOCK_PAGES)
-        if low < high:
-            found += bits[:, low:high].sum(1, dtype=np.int64)
+    at = bisect.bisect_right(ranges, base, key=lambda one: one[0]) - 1
+    while at < len(ranges) and ranges[at][0] < base + BLOCK_PAGES:
+        low, high = max(ranges[at][0] - base, 0), min(ranges[at][1] - base, BLOCK_PAGES)
+        counts[at] += bits[:, low:high].sum(1, dtype=np.int64)
+        at += 1

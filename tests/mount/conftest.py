@@ -19,6 +19,7 @@ import pytest
 
 from hmmfs import mountinfo
 from hmmfs.filesystem.watchdog import abort
+from hmmfs.inspect.accounts import disagreements
 
 HMMFS = (sys.executable, "-m", "hmmfs")
 # Seconds after which a mount's connection is aborted, so that whatever waits for it gets an error
@@ -193,6 +194,7 @@ def _take_down(mount: Mount, daemon: psutil.Process) -> None:
     try:
         if connection(mount.path) is not None:
             assert mount.audit() == "ok"
+            assert disagreements(mount.path) == []
             run("umount", str(mount.path))
     finally:
         number = connection(mount.path)

@@ -436,6 +436,48 @@ static void advise(uint64_t random)
     CHECK(!hm_placement_set(core, 1, (uint32_t)(random >> 40) % 4, 2), "placement");
 }
 
+/* Every line is whole, whatever becomes of the ring meanwhile; a small ring loses events. */
+static void read_trace(uint64_t random)
+{
+    static char text[16384];
+    static uint64_t cursor;
+    int64_t n = hm_trace_text(core, &cursor, UINT64_MAX, text, sizeof(text));
+    int blanks = 0;
+    CHECK(n >= 0 && n <= (int64_t)sizeof(text), "%lld bytes of trace", (long long)n);
+    for (int64_t i = 0; i < n; i++) {
+        blanks += text[i] == ' ';
+        if (text[i] == '\n') {
+            CHECK(blanks == 10 || blanks == 3, "a trace line of %d blanks", blanks);
+            blanks = 0;
+        }
+    }
+    CHECK(!blanks, "half a line of trace");
+    hm_trace_wake(core, cursor);
+    CHECK(hm_trace_oldest(core) <= hm_trace_wake(core, UINT64_MAX), "oldest event");
+    if (random % 64 == 0)
+        hm_trace_clear(core);
+    if (random % 16 == 1)
+        CHECK(!hm_trace_resize(core, 1u << (random >> 8) % 12), "resize");
+    if (random % 16 == 2)
+        CHECK(!hm_trace_kinds(core, (uint32_t)(random >> 8) | 15), "kinds");
+    if (random % 16 == 3)
+        hm_trace_region(core, FIRST_INO + (random >> 8) % REGIONS, random >> 20 & 1);
+}
+
+static void read_books(uint64_t ino)
+{
+    static struct hm_census found[8];
+    static struct hm_flows flows;
+    static struct hm_region_flows of;
+    int n = hm_region_census(core, ino, 0, found, 8);
+    CHECK(n >= 0, "census");
+    for (int i = 0; i < n; i++)
+        CHECK(found[i].pages[0] + found[i].pages[1] + found[i].pages[2] <= HM_BLOCK_PAGES,
+              "more pages than a block has");
+    hm_flows_get(core, &flows);
+    CHECK(!hm_region_flows_get(core, ino, &of), "region flows");
+}
+
 /* What control files and the service look at and give back while all this goes on. */
 static void *observer_main(void *arg)
 {
@@ -452,6 +494,8 @@ static void *observer_main(void *arg)
               (unsigned long long)node.used);
         CHECK(hm_candidates(core, (random >> 16) % 3, found, 64) >= 0, "candidates");
         CHECK(!hm_region_residency(core, ino, counts), "residency");
+        read_books(ino);
+        read_trace(draw(seed));
         CHECK(hm_region_touched(core, ino, 0, blocks, 8) >= 0, "touched");
         CHECK(!hm_lent(core, ino, random >> 9 & 1, 1 + (random >> 10 & 1), lent), "lent");
         hm_region_seek(core, ino, (random >> 24) % PAGES * HM_PAGE_SIZE, random >> 40 & 1);

@@ -130,7 +130,7 @@ def test_a_map_of_each_size(mount_factory: MountFactory) -> None:
         assert width == 1 or -(-size // 4096 // (width // 2)) > 4096 - 512
         assert width & (width - 1) == 0
         found = mount.residency(name)
-        assert sum(int(n) for n in re.findall(r"host=(\d+)", "".join(rows))) == found["pages_host"]
+        assert sum(int(n) for n in re.findall(r"host=(\d+)", " ".join(rows))) == found["pages_host"]
         for row in rows:
             at, drawn, *_ = row.split()
             assert int(at, 16) % (64 * width * 4096) == 0

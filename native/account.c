@@ -88,9 +88,8 @@ static struct hm_mask from_one(struct hm_mask *mask, const uint8_t from[HM_BLOCK
 }
 
 static struct hm_trace_event event_of(const struct transaction *t, enum hm_trace_kind kind,
-                                      uint32_t from, uint32_t to, uint64_t began)
+                                      uint32_t from, uint32_t to, uint64_t began, uint64_t now)
 {
-    uint64_t now = hm_now();
     return (struct hm_trace_event){.at_ns = now,
                                    .took_ns = began ? now - began : 0,
                                    .kind = (uint8_t)kind,
@@ -104,7 +103,7 @@ void hm_trace_job(struct transaction *t, enum hm_trace_kind kind, const struct h
                   uint32_t from, uint32_t to, uint64_t began)
 {
     if (hm_traced(t->region, kind))
-        hm_trace(t->region, t->block, mask, event_of(t, kind, from, to, began));
+        hm_trace(t->region, t->block, mask, event_of(t, kind, from, to, began, hm_now()));
 }
 
 uint64_t hm_trace_move(struct transaction *t, const struct hm_mask *moving,
@@ -117,8 +116,10 @@ uint64_t hm_trace_move(struct transaction *t, const struct hm_mask *moving,
         return began;
     while (hm_bits(rest.word)) {
         struct hm_mask some = from_one(&rest, from, &node);
-        hm_trace_job(t, failed ? HM_TRACE_MIGRATE_END : HM_TRACE_MIGRATE_START, &some, node,
-                     failed ? node : t->job->node, failed);
+        struct hm_trace_event event =
+            event_of(t, failed ? HM_TRACE_MIGRATE_END : HM_TRACE_MIGRATE_START, node,
+                     failed ? node : t->job->node, failed, began);
+        hm_trace(t->region, t->block, &some, event);
     }
     return began;
 }
@@ -139,7 +140,7 @@ void hm_carried(struct transaction *t, enum hm_trace_kind kind, const struct hm_
         t->charged += charged;
         hm_count(&t->core->flows.carried[node][to], pages);
         if (hm_traced(t->region, kind)) {
-            struct hm_trace_event event = event_of(t, kind, node, to, began);
+            struct hm_trace_event event = event_of(t, kind, node, to, began, hm_now());
             event.copied = pages;
             event.charged_ns = charged;
             hm_trace(t->region, t->block, &some, event);
@@ -154,7 +155,8 @@ static void end_faults(struct transaction *t, const struct hm_mask *touched, boo
     struct hm_trace_event event;
     if (!hm_traced(t->region, HM_TRACE_PAGE_FAULT_END))
         return;
-    event = event_of(t, HM_TRACE_PAGE_FAULT_END, HM_NOWHERE, HM_NOWHERE, t->job->faulted_at);
+    event =
+        event_of(t, HM_TRACE_PAGE_FAULT_END, HM_NOWHERE, HM_NOWHERE, t->job->faulted_at, hm_now());
     event.trigger = stores ? HM_BY_WRITE : HM_BY_READ;
     event.charged_ns = t->charged;
     hm_trace(t->region, t->block, touched, event);
@@ -192,7 +194,7 @@ void hm_count_thrashing(struct transaction *t, bool sharing, const struct hm_mas
     hm_count(sharing ? &of->shared[node] : &of->thrashed[node], count);
     atomic_store(sharing ? &of->shared_at[node] : &of->thrashed_at[node], hm_now());
     if (hm_traced(t->region, HM_TRACE_THRASHING)) {
-        struct hm_trace_event event = event_of(t, HM_TRACE_THRASHING, HM_HOST, node, 0);
+        struct hm_trace_event event = event_of(t, HM_TRACE_THRASHING, HM_HOST, node, 0, hm_now());
         event.trigger = sharing ? HM_BY_SHARING : HM_BY_CAPACITY;
         hm_trace(t->region, t->block, pages, event);
     }

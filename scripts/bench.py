@@ -374,6 +374,16 @@ def on_devices(bench: Bench, work: Path, keeping: System, freeing: System) -> No
             finally:
                 setting.write_text("none")
 
+        def recorded(system: System) -> float:
+            size = keeping.top / "trace_size"
+            size.write_text("65536" if system.name == "traced" else "0")
+            try:
+                return fault(keeping)
+            finally:
+                size.write_text("65536")
+
+        books = [System(text, work, keeping.pid) for text in ("traced", "trace_size 0")]
+        bench.measure("the same, by trace", "ns", books, recorded)
         texts = ("density threshold=100", "none", "sequential count=1", f"{OWN}:Own")
         bench.measure(
             "the same, by policy", "ns", [System(text, work, keeping.pid) for text in texts], chosen

@@ -442,7 +442,7 @@ class Operations(pyfuse3.Operations):
                 handle.region.closed_for_writing()
             self._table.release(handle.region)
         elif isinstance(handle, Pipe):
-            handle.interrupt()
+            handle.close()
         elif isinstance(handle, SubmitHandle):
             handle.submission.interrupt()
             self._tree.close_call(handle.node)

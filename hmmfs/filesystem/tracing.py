@@ -35,7 +35,7 @@ class Tracing:
         self._regions = regions
         self._consumed = 0
         self._more = trio.Event()
-        self._polls: list[pyfuse3.PollHandle] = []
+        self._polled: dict[Pipe, pyfuse3.PollHandle] = {}
         self._kinds = KINDS
         self._names: tuple[bytes, ...] | None = None  # None: all
         regions.on_named(self._named)
@@ -110,18 +110,22 @@ class Tracing:
         if self._trace.wake(cursor) <= cursor:
             await waiting.wait()
 
-    def tell(self, handle: pyfuse3.PollHandle, cursor: int) -> bool:
-        """Whether there is an event of that number now; else the poll is told later."""
-        self._polls.append(handle)
+    def tell(self, pipe: Pipe, handle: pyfuse3.PollHandle, cursor: int) -> bool:
+        """Whether there is an event of that number now; else who polls the pipe is told later, by
+        the last handle alone: it wakes all."""
+        self._polled[pipe] = handle
         return self._trace.wake(cursor) > cursor
+
+    def closed(self, pipe: Pipe) -> None:
+        self._polled.pop(pipe, None)
 
     async def on_trace(self) -> None:
         """An event has come that somebody waits for."""
         await trio.sleep(PAUSE_S)
         self._more.set()
         self._more = trio.Event()
-        polls, self._polls = self._polls, []
-        for handle in polls:
+        polled, self._polled = self._polled, {}
+        for handle in polled.values():
             handle.notify()
 
 
@@ -133,16 +137,12 @@ class Pipe:
         self._trace = trace
         self._cursor = cursor
         self._rest = b""  # of lines that a reader with little room has begun
-        self._waiting: trio.CancelScope | None = None
-        self._interrupted = False
+        self._waiting: set[trio.CancelScope] = set()
+        self._interrupted = False  # before the read that waits has begun
 
     async def read(self, size: int, *, nonblocking: bool) -> bytes:
         """Whole lines, unless there is no room for one. EAGAIN: there are none, and the file is not
         to wait; EINTR: a signal came."""
-        if self._waiting is not None and not nonblocking:
-            raise HmmfsError(
-                errno.EBUSY, "Another read of this open file waits: open trace_pipe again."
-            )
         while not self._rest:
             text, self._cursor = self._trace.text(self._cursor, min(size, MAX_READ))
             self._tracing.consumed(self._cursor)
@@ -151,35 +151,42 @@ class Pipe:
                 raise HmmfsError(errno.EAGAIN, "There are no events now: poll, or read again.")
             if not text:
                 await self._wait()
+        self._interrupted = False
         data, self._rest = self._rest[:size], self._rest[size:]
         return data
 
     async def _wait(self) -> None:
-        self._waiting = scope = trio.CancelScope()
+        scope = trio.CancelScope()
         if self._interrupted:
             self._interrupted = False
             scope.cancel()
+        self._waiting.add(scope)
         try:
             with scope:
                 await self._tracing.more(self._cursor)
         finally:
-            self._waiting = None
+            self._waiting.discard(scope)
         if scope.cancelled_caught:
             raise HmmfsError(errno.EINTR, "A signal came.")
 
     def poll(self, handle: pyfuse3.PollHandle | None) -> int:
         if self._rest or self._trace.wake(-1) > self._cursor:
             return READY
-        if handle is not None and self._tracing.tell(handle, self._cursor):
+        if handle is not None and self._tracing.tell(self, handle, self._cursor):
             return READY
         return 0
 
     def interrupt(self, *, waits: bool = False) -> None:
-        """As of a submission."""
-        if self._waiting is not None:
-            self._waiting.cancel()
-        else:
+        """A program that waits got a signal; the kernel does not say which, if several do. `waits`:
+        if no read has begun here, one is on its way."""
+        for scope in self._waiting:
+            scope.cancel()
+        if not self._waiting:
             self._interrupted = waits
+
+    def close(self) -> None:
+        self.interrupt()
+        self._tracing.closed(self)
 
 
 def _kinds(value: str) -> tuple[str, ...]:

@@ -390,16 +390,18 @@ class Tree:
             self._alive(region)
             advice.apply(region, text, self._core.nodes)
 
-        def file(view: Callable[[Core, Region], str]) -> Text:
-            return self._text(lambda: "" if self._is_gone(region) else view(self._core, region))
+        def file(view: Callable[[Core, Region], str], *, slow: bool = False) -> Text:
+            text = self._text(lambda: "" if self._is_gone(region) else view(self._core, region))
+            text.slow = slow  # some 20 us a block
+            return text
 
         directory = self._directory(
             {
                 b"residency": file(lambda *of: views.table(views.residency(*of))),
                 b"faults": file(lambda *of: views.table(views.region_faults(*of))),
-                b"map": file(views.map_text),
-                b"blocks": file(views.blocks),
-                b"numa_maps": file(views.numa_maps),
+                b"map": file(views.map_text, slow=True),
+                b"blocks": file(views.blocks, slow=True),
+                b"numa_maps": file(views.numa_maps, slow=True),
                 b"advice": self._setting(lambda: self._said(region), store, None),
                 b"numa": self._setting(
                     lambda: line(advice.numa_shown(region)),

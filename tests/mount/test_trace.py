@@ -173,6 +173,29 @@ def test_a_blocking_reader_is_woken(small: Mount) -> None:
     assert b"page_fault_start f 0+1" in found[0]
 
 
+def test_two_threads_of_one_open_file(small: Mount) -> None:
+    """Each line goes to one of them."""
+    found: list[bytes] = []
+    fd = pipe(small, 0)
+
+    def until_the_last() -> None:
+        while b"last" not in b"".join(found):
+            found.append(os.read(fd, 4096))
+
+    threads = [threading.Thread(target=until_the_last) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    faults(small, 20)
+    while any(thread.is_alive() for thread in threads):
+        faults(small, 1, "last")
+        threads[0].join(0.1)
+        small.submit(0, "migrate last to host")
+    os.close(fd)
+    told = sorted(line for line in b"".join(found).splitlines() if b" f " in line)
+    there = (small.path / "trace").read_bytes().splitlines()
+    assert told == sorted(line for line in there if b" f " in line)
+
+
 @pytest.mark.parametrize("kind", ["poll", "epoll", "select"])
 def test_it_can_be_polled(small: Mount, reader: int, kind: str) -> None:
     def ready(seconds: float) -> bool:

@@ -53,11 +53,21 @@ def _mount_options(command: Callable[..., int]) -> Callable[..., int]:
 
 @cli.command("mount")
 @click.argument("directory", metavar="DIR")
+@click.option(
+    "--metrics-port", "port", metavar="PORT", help="Serve metrics there; as -o metrics_port=PORT."
+)
 @_mount_options
 def mount_command(
-    directory: str, options: tuple[str, ...], toml: str | None, foreground: bool, debug: bool
+    directory: str,
+    options: tuple[str, ...],
+    toml: str | None,
+    foreground: bool,
+    debug: bool,
+    port: str | None,
 ) -> int:
     """Mount on DIR, and return when the mount answers."""
+    if port is not None:
+        options = (*options, "metrics_port=" + port.replace(",", "\\,"))
     config = Config.from_options(",".join(options), toml)
     return _serve(directory, config, foreground, debug)
 

@@ -46,6 +46,8 @@ class Config:
     noexec: bool = False
     noatime: bool = False
     fsname: str = "hmmfs"
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
     log: str | None = None
     debug: bool = False
     foreground: bool = False
@@ -163,6 +165,10 @@ OPTIONS: dict[str, Option] = {
     "noexec": _SWITCH,
     "noatime": _SWITCH,
     "fsname": Option(lambda text: text or None, "a name, such as fsname=gpu"),
+    "metrics_port": _integer(0, 65535),
+    "metrics_host": Option(
+        lambda text: text.strip() or None, "an address of this machine, such as 127.0.0.1"
+    ),
     # Absolute, because the daemon leaves the directory that it was started in.
     "log": Option(lambda text: os.path.abspath(text) if text else None, "the path of a file"),
     "debug": _SWITCH,

@@ -1,8 +1,9 @@
 """One mount, from its first request to its last: puts the parts together.
 
 Order of ending: the mount goes (unmounted by us or by others, or aborted), the gate's threads end
-and the core says CLOSED, pyfuse3's loop ends, the fault service ends, the gate is joined, the core
-closed, the watchdog dismissed. Nothing that may wait for the mount or the kernel runs on the trio
+and the core says CLOSED, pyfuse3's loop ends, the fault service ends, the metrics' threads are
+joined, which may have waited for that loop, the gate is joined, the core closed, the watchdog
+dismissed. Nothing that may wait for the mount or the kernel runs on the trio
 thread.
 """
 
@@ -18,6 +19,7 @@ import socket
 import stat
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pyfuse3
 import trio
@@ -40,6 +42,9 @@ from hmmfs.policy import (
 )
 from hmmfs.service import FaultService, Jobs, Rooms
 from hmmfs.units import K, M
+
+if TYPE_CHECKING:
+    from hmmfs.endpoint import Endpoint
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +71,7 @@ def serve(path: str, config: Config, ready: Callable[[], None]) -> int:
     named_thrashing(config.thrashing)
     topology = links.topology(config.link, config.peer, config.devices, config.topology)
     config = _settled(config)
+    endpoint = _endpoint(config)
     watchdog = Watchdog.start()  # before there are threads
     try:
         core = _core(config)
@@ -76,10 +82,21 @@ def serve(path: str, config: Config, ready: Callable[[], None]) -> int:
             core.close()
             raise
         watchdog.guard(mounted.path, mounted.connection_id)
-        _Daemon(config, core, mounted, topology).run(ready)
+        _Daemon(config, core, mounted, topology, endpoint).run(ready)
     finally:
+        if endpoint:
+            endpoint.close()
         watchdog.dismiss()
     return 0
+
+
+def _endpoint(config: Config) -> Endpoint | None:
+    """A port for metrics, taken before there is a mount that would have to go again."""
+    if config.metrics_port is None:
+        return None
+    from hmmfs.endpoint import Endpoint  # its libraries are for those who want it
+
+    return Endpoint(config.metrics_host, config.metrics_port)
 
 
 def _settled(config: Config) -> Config:
@@ -156,8 +173,10 @@ class _Daemon:
         core: Core,
         mounted: Mounted,
         topology: links.Topology,
+        endpoint: Endpoint | None,
     ) -> None:
         self._config = config
+        self._endpoint = endpoint
         self._core = core
         self._mounted = mounted
         self._table = RegionTable(core)
@@ -225,8 +244,10 @@ class _Daemon:
             raise
 
     def _end(self) -> None:
-        """The loop has ended. Unless the mount is gone already, something went wrong: end it, or
-        the gate's threads would wait for it for ever."""
+        """The loop has ended, so no scrape waits for it any more. Unless the mount is gone already,
+        something went wrong: end it, or the gate's threads would wait for it for ever."""
+        if self._endpoint:
+            self._endpoint.close()
         if not self._closed.is_set():
             with contextlib.suppress(HmmfsError):
                 mounting.unmount(self._mounted.path, lazy=True)
@@ -289,6 +310,8 @@ class _Daemon:
             return mounting.set_readahead(self._mounted.connection_id, self._config.readahead)
 
         await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
+        if self._endpoint:
+            self._endpoint.serve(self._tree)
         if self._config.readahead > READAHEAD:
             complaint = await trio.to_thread.run_sync(widen, abandon_on_cancel=True)
             if complaint:

@@ -20,7 +20,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -255,6 +255,22 @@ class Tree:
         found = self._state.of(region)
         assert isinstance(found, Directory)
         return found
+
+    def names(self, *path: bytes) -> list[bytes]:
+        """What is in a directory; nothing, if there is none of that path."""
+        node = self._find(path)
+        return [name for _, name, _ in node.entries(0)] if isinstance(node, Directory) else []
+
+    def read(self, *path: bytes) -> str | None:
+        """What a file says at this moment; None, if there is no file of that path that could."""
+        node = self._find(path)
+        return node.produce() if isinstance(node, Text) else None
+
+    def _find(self, path: Iterable[bytes]) -> Node | None:
+        node: Node | None = self.root
+        for name in path:
+            node = node.get(name) if isinstance(node, Directory) else None
+        return node
 
     def drop_region(self, ino: int) -> None:
         """A region is gone for good: so is what state/ said of it."""

@@ -153,7 +153,7 @@ def test_toml_unreadable(tmp_path: Path) -> None:
 
 def test_every_option_refuses_nonsense() -> None:
     policies = {"prefetch", "eviction", "placement", "thrashing"}
-    others = policies | {"fsname", "log", "link", "peer", "topology"}
+    others = policies | {"fsname", "log", "link", "peer", "topology", "metrics_host"}
     for name in set(OPTIONS) - others:
         with pytest.raises(UsageError, match=f'"{name}=nonsense" is wrong: {name} takes '):
             Config.from_options(f"{name}=nonsense")

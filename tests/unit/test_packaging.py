@@ -33,7 +33,7 @@ def test_module_is_the_command() -> None:
 
 def test_command_starts_light() -> None:
     """`hmmfs status` and the waiting parent need neither numpy nor the native core."""
-    heavy = {"numpy", "trio", "hmmfs._native"}
+    heavy = {"numpy", "trio", "hmmfs._native", "prometheus_client"}
     code = f"import sys, hmmfs.cli; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
     assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")

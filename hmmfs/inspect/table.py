@@ -4,7 +4,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hmmfs.inspect.status import Status, Values
+from hmmfs.inspect.reading import Values
+from hmmfs.inspect.status import Status
 from hmmfs.units import format_size
 
 PAGES = "pages_"

@@ -202,6 +202,21 @@ def advise_command(directory: str, place: str, words: tuple[str, ...]) -> int:
     return 0
 
 
+@cli.command("completion")
+@click.argument("shell", metavar="bash|zsh|fish", type=click.Choice(["bash", "zsh", "fish"]))
+def completion_command(shell: str) -> int:
+    """Print the script that completes the words of this command in a shell.
+
+    An installed package has it where shells look. For others:
+
+    source <(hmmfs completion bash)
+    """
+    from hmmfs import completion
+
+    print(completion.script(shell), end="")
+    return 0
+
+
 def _transact(device: str, operation: str) -> bytes:
     """One operation and its answer: an open file of its own, so that answers cannot mix."""
     try:
@@ -260,6 +275,11 @@ def main(argv: list[str] | None = None) -> int:
     args = sys.argv[1:] if argv is None else argv
     open_standard_files()
     try:
+        if asked := os.environ.get("_HMMFS_COMPLETE"):
+            from hmmfs import completion
+
+            # Where the words are by which the parser is chosen; click sees to the rest.
+            args = completion.words_given(asked)
         result = _command(args).main(args, prog_name="hmmfs", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except (KeyboardInterrupt, click.Abort):

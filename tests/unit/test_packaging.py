@@ -4,12 +4,15 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from importlib import metadata, resources
 from pathlib import Path
 
+import click
 import pytest
 
 import hmmfs
+from hmmfs import cli
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,3 +66,63 @@ def test_setup_refuses_other_arguments() -> None:
     )
     assert done.returncode == 2
     assert done.stderr == 'scripts/setup: it takes nothing or --test, not "--tset".\n'
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What is in a wheel, built from the checkout beside what is there."""
+    top = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "setup.py", "--quiet", "build", "--build-base", str(top / "build")]
+    command += ["egg_info", "--egg-base", str(top)]
+    command += ["bdist_wheel", "--bdist-dir", str(top / "tree"), "--dist-dir", str(top / "dist")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=100)
+    (path,) = (top / "dist").iterdir()
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
+
+
+def test_a_wheel_has_what_shells_and_man_look_for(wheel: list[str]) -> None:
+    share = f"hmmfs-{hmmfs.__version__}.data/data/share"
+    assert f"{share}/bash-completion/completions/hmmfs" in wheel
+    assert f"{share}/zsh/site-functions/_hmmfs" in wheel
+    assert f"{share}/fish/vendor_completions.d/hmmfs.fish" in wheel
+    assert f"{share}/man/man5/hmmfs.5" in wheel
+    pages = {f"{share}/man/man1/hmmfs-{name}.1" for name in cli.cli.commands}
+    found = {name for name in wheel if name.startswith(f"{share}/man/man1/")}
+    assert found == {f"{share}/man/man1/hmmfs.1", *pages}
+    assert "hmmfs/share/completions/_hmmfs" in wheel  # for `hmmfs completion`
+
+
+PAGES = sorted((ROOT / "hmmfs/share/man").glob("man?/*"))
+
+
+def test_manual_pages_are_up_to_date(tmp_path: Path) -> None:
+    """If this fails, run scripts/man."""
+    subprocess.run([sys.executable, str(ROOT / "scripts/man.py"), str(tmp_path)], check=True)
+    made = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.glob("man?/*")}
+    assert {path.relative_to(ROOT / "hmmfs/share/man"): path.read_bytes() for path in PAGES} == made
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_manual_page_is_clean(page: Path) -> None:
+    """By two formatters. A date would be that of the last change, which nobody would keep."""
+    lint = subprocess.run(
+        ["mandoc", "-T", "lint", "-W", "warning", page], capture_output=True, text=True
+    )
+    complaints = [line for line in lint.stdout.splitlines() if "missing date" not in line]
+    assert complaints == []
+    command = ["groff", "-man", "-Tutf8", "-ww", "-P-c", page]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    for heading in ("NAME", "SEE ALSO"):
+        assert f"\n{heading}\n" in re.sub(".\b", "", done.stdout)
+    assert max(map(len, page.read_text().splitlines())) <= 200
+    assert page.read_text().isascii()
+
+
+def test_manual_pages_tell_of_every_option() -> None:
+    for name, command in cli.cli.commands.items():
+        text = (ROOT / f"hmmfs/share/man/man1/hmmfs-{name}.1").read_text().replace("\\-", "-")
+        for param in command.params:
+            for word in param.opts if isinstance(param, click.Option) else ():
+                assert f"\\fB{word}\\fP" in text, f"{name} {word}"

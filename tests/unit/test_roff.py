@@ -1,0 +1,72 @@
+"""What manual pages are made with: Markdown as roff, as a formatter shows it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MARKDOWN = r"""
+## Files & "such"
+
+.hidden is first, 'quoted' too; `back\slash` and a\nb, `--long-option`, x^2 ~ y … 面.
+
+| path | mode | meaning |
+| --- | --- | --- |
+| `stats` | r | lines of `key value` |
+| .dot | | *what* is **there** |
+
+### Lists
+
+- one
+  of two lines
+- two
+
+      .code 'in' it
+
+  - nested
+
+```
+.PP is text here
+  \fBand so is this
+```
+
+[a link](elsewhere.md) ends it.
+"""
+
+
+@pytest.fixture
+def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
+    import roff
+
+    source, page = tmp_path / "a.md", tmp_path / "a.7"
+    source.write_text(MARKDOWN)
+    parts = [line for node in roff.parse(source) for line in roff.block(node)]
+    page.write_text(roff.page("a-b", 7, "hmmfs 1", parts))
+    assert page.read_text().isascii()
+    command = ["groff", "-man", "-Tutf8", "-ww", "-rLL=78n", "-P-cbou", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    sys.modules.pop("roff")
+    return done.stdout
+
+
+def test_every_character_is_shown(shown: str) -> None:
+    words = " ".join(shown.split())
+    for text in (
+        'Files & "such"',
+        ".hidden is first, 'quoted' too; back\\slash and a\\nb, --long-option, x^2 ~ y … 面.",
+        "stats lines of key value [mode: r]",
+        ".dot what is there Lists",
+        "• one of two lines • two .code 'in' it • nested",
+        "a link ends it.",
+    ):
+        assert text in words, words
+
+
+def test_code_keeps_its_lines(shown: str) -> None:
+    assert re.search(r"^ +\.PP is text here\n +  \\fBand so is this$", shown, re.M), shown

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,7 +39,6 @@ START = {
         'show() {{ print -r -- "$BUFFER" >{shown}; BUFFER= }}; zle -N show; bindkey ^T show',
     ),
 }
-Typed = Callable[[str], str]
 
 
 class Interactive:
@@ -48,13 +47,13 @@ class Interactive:
     def __init__(self, shell: str, where: Path) -> None:
         words, setup = START[shell]
         self._shown = where / "shown"
+        self.printed = b""
         self._terminal, theirs = pty.openpty()
         self._process = subprocess.Popen(
             words, stdin=theirs, stdout=theirs, stderr=theirs, env=ENVIRONMENT, cwd=where,
             start_new_session=True,
         )  # fmt: skip
         os.close(theirs)
-        # What it prints has to go somewhere, or it would wait.
         self._drain = threading.Thread(target=self._read)
         self._drain.start()
         setup = setup.format(shown=self._shown, share=SHARE, script=SHARE / SHELLS[shell])
@@ -63,10 +62,10 @@ class Interactive:
 
     def _read(self) -> None:
         with contextlib.suppress(OSError):
-            while os.read(self._terminal, 1 << 16):
-                pass
+            while True:
+                self.printed += os.read(self._terminal, 1 << 16)
 
-    def typed(self, line: str) -> str:
+    def __call__(self, line: str) -> str:
         """What is there when TAB was pressed after that."""
         self._shown.unlink(missing_ok=True)
         os.write(self._terminal, f"{line}\t{SHOW}".encode())
@@ -96,9 +95,9 @@ def in_fish(line: str) -> list[str]:
 
 
 @pytest.fixture(params=["bash", "zsh"])
-def typed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Typed]:
+def typed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Interactive]:
     shell = Interactive(request.param, tmp_path)
-    yield shell.typed
+    yield shell
     shell.close()
 
 
@@ -107,7 +106,7 @@ NAMES = {
     "tw": "two words",
     "\\$": "$dollar 'n' \"quotes\"",
     "c": "col:on=x",
-    "g": "größe",
+    "g": "größe, $HOME 'q' \"r\" `s`",
     "b": "back\\slash",
     "-- -": "-dash",
 }
@@ -129,7 +128,7 @@ def last(line: str) -> str:
     return shlex.split(line)[-1]
 
 
-def test_commands_and_mounts(typed: Typed, mount: Mount) -> None:
+def test_commands_and_mounts(typed: Interactive, mount: Mount) -> None:
     top = str(mount.path)
     assert typed("hmmfs umo") == "hmmfs umount "
     assert typed(f"hmmfs status {top[:-1]}") == f"hmmfs status {top} "
@@ -139,34 +138,37 @@ def test_commands_and_mounts(typed: Typed, mount: Mount) -> None:
 
 
 @pytest.mark.parametrize(("begun", "name"), NAMES.items())
-def test_regions(typed: Typed, mount: Mount, begun: str, name: str) -> None:
+def test_regions(typed: Interactive, mount: Mount, begun: str, name: str) -> None:
     line = typed(f"hmmfs advise {mount.path} {begun}")
     assert last(line) == name
     assert line.endswith(" ")
 
 
-def test_within_quotes(typed: Typed, mount: Mount) -> None:
+def test_within_quotes(typed: Interactive, mount: Mount) -> None:
     for quote in "'\"":
-        line = typed(f"hmmfs advise {mount.path} {quote}two w")
-        assert last(line) == "two words"
+        for begun, name in (("two w", "two words"), ("g", NAMES["g"]), ("col:o", "col:on=x")):
+            line = typed(f"hmmfs advise {mount.path} {quote}{begun}")
+            assert last(line).replace("\\$", "$").replace("\\`", "`") == name
+    assert last(typed(f"hmmfs advise {mount.path} 'back\\s")) == "back\\slash"
 
 
-def test_after_a_colon(typed: Typed, mount: Mount) -> None:
+def test_after_a_colon(typed: Interactive, mount: Mount) -> None:
     begun = f"hmmfs launch {mount.path} dev0 hmmfs.kernels:axpy "
     assert typed(begun + "rea") == begun + "reads:"
     assert last(typed(begun + "2.0 updates:tw")) == "updates:two words"
     assert last(typed(f"hmmfs advise {mount.path} col:o")) == "col:on=x"
 
 
-def test_options(typed: Typed, tmp_path: Path) -> None:
+def test_options(typed: Interactive, tmp_path: Path) -> None:
     for begun in ("hmmfs mount /mnt -o ", "hmmfs src0 /mnt -f -o "):
         assert typed(begun + "metrics_p") == begun + "metrics_port="
         assert typed(begun + "vram=64M,dev") == begun + "vram=64M,devices="
         assert typed(begun + "express=of") == begun + "express=off "
+        assert typed(begun + "express=") == begun + "express=o"
         assert typed(begun + "vram=64M,nonsense") == begun + "vram=64M,nonsense"
 
 
-def test_directories_and_files(typed: Typed, tmp_path: Path) -> None:
+def test_directories_and_files(typed: Interactive, tmp_path: Path) -> None:
     (tmp_path / "place").mkdir()
     (tmp_path / "plan.toml").touch()
     assert typed("hmmfs mount plac") == "hmmfs mount place/"
@@ -185,7 +187,7 @@ def test_fish(mount: Mount, tmp_path: Path) -> None:
     assert in_fish("hmmfs mount /us") == ["/usr/"]
 
 
-def test_a_stuck_daemon_holds_no_shell_up(typed: Typed, mount: Mount) -> None:
+def test_a_stuck_daemon_holds_no_shell_up(typed: Interactive, mount: Mount) -> None:
     """And its directory is offered all the same."""
     top, pid = str(mount.path), mount.pid
     os.kill(pid, signal.SIGSTOP)
@@ -197,7 +199,7 @@ def test_a_stuck_daemon_holds_no_shell_up(typed: Typed, mount: Mount) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
-def test_nothing_at_all(typed: Typed, tmp_path: Path) -> None:
+def test_nothing_at_all(typed: Interactive, tmp_path: Path) -> None:
     """Mistakes on the line, and mounts that are none: no word, and no message in between."""
     for line in (
         f"hmmfs submit {tmp_path} d",
@@ -206,6 +208,8 @@ def test_nothing_at_all(typed: Typed, tmp_path: Path) -> None:
         "hmmfs advise 'unbalanced",
     ):
         assert typed(line) == line
+    for word in (b"hmmfs: ", b"is not", b"Traceback", b"rror"):
+        assert word not in typed.printed
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -17,6 +17,7 @@ from prometheus_client.core import InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from hmmfs import __version__
+from hmmfs.filesystem import views
 from hmmfs.filesystem.tree import Tree
 
 # How many of a file's units are one of Prometheus's, which are bytes and seconds.
@@ -31,7 +32,8 @@ Ts = TypeVarTuple("Ts")
 
 class Row(NamedTuple):
     """Keys of a file, and what becomes of their numbers. Groups in `key` that have names are
-    labels, as are `labels`; a name that ends in _total is a counter's, any other a gauge's."""
+    labels, as are `labels`; a name that ends in _total is a counter's, any other a gauge's. With
+    _info at its end, it is of a word, which is a label then. No key: what the file says is that."""
 
     key: str
     name: str
@@ -116,6 +118,7 @@ OF_DEVICE_FAULTS = (
 )
 
 LINK = (
+    Row("type", "link_info", "Which link there is; host: copies go through the host."),
     Row("latency_ns", "link_latency_seconds", "Simulated, of a copy.", NS),
     Row("bandwidth", "link_bandwidth_bytes_per_second", "Simulated, of a long copy."),
     Row("bytes_(?P<direction>in|out)", "link_bytes_total", "Copied over a device's link."),
@@ -167,6 +170,7 @@ REGION_FAULTS = (
 )
 
 VISIBLE = (Row("", "device_visible_bytes", "Memory of a device that programs can reach."),)
+TYPE = (Row("", "device_info", "The kind of a device's memory."),)
 
 
 class File(NamedTuple):
@@ -177,6 +181,11 @@ class File(NamedTuple):
     rows: tuple[Row, ...]
     prefix: str = ""
 
+    @property
+    def keys(self) -> bool:
+        """Whether it says several values, each with its key."""
+        return self.rows[0].key != ""
+
 
 HOST_NODE = File("stats", OF_NODE, "node_")
 MACHINE = (
@@ -185,6 +194,7 @@ MACHINE = (
     File("devices/<device>/faults", OF_DEVICE_FAULTS, "device_faults_"),
     File("devices/<device>/links/<peer>", LINK, "link_"),
     File("devices/<device>/vram/visible", VISIBLE),
+    File("devices/<device>/type", TYPE),
 )
 REGION = (
     File("state/<region>/residency", RESIDENCY, "region_"),
@@ -247,23 +257,29 @@ class Families:
         family.add_sample(name, labels, value)
 
     def add_file(self, found: Found) -> None:
-        """Every `key value` line, and a line without a key; what is no number is no sample."""
+        """Every line."""
         for line in found.text.splitlines():
-            key, _, text = line.rpartition(" ")
-            if not re.fullmatch(r"-?\d+(\.\d+)?", text, re.ASCII):
-                continue
+            key, _, text = line.partition(" ") if found.file.keys else ("", "", line)
             if found.file.path == "stats" and key.startswith("host_"):
-                self._add(HOST_NODE, key[len("host_") :], {"node": "host"}, float(text))
+                self._add(HOST_NODE, key.removeprefix("host_"), {"node": "host"}, text)
             else:
-                self._add(found.file, key, found.labels, float(text))
+                self._add(found.file, key, found.labels, text)
 
-    def _add(self, file: File, key: str, labels: Labels, value: float) -> None:
+    def _add(self, file: File, key: str, labels: Labels, text: str) -> None:
+        is_number = re.fullmatch(r"-?\d+(\.\d+)?", text, re.ASCII)
         for row in file.rows:
             match = re.fullmatch(row.key, key)
-            if match:
-                every = {**labels, **row.labels, **match.groupdict()}
-                self.add(f"hmmfs_{row.name}", every, value / row.unit, row.help)
+            if match and row.name.endswith("_info"):
+                self.add(f"hmmfs_{row.name}", {**labels, "type": text}, 1, row.help)
                 return
+            if match and is_number:
+                every = {**labels, **row.labels, **match.groupdict()}
+                self.add(f"hmmfs_{row.name}", every, float(text) / row.unit, row.help)
+                return
+        if is_number:
+            self._add_unknown(file, key, labels, float(text))
+
+    def _add_unknown(self, file: File, key: str, labels: Labels, value: float) -> None:
         stem = re.sub(r"\W", "_", key, flags=re.ASCII)
         text = f"{stem} of {file.path} in the mount."
         if stem.endswith("_ns"):
@@ -276,8 +292,8 @@ class Families:
             words = line.split(" ")
             if len(words) < 4 or not words[3].startswith("pages="):
                 continue
-            name = re.sub(rb"\\([0-7]{3})", lambda o: bytes([int(o[1], 8)]), os.fsencode(words[0]))
-            labels = {"region": label(name), "device": words[1], "cause": words[2]}
+            region = label(views.unescaped(words[0]))
+            labels = {"region": region, "device": words[1], "cause": words[2]}
             pages = float(words[3].removeprefix("pages="))
             self.add("hmmfs_thrashing_pages", labels, pages, "Pages that thrash or did.")
 
@@ -302,10 +318,6 @@ class MountCollector(Collector):
         for found in self._there(read, tree, MACHINE):
             families.add_file(found)
         families.add_thrashing(self._there(tree.read, b"thrashing") or "")
-        for device in self._there(tree.names, b"devices"):
-            kind = self._there(tree.read, b"devices", device, b"type") or ""
-            labels = {"device": label(device), "type": kind.strip()}
-            families.add("hmmfs_device_info", labels, 1, "The kind of a device's memory.")
         names = self._there(tree.names, b"state")
         for first in range(0, len(names), BATCH):
             for found in self._there(read, tree, REGION, names[first : first + BATCH]):

@@ -51,7 +51,11 @@ def usage(words: str) -> str:
 def filled(text: str) -> str:
     """Lines of a length that people like; none of them a request by mistake."""
     lines = textwrap.wrap(text, 78, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(f"\\&{line}" if line[0] in ".'" else line for line in lines)
+    return "\n".join(map(guarded, lines))
+
+
+def guarded(line: str) -> str:
+    return f"\\&{line}" if line[:1] in ("", ".", "'") else line
 
 
 def inline(node: SyntaxTreeNode) -> str:
@@ -76,7 +80,7 @@ def table(node: SyntaxTreeNode) -> Iterator[str]:
         notes = [
             f"{heads[at]}: {cell}." for at, cell in enumerate(row) if cell and at not in (0, main)
         ]
-        yield ".TP\n" + (filled(row[0]) or r"\&")
+        yield ".TP\n" + guarded(row[0])  # a line, however long
         yield filled(" ".join([row[main], *(f"[{note[:-1]}]" for note in notes)]).strip()) or r"\&"
 
 
@@ -102,8 +106,7 @@ def block(node: SyntaxTreeNode) -> Iterator[str]:
 def literal(lines: Iterable[str]) -> Iterator[str]:
     yield ".PP\n.RS 4\n.nf"
     for line in lines:
-        shown = escaped(line)
-        yield f"\\&{shown}" if shown.startswith(".") else shown
+        yield guarded(escaped(line)) if line else ""
     yield ".fi\n.RE"
 
 

@@ -264,7 +264,8 @@ class Tree:
     def read(self, *path: bytes) -> str | None:
         """What a file says at this moment; None, if there is no file of that path that could."""
         node = self._find(path)
-        return node.produce() if isinstance(node, Text) else None
+        said = node.produce() if isinstance(node, Text) else None
+        return os.fsdecode(said) if isinstance(said, bytes) else said
 
     def _find(self, path: Iterable[bytes]) -> Node | None:
         node: Node | None = self.root

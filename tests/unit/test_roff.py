@@ -18,6 +18,7 @@ MARKDOWN = r"""
 | --- | --- | --- |
 | `stats` | r | lines of `key value` |
 | .dot | | *what* is **there** |
+| a `cell` of more words than there is room for in a line, so it is long | | x |
 
 ### Lists
 
@@ -61,7 +62,8 @@ def test_every_character_is_shown(shown: str) -> None:
         'Files & "such"',
         ".hidden is first, 'quoted' too; back\\slash and a\\nb, --long-option, x^2 ~ y … 面.",
         "stats lines of key value [mode: r]",
-        ".dot what is there Lists",
+        ".dot what is there",
+        "so it is long x Lists",
         "• one of two lines • two .code 'in' it • nested",
         "a link ends it.",
     ):

@@ -23,7 +23,7 @@ from hmmfs.filesystem.tree import Tree
 # How many of a file's units are one of Prometheus's, which are bytes and seconds.
 PAGE = 1 / 4096
 NS = 1e9
-BATCH = 64  # regions that are read in one go: the trio thread has faults to serve
+BATCH = 16  # regions that are read in one go: the trio thread has faults to serve
 
 Labels = dict[str, str]
 T = TypeVar("T")
@@ -318,7 +318,8 @@ class MountCollector(Collector):
         for found in self._there(read, tree, MACHINE):
             families.add_file(found)
         families.add_thrashing(self._there(tree.read, b"thrashing") or "")
-        names = self._there(tree.names, b"state")
+        # Not of state/, which would make what it has for all of them at once.
+        names = self._there(tree.names, b"regions")
         for first in range(0, len(names), BATCH):
             for found in self._there(read, tree, REGION, names[first : first + BATCH]):
                 families.add_file(found)

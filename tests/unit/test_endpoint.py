@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import socket
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -73,8 +75,11 @@ class Served:
 
 @pytest.fixture
 def served() -> Iterator[Served]:
+    interval = sys.getswitchinterval()
     made = Served()
     yield made
+    sys.setswitchinterval(interval)
+    gc.unfreeze()
     made.tree.go_on.set()
     if made._thread.is_alive():
         made.end_loop()
@@ -107,6 +112,7 @@ def test_keys_that_nobody_foresaw(served: Served) -> None:
         (b"devices", b"dev0", b"type"): "coherent recall\n",
         (b"devices", b"dev0", b"faults"): "total 9\nread 4\nwrite 5\nmigrated 8\npending 1\n",
         (b"devices", b"dev0", b"links", b"host"): "type pcie3\nlatency_ns 800\nbytes_in 4096\n",
+        (b"regions", b"a"): "",
         (b"state", b"a", b"residency"): "pages_dev0 2\nother 1\n",
         (b"state", b"a", b"faults"): "cpu 3\ncpu_read 3\ndev0 2\ndev0_migrated 2\ndev0_shared 1\n",
         (b"thrashing",): "a\\040b\\134 dev0 sharing pages=12 seconds_ago=0.5\n# a comment\n",

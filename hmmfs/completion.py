@@ -202,7 +202,7 @@ class _Bash(_Complete):
         return before, word
 
     def format_completion(self, item: CompletionItem[str]) -> str:
-        word, last = self.words()[1], os.environ["COMP_CWORD"].lstrip("=:")
+        word, last = self.words()[1], os.environ["COMP_CWORD"]
         if not word.endswith(last):  # it was not in quotes, and has backslashes
             last = _unquoted(last)[-1]
         return f"{item.type}\t{item.value[len(word) - len(last) :]}\t{item.help or ''}"

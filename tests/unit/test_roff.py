@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ MARKDOWN = r"""
 | --- | --- | --- |
 | `stats` | r | lines of `key value` |
 | .dot | | *what* is **there** |
-| a `cell` of more words than there is room for in a line, so it is long | | x |
+| a `cell` of more words than there is room for in a line of text, and so it is long | | x |
 
 ### Lists
 
@@ -40,7 +41,7 @@ MARKDOWN = r"""
 
 
 @pytest.fixture
-def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
     import roff
 
@@ -48,12 +49,23 @@ def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     source.write_text(MARKDOWN)
     parts = [line for node in roff.parse(source) for line in roff.block(node)]
     page.write_text(roff.page("a-b", 7, "hmmfs 1", parts))
-    assert page.read_text().isascii()
+    yield page
+    sys.modules.pop("roff")
+
+
+@pytest.fixture
+def shown(page: Path) -> str:
     command = ["groff", "-man", "-Tutf8", "-ww", "-rLL=78n", "-P-cbou", str(page)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    sys.modules.pop("roff")
     return done.stdout
+
+
+def test_what_a_formatter_takes(page: Path) -> None:
+    """ASCII; and what a paragraph is about is one line, however long, the next one being text."""
+    text = page.read_text()
+    assert text.isascii()
+    assert re.search(r"^\.TP\na \\fBcell\\fP of more .* and so it is long\nx$", text, re.M), text
 
 
 def test_every_character_is_shown(shown: str) -> None:
@@ -63,7 +75,7 @@ def test_every_character_is_shown(shown: str) -> None:
         ".hidden is first, 'quoted' too; back\\slash and a\\nb, --long-option, x^2 ~ y … 面.",
         "stats lines of key value [mode: r]",
         ".dot what is there",
-        "so it is long x Lists",
+        "and so it is long x Lists",
         "• one of two lines • two .code 'in' it • nested",
         "a link ends it.",
     ):

@@ -32,7 +32,7 @@ PATIENCE_S = 1.0  # with a mount that does not answer: somebody waits at a promp
 # These commands make a mount, so that their DIR is none yet: mount, and mount(8)'s form.
 MAKERS = ("mount", "hmmfs")
 CURSOR = "x"  # stands where it is, so that a blank before it ends a word
-USES = ("reads", "writes", "updates")  # of a region by a launch
+USES = ("reads", "writes", "updates")  # of a region, as hmmfs.device.launches has them
 
 
 def script(shell: str) -> str:
@@ -68,12 +68,11 @@ def _mounts(context: click.Context, begun: str) -> Iterator[CompletionItem[str]]
     if context.command.name in MAKERS:
         yield CompletionItem(begun, type="dir")
         return
-    for point in {entry.point for entry in mountinfo.entries() if entry.type == mountinfo.TYPE}:
-        relative = begun if begun.startswith("/") else os.path.relpath(point)
-        for shown in (point, *([relative] if relative != begun else ())):
-            if shown.startswith(begun):
-                yield CompletionItem(shown)
-                break
+    points = {entry.point for entry in mountinfo.entries() if entry.type == mountinfo.TYPE}
+    relative = begun and not begun.startswith("/")
+    for point in sorted(map(os.path.relpath, points) if relative else points):
+        if point.startswith(begun):
+            yield CompletionItem(point)
 
 
 def _inside(context: click.Context, *path: str) -> list[str]:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from hmmfs import completion
 from hmmfs.completion import SHELLS
+from hmmfs.device import launches
 from tests.mount.conftest import Mount, MountFactory, run, wait_until
 
 SHARE = Path(__file__).parents[2] / "hmmfs/share/completions"
@@ -134,6 +136,7 @@ def test_commands_and_mounts(typed: Interactive, mount: Mount) -> None:
     assert typed(f"hmmfs status {top[:-1]}") == f"hmmfs status {top} "
     assert typed("hmmfs status --js") == "hmmfs status --json "
     assert typed(f"hmmfs submit {top} d") == f"hmmfs submit {top} dev0 "
+    assert typed(f"hmmfs status {mount.path.name[:2]}") == f"hmmfs status {mount.path.name} "
     assert typed("hmmfs completion z") == "hmmfs completion zsh "
 
 
@@ -157,6 +160,10 @@ def test_after_a_colon(typed: Interactive, mount: Mount) -> None:
     assert typed(begun + "rea") == begun + "reads:"
     assert last(typed(begun + "2.0 updates:tw")) == "updates:two words"
     assert last(typed(f"hmmfs advise {mount.path} col:o")) == "col:on=x"
+
+
+def test_the_uses_are_those_of_a_launch() -> None:
+    assert launches.USES == completion.USES
 
 
 def test_options(typed: Interactive, tmp_path: Path) -> None:

@@ -207,7 +207,8 @@ def test_slow_clients_are_hung_up_on(served: Served, monkeypatch: pytest.MonkeyP
     assert "cpu_faults" in served.get()
 
 
-def test_no_more_than_some_at_once(served: Served) -> None:
+def test_no_more_than_some_at_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LIMIT_S", 1000)
     clients = [served.client() for _ in range(module.MOST)]
     try:
         with served.client() as one_more:

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import click
 
-from hmmfs import __version__, mountinfo
+from hmmfs import __version__, cli_record, mountinfo
 from hmmfs.config import OPTIONS, Config
 from hmmfs.daemonize import in_background, open_standard_files, sd_notify
 from hmmfs.errors import HmmfsError, UsageError
@@ -134,6 +134,10 @@ def status_command(directory: str, as_json: bool) -> int:
 
         print_status(status)
     return 0
+
+
+for command in cli_record.COMMANDS:
+    cli.add_command(command)
 
 
 @cli.command("submit")

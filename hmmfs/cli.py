@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import click
 
-from hmmfs import __version__, cli_record, mountinfo
+from hmmfs import __version__, cli_inspect, cli_record, mountinfo
 from hmmfs.config import OPTIONS, Config
 from hmmfs.daemonize import in_background, open_standard_files, sd_notify
 from hmmfs.errors import HmmfsError, UsageError
@@ -136,7 +136,7 @@ def status_command(directory: str, as_json: bool) -> int:
     return 0
 
 
-for command in cli_record.COMMANDS:
+for command in (*cli_inspect.COMMANDS, *cli_record.COMMANDS):
     cli.add_command(command)
 
 

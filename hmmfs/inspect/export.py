@@ -12,7 +12,8 @@ from hmmfs.errors import HmmfsError
 from hmmfs.inspect.perfetto import trace_events
 from hmmfs.inspect.progress import bar
 from hmmfs.inspect.recording import Progress, Recording
-from hmmfs.inspect.trace import Event, printable
+from hmmfs.inspect.trace import Event
+from hmmfs.inspect.words import printable
 
 BATCH = 1 << 16  # rows of a parquet file that are held in memory
 

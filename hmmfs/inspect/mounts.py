@@ -6,7 +6,7 @@ import errno
 
 from hmmfs import mountinfo
 from hmmfs.errors import HmmfsError, UsageError
-from hmmfs.inspect.trace import printable
+from hmmfs.inspect.words import printable
 
 
 def choose(path: str | None) -> str:

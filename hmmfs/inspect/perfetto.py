@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from hmmfs.inspect.recording import Counts, Gap, Header, Progress, Recording, Sample
-from hmmfs.inspect.trace import Event, printable
+from hmmfs.inspect.trace import Event
+from hmmfs.inspect.words import printable
 from hmmfs.units import PAGE
 
 MACHINE = 1  # the process of counters

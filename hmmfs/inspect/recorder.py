@@ -25,7 +25,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 from hmmfs.errors import HmmfsError
 from hmmfs.inspect.progress import bar
 from hmmfs.inspect.reader import Reader
-from hmmfs.inspect.trace import printable
+from hmmfs.inspect.words import printable
 
 PATIENCE_S = 5.0  # without a word from the reader, when it should be working
 NOT_EXECUTABLE = 126

@@ -16,7 +16,8 @@ from typing import Any
 from hmmfs.inspect.progress import bar
 from hmmfs.inspect.recording import Recording, Sample
 from hmmfs.inspect.summary import Summary, Thrash, Thrashed, summarize
-from hmmfs.inspect.trace import Event, printable
+from hmmfs.inspect.trace import Event
+from hmmfs.inspect.words import printable
 from hmmfs.units import format_size
 
 REGIONS = 24  # drawn, the busiest; the others are one area

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from hmmfs.inspect.words import unescape
+
 NOTHING = "-"
 COLUMNS = 11
 LARGEST = (1 << 63) - 1  # of any number in a line
@@ -15,7 +17,6 @@ LARGEST = (1 << 63) - 1  # of any number in a line
 EVICTION = "eviction"
 THRASHING = "thrashing"
 
-_OCTAL = re.compile(rb"\\([0-7]{3})")
 _PAGES = re.compile(r"(\d{1,19})\+(\d{1,19})", re.ASCII)
 _LOST = re.compile(r"# lost (\d{1,19}) events?", re.ASCII)
 
@@ -107,32 +108,6 @@ def parse_line(line: bytes) -> Event | Lost | None:
         _seconds(us),
         _seconds(sim_us),
     )
-
-
-def unescape(text: str) -> str:
-    r"""A name as os.fsdecode gives it, from one in which bytes may stand as \ooo."""
-    if "\\" not in text:
-        return text
-    return os.fsdecode(
-        _OCTAL.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), os.fsencode(text))
-    )
-
-
-def printable(name: str) -> str:
-    r"""The name in characters that every terminal, file and page can hold.
-
-    Control characters, backslashes and bytes that are not UTF-8 become \ooo, which unescape reads
-    back; blanks stay.
-    """
-    if name.isprintable() and "\\" not in name:
-        return name
-    return "".join(_shown(character) for character in name)
-
-
-def _shown(character: str) -> str:
-    if character == "\\" or not character.isprintable():
-        return "".join(f"\\{byte:03o}" for byte in character.encode(errors="surrogateescape"))
-    return character
 
 
 def _span(text: str) -> tuple[int, int]:

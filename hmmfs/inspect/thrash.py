@@ -1,0 +1,56 @@
+"""What thrashes, as sentences for somebody who has never heard the word."""
+
+from __future__ import annotations
+
+from hmmfs.inspect.snapshot import Snapshot
+from hmmfs.inspect.words import pages, printable, quoted, size
+
+RECENT_S = 10.0
+
+
+def sentences(snapshot: Snapshot) -> list[str]:
+    """One for every line of ``DIR/thrashing`` in the snapshot, in their order; each ends with a
+    command on a line of its own."""
+    vram = {device["name"]: device["vram"]["total"] for device in snapshot["devices"]}
+    return [
+        _capacity(each, snapshot["path"], vram)
+        if each["cause"] == "capacity"
+        else _sharing(each, snapshot["path"])
+        for each in snapshot["thrashing"]
+    ]
+
+
+def is_recent(each: Snapshot) -> bool:
+    return bool(each["seconds_ago"] <= RECENT_S)
+
+
+def _capacity(each: Snapshot, path: str, vram: dict[str, int]) -> str:
+    device, region = each["device"], each["region"]
+    room = f"the {size(vram[device])} of VRAM" if device in vram else "its VRAM"
+    was = "were" if each["pages"] != 1 else "was"
+    return (
+        f"Region {printable(region)} {_verb(each)} on {device}: {pages(each['pages'])} {was} "
+        f"evicted and wanted back before {room} had turned over once; last {_ago(each)}. Kernels on "
+        f"{device} use more by turns than its VRAM holds: mount with a larger vram=, let kernels "
+        f"work on smaller parts, or have {device} use the pages from afar:\n"
+        f"    hmmfs advise {quoted(path)} {quoted(region)} accessed_by={device}"
+    )
+
+
+def _sharing(each: Snapshot, path: str) -> str:
+    device, region = each["device"], each["region"]
+    return (
+        f"Region {printable(region)} {_verb(each)} between programs and {device}: they keep taking "
+        f"its pages from each other, {pages(each['pages'])} so far; last {_ago(each)}. Let the pages "
+        f"stay where they are most used: mount with thrashing=uvm, or say\n"
+        f"    hmmfs advise {quoted(path)} {quoted(region)} no_migrate"
+    )
+
+
+def _verb(each: Snapshot) -> str:
+    return "thrashes" if is_recent(each) else "thrashed"
+
+
+def _ago(each: Snapshot) -> str:
+    seconds = each["seconds_ago"]
+    return f"{seconds:.1f} s ago" if seconds < 100 else f"{seconds / 60:.0f} min ago"

@@ -30,9 +30,9 @@ def _capacity(each: Snapshot, path: str, vram: dict[str, int]) -> str:
     was = "were" if each["pages"] != 1 else "was"
     return (
         f"Region {printable(region)} {_verb(each)} on {device}: {pages(each['pages'])} {was} "
-        f"evicted and wanted back before {room} had turned over once; last {_ago(each)}. Kernels on "
-        f"{device} use more by turns than its VRAM holds: mount with a larger vram=, let kernels "
-        f"work on smaller parts, or have {device} use the pages from afar:\n"
+        f"evicted and wanted back before {room} had turned over once; last {_ago(each)}. "
+        f"Kernels on {device} use more by turns than its VRAM holds: mount with a larger vram=, "
+        f"let kernels work on smaller parts, or have {device} use the pages from afar:\n"
         f"    hmmfs advise {quoted(path)} {quoted(region)} accessed_by={device}"
     )
 
@@ -41,8 +41,8 @@ def _sharing(each: Snapshot, path: str) -> str:
     device, region = each["device"], each["region"]
     return (
         f"Region {printable(region)} {_verb(each)} between programs and {device}: they keep taking "
-        f"its pages from each other, {pages(each['pages'])} so far; last {_ago(each)}. Let the pages "
-        f"stay where they are most used: mount with thrashing=uvm, or say\n"
+        f"its pages from each other, {pages(each['pages'])} so far; last {_ago(each)}. "
+        f"Let the pages stay where they are most used: mount with thrashing=uvm, or say\n"
         f"    hmmfs advise {quoted(path)} {quoted(region)} no_migrate"
     )
 

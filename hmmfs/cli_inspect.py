@@ -184,13 +184,17 @@ def _as_csv(devices: str | None, names: list[str], form: Format) -> Show:
 
 def _as_table(devices: str | None, seconds: float | None) -> Show:
     def show(snapshot: Snapshot, before: Snapshot | None) -> None:
+        from rich.text import Text
+
         from hmmfs.inspect import smi
 
         console = smi.console()
         chosen = _chosen(snapshot, devices)
         if seconds is not None and console.is_terminal:
             console.clear()
-        console.print(smi.render(snapshot, chosen, before))
+        # A sentence is one line, and a command to be copied, too: the terminal wraps them.
+        for part in smi.render(snapshot, chosen, before):
+            console.print(part, soft_wrap=isinstance(part, Text))
         if seconds is not None and not console.is_terminal:
             console.print()
 

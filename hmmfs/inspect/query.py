@@ -210,8 +210,10 @@ FIELDS: dict[str, Field] = {
     "faults.mapped": _fault("mapped", "that had host pages mapped from afar"),
     "faults.copied": _fault("copied", "that had copies made of read_mostly pages"),
     "faults.upgraded": _fault("upgraded", "by stores to pages here that were for loads alone"),
-    "faults.duplicate": _fault("duplicate", "on pages that had come meanwhile"),
-    "faults.stale": _fault("stale", "of a launch or region that was gone meanwhile"),
+    "faults.duplicate": _fault(
+        "duplicate", "on a page that another thread asked for in the same batch"
+    ),
+    "faults.stale": _fault("stale", "with nothing left to do when they were served"),
     "faults.failed": _fault("failed", "that could not be resolved"),
     "faults.pending": _fault("pending", "not answered yet"),
     "faults.rate": Field("1/s", "since the reading before, with -l", _rate("faults", "total")),

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -27,10 +27,12 @@ def console() -> Console:
     return found
 
 
-def render(snapshot: Snapshot, chosen: Sequence[str], before: Snapshot | None) -> RenderableType:
+def render(
+    snapshot: Snapshot, chosen: Sequence[str], before: Snapshot | None
+) -> list[Text | Table]:
     """Of the devices ``chosen``; with a snapshot from before also rates."""
     devices = [device for device in snapshot["devices"] if device["name"] in chosen]
-    parts: list[RenderableType] = [_headline(snapshot)]
+    parts: list[Text | Table] = [_headline(snapshot)]
     if devices:
         parts.append(_devices(devices, snapshot, before))
     else:
@@ -39,7 +41,7 @@ def render(snapshot: Snapshot, chosen: Sequence[str], before: Snapshot | None) -
         parts.append(_regions(snapshot))
     else:
         parts.append(Text("There are no regions."))
-    return Group(*parts, *_thrashing(snapshot, chosen))
+    return [*parts, *_thrashing(snapshot, chosen)]
 
 
 def _headline(snapshot: Snapshot) -> Text:
@@ -127,7 +129,7 @@ def _regions(snapshot: Snapshot) -> Table:
     return table
 
 
-def _thrashing(snapshot: Snapshot, chosen: Sequence[str]) -> list[RenderableType]:
+def _thrashing(snapshot: Snapshot, chosen: Sequence[str]) -> list[Text | Table]:
     said = [
         Text(sentence, style="bold" if is_recent(each) else "")
         for each, sentence in zip(snapshot["thrashing"], sentences(snapshot), strict=True)

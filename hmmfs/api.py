@@ -28,7 +28,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,6 +37,9 @@ from hmmfs.attributes import query
 from hmmfs.device.launches import Array, Launch, Use, encoded, payload_of
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.units import LARGEST
+
+if TYPE_CHECKING:
+    from hmmfs.inspect.trace import Event
 
 ANSWER_BYTES = 1 << 16  # one read of an answer
 CALL_BYTES = 1 << 20  # of one write, which the kernel would send in parts
@@ -106,6 +109,10 @@ class Region:
     def residency(self) -> dict[str, int]:
         """Pages of 4 KiB by node (`pages_host`, `pages_dev0`, …) and by condition."""
         return _table(self._state / "residency")
+
+    def faults(self) -> dict[str, int]:
+        """Faults on it by who had them, and pages of it that were evicted and that thrash."""
+        return _table(self._state / "faults")
 
     def advise(self, *words: str, part: slice | None = None) -> None:
         """Say how it is used: read_mostly, preferred_location=dev0, accessed_by=dev0,dev1,
@@ -301,6 +308,10 @@ class Device:
     def stats(self) -> dict[str, int]:
         return _table(self.files / "stats")
 
+    def faults(self) -> dict[str, int]:
+        """Its faults by access, and by what became of them."""
+        return _table(self.files / "faults")
+
     @property
     def kind(self) -> str:
         """private, coherent or dax; `coherent recall` where that is done without the kernel
@@ -370,6 +381,20 @@ class Machine:
 
     def stats(self) -> dict[str, int]:
         return _table(self.path / "stats")
+
+    def thrashing(self) -> list[dict[str, Any]]:
+        """What thrashes or did, most pages first: region, device, cause (capacity or sharing),
+        pages, and seconds_ago."""
+        from hmmfs.inspect.snapshot import thrashing
+
+        return thrashing(os.fsdecode((self.path / "thrashing").read_bytes()))
+
+    def trace(self) -> list[Event]:
+        """What happened, oldest first, as far as it is kept."""
+        from hmmfs.inspect.trace import Event, parse
+
+        found = parse((self.path / "trace").read_bytes())
+        return [event for event in found if isinstance(event, Event)]
 
     def audit(self) -> str:
         """The word ok, or what is wrong in the directory; exact while nothing runs."""

@@ -44,8 +44,10 @@ class Event(NamedTuple):
 
     @property
     def evicts(self) -> bool:
-        """Whether pages left a full device: told once, when they have left."""
-        return self.event == "migrate_end" and self.trigger == EVICTION
+        """Whether pages left a full device: told once, when they have left. One that failed ends
+        where it began."""
+        told = self.event == "migrate_end" and self.trigger == EVICTION
+        return told and self.origin != self.target
 
 
 class Lost(NamedTuple):

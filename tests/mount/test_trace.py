@@ -371,6 +371,13 @@ def test_what_thrashes_and_why(mount_factory: MountFactory) -> None:
     for _ in range(4):
         machine.dev0.launch(touch, hmmfs.updates(shared)).wait()
         shared.cpu[::4096] += 1
+    told = {(each["region"], each["device"], each["cause"]) for each in machine.thrashing()}
+    assert told == {("large", "dev0", "capacity"), ("shared", "dev0", "sharing")}
+    assert shared.faults()["dev0_shared"] == machine.dev0.stats()["shared_pages"]
+    assert machine.dev0.faults()["total"] == machine.dev0.stats()["faults"]
+    ends = [event for event in machine.trace() if event.event == "migrate_end"]
+    into = sum(event.bytes for event in ends if event.target == "dev0")
+    assert into == machine.stats()["bytes_host_dev0"]
     words = next(line.split() for line in _thrashing(mount) if "sharing" in line)
     assert words[:3] == ["shared", "dev0", "sharing"]
     pages = int(words[3].removeprefix("pages="))

@@ -16,6 +16,7 @@ from typing import Any
 from hmmfs.inspect.progress import bar
 from hmmfs.inspect.recording import Recording, Sample
 from hmmfs.inspect.summary import Summary, Thrash, Thrashed, summarize
+from hmmfs.inspect.thrash import remedy
 from hmmfs.inspect.trace import Event
 from hmmfs.inspect.words import printable
 from hmmfs.units import format_size
@@ -202,21 +203,8 @@ def _why(summary: Summary, key: Thrash) -> str:
 
 
 def _advice(summary: Summary, key: Thrash) -> str:
-    region = shlex.quote(printable(key.region))
-    device = next(
-        (name for name in (key.device, *summary.header.nodes[1:]) if name != "cpu"), "dev0"
-    )
-    advise = f"hmmfs advise {shlex.quote(printable(summary.header.mount))} {region}"
-    if key.cause == "capacity":
-        return (
-            "Work on a piece at a time that fits, give the device more memory (vram=), or leave "
-            f"part of the region on the host and use it from afar: {advise} "
-            f"preferred_location=host accessed_by={device}"
-        )
-    return (
-        f"Let the pages stay in one place that both reach: {advise} preferred_location=host "
-        f"accessed_by={device}; if they are mostly read, let both have a copy: {advise} read_mostly"
-    )
+    what, command = remedy(key.cause, summary.header.mount, key.region, key.device)
+    return f"{what[0].upper()}{what[1:]}: {command}"
 
 
 def _blocks(summary: Summary) -> list[Json]:

@@ -24,26 +24,40 @@ def is_recent(each: Snapshot) -> bool:
     return bool(each["seconds_ago"] <= RECENT_S)
 
 
+def remedy(cause: str, path: str, region: str, device: str) -> tuple[str, str]:
+    """What to do about it, without a point, and the command that is the last of it."""
+    advise = f"hmmfs advise {quoted(path)} {quoted(region)}"
+    if cause == "capacity":
+        return (
+            "mount with a larger vram=, let kernels work on smaller parts, or have "
+            f"{printable(device)} use the pages from afar",
+            f"{advise} accessed_by={quoted(device)}",
+        )
+    return (
+        "mount with thrashing=uvm, or let the pages stay on the host, where both sides reach them",
+        f"{advise} no_migrate",
+    )
+
+
 def _capacity(each: Snapshot, path: str, vram: dict[str, int]) -> str:
     device, region = each["device"], each["region"]
     room = f"the {size(vram[device])} of VRAM" if device in vram else "its VRAM"
     was = "were" if each["pages"] != 1 else "was"
+    what, command = remedy("capacity", path, region, device)
     return (
         f"Region {printable(region)} {_verb(each)} on {device}: {pages(each['pages'])} {was} "
         f"evicted and wanted back before {room} had turned over once; last {_ago(each)}. "
-        f"Kernels on {device} use more by turns than its VRAM holds: mount with a larger vram=, "
-        f"let kernels work on smaller parts, or have {device} use the pages from afar:\n"
-        f"    hmmfs advise {quoted(path)} {quoted(region)} accessed_by={device}"
+        f"Kernels on {device} use more by turns than its VRAM holds: {what}:\n    {command}"
     )
 
 
 def _sharing(each: Snapshot, path: str) -> str:
     device, region = each["device"], each["region"]
+    what, command = remedy("sharing", path, region, device)
     return (
         f"Region {printable(region)} {_verb(each)} between programs and {device}: they keep taking "
         f"its pages from each other, {pages(each['pages'])} so far; last {_ago(each)}. "
-        f"Let the pages stay where they are most used: mount with thrashing=uvm, or say\n"
-        f"    hmmfs advise {quoted(path)} {quoted(region)} no_migrate"
+        f"{what[0].upper()}{what[1:]}:\n    {command}"
     )
 
 

@@ -97,13 +97,12 @@ def node_faults(core: Core, node: int) -> dict[str, int]:
 
 
 def link(core: Core, topology: Topology, node: int, other: int) -> dict[str, int | str]:
-    """The link of two nodes as `node` sees it; where there is none, copies go through the host."""
+    """The link of two nodes as `node` sees it; where there is none, copies go through the host, and
+    are counted by the links that they take."""
     found, flows = topology.between(node, other), accounts.flows(core)
-    if found is None:
-        return {"type": "host"}
-    latency, long = found.run_ns[1], found.run_ns[BLOCK_PAGES]
+    latency, long = (topology.run_ns(node, other, pages) for pages in (1, BLOCK_PAGES))
     return {
-        "type": found.name,
+        "type": found.name if found else "host",
         "latency_ns": latency,
         "bandwidth": round(BLOCK_PAGES * PAGE_SIZE / long * 1e9) if long else 0,
         "bytes_in": int(flows.linked[other, node]) * PAGE_SIZE,

@@ -21,6 +21,7 @@ from hmmfs.inspect.thrash import is_recent
 from hmmfs.inspect.words import brief, duration, printable, size
 from hmmfs.units import PAGE, format_size
 
+SHORT = 8  # of a path
 SORTS = ("name", "faults", "size", "evictions")
 LETTERS = string.ascii_letters
 OTHERS = "#"  # regions past the last letter
@@ -127,7 +128,7 @@ def total(region: Snapshot, keys: Iterable[str]) -> int:
 
 def compose(view: View, width: int, height: int) -> list[Text]:
     """At most ``height`` lines of at most ``width`` cells."""
-    lines = [_headline(view)]
+    lines = [_headline(view, width)]
     if view.helping:
         lines += [Text(line) for line in HELP.split("\n")]
     else:
@@ -144,17 +145,19 @@ def compose(view: View, width: int, height: int) -> list[Text]:
     return lines[: max(0, height)]
 
 
-def _headline(view: View) -> Text:
+def _headline(view: View, width: int) -> Text:
+    """A path that leaves no room for the rest is shown by its end."""
     stats = view.snapshot["stats"]
     line = Text()
     if view.paused:
         line.append("PAUSED", "reverse").append(" ")
-    line.append(printable(view.snapshot["path"]), "bold")
     order = f"{view.sort}{' reversed' if view.reverse else ''}"
-    return line.append(
+    rest = (
         f"  up {duration(stats['uptime_ns'])}, simulated {duration(stats['clock_ns'])}, "
         f"every {view.interval:g} s, by {order}, h: help"
     )
+    path, room = printable(view.snapshot["path"]), max(SHORT, width - line.cell_len - len(rest))
+    return line.append(path if len(path) <= room else f"…{path[1 - room :]}", "bold").append(rest)
 
 
 # ---- devices
@@ -229,7 +232,8 @@ def _flow(device: Snapshot, then: Earlier | None) -> str:
     links = ", ".join(
         f"{node} {size(_rate(device, then, 'links', node, 'bytes_in'))}/s in "
         f"{size(_rate(device, then, 'links', node, 'bytes_out'))}/s out"
-        for node in device["links"]
+        for node, link in device["links"].items()
+        if link["type"] != "host"
     )
     return (
         f"{brief(_rate(device, then, 'faults', 'total'))} faults/s, "

@@ -82,7 +82,7 @@ def _links(point: str, nodes: list[str]) -> Iterator[Topology]:
     for number, one in enumerate(nodes):
         for other in nodes[number + 1 :]:
             said = of[other].get(one, {})
-            if "latency_ns" in said:  # otherwise copies go through the host
+            if said and said["type"] != "host":  # otherwise copies go through the host
                 yield {
                     "nodes": [one, other],
                     "type": said["type"],

@@ -8,6 +8,7 @@ import sys
 import click
 
 from hmmfs.errors import UsageError
+from hmmfs.inspect.words import printable
 
 FORM = "its form is hmmfs record [DIR] -o FILE -- COMMAND..."
 
@@ -75,9 +76,9 @@ def report_command(recording: str, path: str | None) -> int:
     """
     from hmmfs.inspect.report import report
 
-    path = _beside(recording, ".html") if path is None else path
+    path = _apart(recording, ".html", path)
     report(recording, path)
-    print(path)
+    click.echo(os.fsencode(path))
     return 0
 
 
@@ -95,10 +96,19 @@ def export_command(recording: str, form: str | None, path: str | None) -> int:
         raise UsageError("Give one of --perfetto, --csv and --parquet.")
     from hmmfs.inspect.export import FORMS, export
 
-    path = _beside(recording, FORMS[form]) if path is None else path
+    path = _apart(recording, FORMS[form], path)
     export(recording, form, path)
-    print(path)
+    click.echo(os.fsencode(path))
     return 0
+
+
+def _apart(recording: str, ending: str, path: str | None) -> str:
+    """The file to write: the one asked for, unless it is the recording itself."""
+    if path is None:
+        return _beside(recording, ending)
+    if os.path.exists(path) and os.path.exists(recording) and os.path.samefile(path, recording):
+        raise UsageError(f"{printable(path)} is the recording itself: give another file to -o.")
+    return path
 
 
 def _beside(recording: str, ending: str) -> str:

@@ -21,6 +21,11 @@ from hmmfs.inspect.trace import LARGEST, Event
 SCHEMA = 1
 LONGEST_LINE = 1 << 24  # bytes; a sample of ten thousand regions is a tenth of it
 GZIP = b"\x1f\x8b"
+LATEST = 9e9  # seconds: their nanoseconds fit into 63 bits
+LONGEST = 1e12  # microseconds of one event
+
+# What the makers of records below raise of values that are not what they should be.
+NOT_WHOLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 Counts = dict[str, int]
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -89,8 +94,10 @@ class Recording:
         self.complete = False
         self._file = open(path, "rb")  # noqa: SIM115
         try:
+            if not self._file.seekable():
+                raise _refused(path, "is a pipe: give a file, since some of it is read twice")
             self._lines = self._unpacked()
-            self.size = self._file.seek(0, 2) if self._file.seekable() else 0
+            self.size = self._file.seek(0, 2)
             self._file.seek(0)
             self.header = self._header()
         except BaseException:
@@ -157,13 +164,13 @@ class Recording:
                 [_text(word) for word in found["command"]],
                 _time(found["started"]),
                 _time(found["clock"]),
-                [_node(name) for name in found["nodes"]],
+                _nodes(found["nodes"]),
                 _counts(found["capacity"]),
                 _text(found["topology"]),
                 _counts(found.get("stats", {})),
                 _counts_of(found.get("devices", {})),
             )
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except NOT_WHOLE:
             raise _refused(self.path, "has a header that is not whole: record it again") from None
 
 
@@ -205,7 +212,7 @@ def _record(line: bytes) -> Record | None:
         return None
     try:
         return make(found)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+    except NOT_WHOLE:
         return None
 
 
@@ -221,8 +228,8 @@ def _event(found: dict[str, Any]) -> Event:
         _text(found["to"]),
         _text(found["trigger"]),
         _count(found["bytes"]),
-        _time(found["us"]),
-        _time(found["sim_us"]),
+        _time(found["us"], LONGEST),
+        _time(found["sim_us"], LONGEST),
     )
 
 
@@ -256,9 +263,19 @@ _KINDS: dict[str, Callable[[dict[str, Any]], Record]] = {
 
 
 def _text(value: object) -> str:
+    """ValueError of halves of surrogate pairs, which JSON can hold and no name has."""
     if not isinstance(value, str):
         raise TypeError
+    if not value.isascii():
+        value.encode(errors="surrogateescape")
     return value
+
+
+def _nodes(value: object) -> list[str]:
+    """The host first, each once."""
+    if not isinstance(value, list) or value[:1] != ["host"]:
+        raise ValueError
+    return [_node(name) for name in dict.fromkeys(value)]
 
 
 def _node(value: object) -> str:
@@ -275,11 +292,11 @@ def _count(value: object) -> int:
     return value
 
 
-def _time(value: object) -> float:
+def _time(value: object, below: float = LATEST) -> float:
     if type(value) not in (int, float):
         raise TypeError
     number = float(value)  # type: ignore[arg-type]
-    if not (math.isfinite(number) and 0 <= number < 1e12):
+    if not (math.isfinite(number) and 0 <= number < below):
         raise ValueError
     return number
 

@@ -115,7 +115,8 @@ def _notes(summary: Summary, broken: int, samples: int) -> list[str]:
     notes = []
     if summary.end is None:
         notes.append(
-            "The recording has no end: the recorder was killed, so the last moments may be missing."
+            "The recording has no end: the recorder was killed or the mount went away, "
+            "so the last moments may be missing."
         )
     if summary.lost:
         notes.append(

@@ -84,8 +84,16 @@ def traced(mount: Mount) -> list[list[object]]:
         words = ["" if word == "-" else word for word in line.split(" ")]
         first, count = words[4].split("+")
         found.append(
-            [float(words[0]), *words[1:4], int(first), int(count), *words[5:8], int(words[8])]
-            + [float(words[9]), float(words[10])]
+            [
+                float(words[0]),
+                *words[1:4],
+                int(first),
+                int(count),
+                *words[5:8],
+                int(words[8]),
+                float(words[9]),
+                float(words[10]),
+            ]
         )
     return found
 

@@ -212,6 +212,10 @@
 
   function timeline() {
     const parent = byId("timeline");
+    if (!times.length) {
+      parent.append(make("p", { class: "note" }, "There is no sample in this recording."));
+      return;
+    }
     data.nodes.forEach((node, index) => {
       if (index === 0) return;
       const used = samples.used[index], capacity = data.capacity[index];
@@ -243,8 +247,6 @@
           ...marks(evicted, "eviction", 0, width), ...marks(thrashed, "thrashing", 9, width),
         ], region.name);
     }
-    if (!parent.children.length)
-      parent.append(make("p", { class: "note" }, "There is no sample in this recording."));
   }
 
   function links() {

@@ -12,6 +12,7 @@ import pytest
 from browser import browser, complaints, find, requested, wait
 from conftest import Mount, MountFactory, run
 from selenium.webdriver import ActionChains, Chrome, Keys
+from trace_format import check_format, read_by_viewer
 
 M = 1 << 20
 FILL = "dev0 hmmfs.kernels:fill writes:a:float32 1"
@@ -165,6 +166,23 @@ def test_a_mark_brings_the_cursor_there(
         assert find(driver, "#pinned")[0].is_displayed()
     assert not find(driver, "[data-chart=vram][data-name=dev1] .eviction-mark")
     assert complaints(driver) == []
+
+
+def test_a_viewer_opens_the_export_of_a_run(
+    driver: Chrome, recorded: list[Json], tmp_path: Path
+) -> None:
+    run("export", "--perfetto", str(tmp_path / "run.jsonl"))
+    text = (tmp_path / "run.trace.json").read_text()
+    found = check_format(text)
+    model = read_by_viewer(driver, tmp_path, text)
+    assert model["warnings"] == []
+    evicted = [title for _, _, title, *_ in model["slices"] if title == "evict"]
+    assert len(evicted) == len(evictions(recorded)) > 0
+    assert len(model["slices"]) == sum(each["ph"] in ("X", "i") for each in found)
+    region = model["counters"]["region a"]
+    samples = [record["regions"]["a"] for record in recorded if record["type"] == "sample"]
+    for node in ("host", "dev0", "dev1"):
+        assert [value for _, value in region[node]] == [each[node] * 4096 for each in samples]
 
 
 def hostile(recorded: list[Json], path: Path) -> None:

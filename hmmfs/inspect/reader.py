@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import select
 import time
@@ -49,6 +50,7 @@ class Reader:
         self._quoted = functools.lru_cache(maxsize=4096)(json.dumps)
         self._lines = Lines()
         self._start = self._stop = float("inf")  # CLOCK_MONOTONIC, of the command
+        self._last: list[str] | None = None  # what control said of the end: nothing if it closed
         self._events = self._lost = 0
         self._drained = self._flushed = 0.0
         self._rest = b""
@@ -68,8 +70,8 @@ class Reader:
             if not word:  # there is no such command
                 return {}
             self._begin(float(word[1]), float(word[2]), first)
-            word = self._follow()
-            return self._finish(word)
+            self._follow()
+            return self._finish(self._last or [])
         finally:
             os.close(self._trace)
 
@@ -87,31 +89,36 @@ class Reader:
         self._file.write(encode({"type": "sample", "t": clock, **first}))
         self._flush()
 
-    def _follow(self) -> list[str]:
-        """Until the command has ended: its last line on control, or nothing."""
+    def _follow(self) -> None:
+        """Until the command has ended."""
         poll = select.poll()
         poll.register(self._trace, select.POLLIN)
         poll.register(self._control, select.POLLIN)
         due = self._start + self._interval_s
-        while True:
+        while not self._ended(REST_S):
             poll.poll(max(0.0, due - time.monotonic()) * 1000)
             now = time.monotonic()
-            if now >= due:
+            if now >= due and not self._ended():
                 self._write_sample()
                 took = time.monotonic() - now
                 due = max(due + self._interval_s, now + LIGHT * took)
             self._drain()
             if time.monotonic() - self._flushed > FLUSH_S:
                 self._flush()
-            if select.select([self._control], [], [], REST_S)[0]:
-                return self._hear(0)
+
+    def _ended(self, patience_s: float = 0) -> bool:
+        """Whether the command has, or the recorder is gone."""
+        if self._last is None and select.select([self._control], [], [], patience_s)[0]:
+            self._last = self._hear(0)
+            if self._last:
+                self._stop = float(self._last[1])
+        return self._last is not None
 
     def _finish(self, word: list[str]) -> dict[str, object]:
         if not word:
             self._drain(to_the_end=True)
             self._file.flush()
             return {}
-        self._stop = float(word[1])
         self._drain(to_the_end=True)
         self._write_sample(self._stop)
         end = {
@@ -145,6 +152,9 @@ class Reader:
                 data = os.read(self._trace, READ)
             except BlockingIOError:
                 break
+            # Asked after reading: whoever comes late has events in hand of after the end.
+            if math.isfinite(self._start):
+                self._ended()
             if not data or not self._write_events(data):
                 break
         self._drained = time.monotonic()

@@ -364,6 +364,28 @@ def paused(process: psutil.Process) -> Callable[[], bool]:
     return lambda: process.status() == psutil.STATUS_STOPPED
 
 
+def test_what_is_of_the_command_to_its_end(small: Mount, tmp_path: Path) -> None:
+    """The reader comes late to events from before the command's end, and to others after it."""
+    path, launch = tmp_path / "run.jsonl", ["launch", str(small.path), *FILL.split()]
+    with recording(small, path, *WAITING) as process:
+        recorder, reader = psutil.Process(process.pid), reader_of(process)
+        reader.suspend()
+        assert wait_until(paused(reader))
+        run(*launch)
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert wait_until(lambda: recorder.children() == [reader])
+        run(*launch)
+        reader.resume()
+        assert told(process, None) == (3, "")
+    records, all_there_are = load(path), traced(small)
+    end = records[-1]["t"]
+    until = [each for each in all_there_are if float(str(each[0])) <= end]
+    assert events(records) == until
+    assert 0 < len(until) < len(all_there_are)
+
+
 def test_events_that_are_lost_are_counted(small: Mount, tmp_path: Path) -> None:
     """A ring of 16 events, and nobody who reads it meanwhile."""
     (small.path / "trace_size").write_text("16")

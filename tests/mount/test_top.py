@@ -201,7 +201,7 @@ def test_devices_of_any_number(mount_factory: MountFactory, devices: int) -> Non
     mount = mount_factory(vram="4M", host="16M", devices=devices)
     with top(mount) as terminal:
         assert terminal.shows("h: help")
-        assert terminal.shows("dev0") == bool(devices)
+        assert ("dev0" in terminal.text) == bool(devices)
 
 
 def test_a_mount_that_goes_away(mount_factory: MountFactory) -> None:

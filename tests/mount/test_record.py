@@ -165,27 +165,22 @@ def test_samples_follow_what_is_where(small: Mount, tmp_path: Path) -> None:
     assert samples[-1]["faults"]["dev0"] == small.values("devices/dev0/faults")["total"] > 0
 
 
-@pytest.mark.parametrize(
-    ("words", "status", "said"),
-    [
-        (["-o", "{tmp}/none/run.jsonl", "--", "touch", "{tmp}/ran"], 1, "No such file"),
-        (["-o", "{tmp}", "--", "touch", "{tmp}/ran"], 1, "Is a directory"),
-        (["-o", "{tmp}/run.jsonl", "--"], 2, "hmmfs record"),
-        (["-o", "{tmp}/run.jsonl"], 2, "hmmfs record"),
-        (["--", "touch", "{tmp}/ran"], 2, "-o"),
-        (["-o", "{tmp}/run.jsonl", "--interval", "0", "--", "touch", "{tmp}/ran"], 2, "interval"),
-        (["-o", "{tmp}/run.jsonl", "--nonsense", "--", "touch", "{tmp}/ran"], 2, "nonsense"),
-    ],
-)
-def test_what_cannot_be_recorded(
-    small: Mount, tmp_path: Path, words: list[str], status: int, said: str
-) -> None:
-    args = [word.format(tmp=tmp_path) for word in words]
-    done = run("record", str(small.path), *args, check=False)
-    assert done.returncode == status
-    assert said in one_sentence(done.stderr)
-    assert not (tmp_path / "ran").exists()
-    assert not (tmp_path / "run.jsonl").exists()
+def test_what_cannot_be_recorded(small: Mount, tmp_path: Path) -> None:
+    path, command = f"{tmp_path}/run.jsonl", ["--", "touch", f"{tmp_path}/ran"]
+    for words, status, sentence in (
+        (["-o", f"{tmp_path}/none/run.jsonl", *command], 1, "No such file"),
+        (["-o", f"{tmp_path}", *command], 1, "Is a directory"),
+        (["-o", path, "--"], 2, "hmmfs record"),
+        (["-o", path], 2, "hmmfs record"),
+        (command, 2, "-o"),
+        (["-o", path, "--interval", "0", *command], 2, "interval"),
+        (["-o", path, "--nonsense", *command], 2, "nonsense"),
+    ):
+        done = run("record", str(small.path), *words, check=False)
+        assert done.returncode == status
+        assert sentence in one_sentence(done.stderr)
+        assert not (tmp_path / "ran").exists()
+        assert not (tmp_path / "run.jsonl").exists()
 
 
 def test_no_mount(alone: None, tmp_path: Path) -> None:

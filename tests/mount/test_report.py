@@ -114,8 +114,15 @@ def test_the_page_of_a_run(driver: Chrome, recorded: list[Json], tmp_path: Path)
     for part in (-0.25, 0.25):
         ActionChains(driver).move_to_element_with_offset(chart, part * wide, 10).perform()
         assert moment(driver) == pytest.approx((0.5 + part) * span, abs=2 * span / wide)
+    # Between two samples that differ, the earlier holds.
     times = [sample["t"] - clock for sample in samples]
-    at = max(index for index, t in enumerate(times) if t <= moment(driver))
+    there = [sample["regions"]["a"]["dev0"] for sample in samples]
+    changes = [index for index in range(len(there) - 1) if there[index] != there[index + 1]]
+    at = max(changes, key=lambda index: times[index + 1] - times[index])
+    offset = ((times[at] + times[at + 1]) / 2 / span - 0.5) * wide
+    ActionChains(driver).move_to_element_with_offset(chart, offset, 10).perform()
+    assert times[at] < moment(driver) < times[at + 1]
+    assert pages_of(driver, "a")["dev0"] == there[at]
     for key, step in ((Keys.ARROW_LEFT, 0), (Keys.ARROW_LEFT, -1), (Keys.ARROW_RIGHT, 0)):
         ActionChains(driver).send_keys(key).perform()
         assert moment(driver) == pytest.approx(times[at + step], abs=1e-8)

@@ -75,7 +75,27 @@ def record(point: str, path: str, command: list[str], interval_s: float) -> Outc
     return Outcome(status, int(told.get("events", 0)), int(told.get("lost", 0)), trouble)
 
 
-def _run(command: list[str], point: str, running: list[subprocess.Popen[bytes]]) -> tuple[int, str]:
+class _Running:
+    """The command while it runs, and the signals for it that came before it did."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._early: list[int] = []
+
+    def wait(self, child: subprocess.Popen[bytes]) -> int:
+        self._child = child
+        for number in self._early:
+            child.send_signal(number)
+        return child.wait()
+
+    def signal(self, number: int) -> None:
+        if self._child is None:
+            self._early.append(number)
+        else:
+            self._child.send_signal(number)  # which does nothing once it was waited for
+
+
+def _run(command: list[str], point: str, running: _Running) -> tuple[int, str]:
     """The command's status, and what was wrong if it could not be started."""
     try:
         child = subprocess.Popen(command, env={**os.environ, "HMMFS_MOUNT": point})
@@ -84,23 +104,20 @@ def _run(command: list[str], point: str, running: list[subprocess.Popen[bytes]])
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
         return NOT_EXECUTABLE, f"{printable(command[0])} cannot be run: {why}."
-    running.append(child)
-    status = child.wait()
-    running.clear()
+    status = running.wait(child)
     return (status if status >= 0 else KILLED - status), ""
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[subprocess.Popen[bytes]]]:
+def _signals() -> Iterator[_Running]:
     """While the command runs, signals end it and not the recording.
 
     Handlers, since a program started from here would inherit that a signal is ignored.
     """
-    running: list[subprocess.Popen[bytes]] = []
+    running = _Running()
 
     def forward(number: int, _: FrameType | None) -> None:
-        for child in running:
-            child.send_signal(number)
+        running.signal(number)
 
     def leave(number: int, _: FrameType | None) -> None:
         pass

@@ -274,6 +274,25 @@ def test_a_signal_to_the_recorder_is_the_command_s(small: Mount, tmp_path: Path)
     assert load(path)[-1]["status"] == 143
 
 
+# The last moment at which there is no command yet to pass a signal on to.
+EARLY = """
+import os, signal, subprocess, sys
+from hmmfs.cli import main
+class Late(subprocess.Popen):
+    def __init__(self, *args, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        super().__init__(*args, **options)
+subprocess.Popen = Late
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_signal_comes_before_the_command(small: Mount, tmp_path: Path) -> None:
+    words = ["record", str(small.path), "-o", str(tmp_path / "run.jsonl"), "--", "sleep", "60"]
+    done = subprocess.run([sys.executable, "-c", EARLY, *words], timeout=30, check=False)
+    assert done.returncode == 143
+
+
 def report(path: Path) -> str:
     page = path.parent / "page.html"
     done = run("report", str(path), "-o", str(page))
@@ -316,8 +335,9 @@ def test_a_daemon_that_is_stuck_holds_up_for_a_while(small: Mount, tmp_path: Pat
     assert "has not answered for 5 s" in one_sentence(said)
 
 
-@pytest.mark.parametrize("name", ["run.jsonl", "run.jsonl.gz"])
-@pytest.mark.parametrize("both", [False, True], ids=["recorder", "reader too"])
+@pytest.mark.parametrize(
+    ("name", "both"), [("run.jsonl", False), ("run.jsonl.gz", False), ("run.jsonl.gz", True)]
+)
 def test_a_recorder_killed_leaves_what_it_read(
     small: Mount, tmp_path: Path, name: str, both: bool
 ) -> None:

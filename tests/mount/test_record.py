@@ -214,10 +214,21 @@ def test_a_command_killed_by_a_signal(small: Mount, tmp_path: Path) -> None:
 
 
 @contextlib.contextmanager
-def recording(mount: Mount, path: Path, *command: str) -> Iterator[subprocess.Popen[str]]:
+def recording(
+    mount: Mount, path: Path, *command: str, interval: float = 0.05
+) -> Iterator[subprocess.Popen[str]]:
     """A recorder in a process group of its own, whose command has said "up"."""
     with subprocess.Popen(
-        [*HMMFS, "record", str(mount.path), "-o", str(path), "--", *command],
+        [
+            *HMMFS,
+            "record",
+            str(mount.path),
+            "-o",
+            str(path),
+            f"--interval={interval}",
+            "--",
+            *command,
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -380,9 +391,12 @@ def paused(process: psutil.Process) -> Callable[[], bool]:
 
 
 def test_what_is_of_the_command_to_its_end(small: Mount, tmp_path: Path) -> None:
-    """The reader comes late to events from before the command's end, and to others after it."""
+    """The reader comes late to events from before the command's end, and to others after it.
+
+    No sample is due, so it is the events that wake it.
+    """
     path, launch = tmp_path / "run.jsonl", ["launch", str(small.path), *FILL.split()]
-    with recording(small, path, *WAITING) as process:
+    with recording(small, path, *WAITING, interval=60) as process:
         recorder, reader = psutil.Process(process.pid), reader_of(process)
         reader.suspend()
         assert wait_until(paused(reader))

@@ -85,13 +85,12 @@ Record = Event | Sample | Gap | End
 
 
 class Recording:
-    """An open recording. ``broken`` and ``complete`` are known once ``records`` is exhausted."""
+    """An open recording. ``broken`` is known once ``records`` is exhausted."""
 
     def __init__(self, path: str) -> None:
         """HmmfsError: it cannot be read, or does not begin as a recording does."""
         self.path = path
         self.broken = 0  # lines that could not be understood
-        self.complete = False
         self._file = open(path, "rb")  # noqa: SIM115
         try:
             if not self._file.seekable():
@@ -122,8 +121,6 @@ class Recording:
             if found is None:
                 self.broken += 1
                 continue
-            if isinstance(found, End):
-                self.complete = True
             yield found
         progress(self.size, self.size)
 

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -118,7 +119,26 @@ def map_command(words: tuple[str, ...], by: str, output: str | None) -> int:
     return 0
 
 
-COMMANDS = (smi_command, top_command, topo_command, map_command)
+@click.command("audit")
+@_directory
+def audit_command(directory: str | None) -> int:
+    """Check what the mount on DIR, or the only one there is, has where, and that its counters add
+    up. Exact while nothing runs there. Exit status 1: something is wrong."""
+    from hmmfs.inspect.accounts import disagreements
+    from hmmfs.inspect.mounts import choose
+    from hmmfs.inspect.reading import ask, text
+
+    def look(point: str) -> list[str]:
+        wrong = [] if text(point, "audit") == "ok\n" else [text(point, "audit").strip()]
+        return [*wrong, *disagreements(Path(point))]
+
+    _tolerate_names()
+    found = ask(choose(directory), look)
+    print(*(found or ["ok"]), sep="\n")
+    return 1 if found else 0
+
+
+COMMANDS = (smi_command, top_command, topo_command, map_command, audit_command)
 
 
 def _tolerate_names() -> None:

@@ -233,6 +233,10 @@ def test_the_only_mount(monkeypatch: pytest.MonkeyPatch) -> None:
         choose(None)
 
 
+def test_an_audit(busy: Mount) -> None:
+    assert run("audit", str(busy.path)).stdout == "ok\n"
+
+
 # ---- topo
 
 

@@ -299,7 +299,8 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
-        return _complain(f"{error.filename or 'hmmfs'}: {error.strerror}.", FAILED)
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror}.", FAILED)
 
 
 def _complain(sentence: str, status: int) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,7 +22,21 @@ if TYPE_CHECKING:
 Show = Callable[["Snapshot", "Snapshot | None"], None]
 
 _directory = click.argument("directory", metavar="[DIR]", required=False)
-_SECONDS = click.FloatRange(min=0.05, max=86400)
+
+
+class Seconds(click.FloatRange):
+    """click's own ranges let a NaN pass."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        found = float(super().convert(value, param, ctx))
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return found
+
+
+_SECONDS = Seconds(min=0.05, max=86400)
 
 
 @click.command("smi")
@@ -67,7 +82,12 @@ def smi_command(
 @click.command("top")
 @_directory
 @click.option(
-    "-d", "seconds", metavar="SEC", type=_SECONDS, default=1.0, help="Between readings; 1."
+    "-d",
+    "seconds",
+    metavar="SEC",
+    type=_SECONDS,
+    default=1.0,
+    help="Between readings; 1.",
 )
 def top_command(directory: str | None, seconds: float) -> int:
     """Watch the mount on DIR, or the only one there is; the key h says what the others do."""

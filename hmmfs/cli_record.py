@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from hmmfs.cli_inspect import Seconds
 from hmmfs.errors import UsageError
 from hmmfs.inspect.words import printable
 
@@ -34,7 +35,7 @@ class BeforeDashes(click.Command):
 @click.option("-o", "--output", "path", metavar="FILE", required=True, help="Compressed if *.gz.")
 @click.option(
     "--interval",
-    type=click.FloatRange(0.001, 3600),
+    type=Seconds(0.001, 3600),
     default=0.05,
     metavar="SECONDS",
     show_default=True,
@@ -57,6 +58,12 @@ def record_command(directory: str | None, path: str, interval: float, command: l
     outcome = record(point, path, command, interval)
     if outcome.trouble:
         print(f"hmmfs: {outcome.trouble}", file=sys.stderr)
+    if outcome.trace != "all":
+        print(
+            f"hmmfs: The trace of {printable(point)} keeps {printable(outcome.trace)}, so the "
+            "recording has no other events: see trace_size and trace_filter there.",
+            file=sys.stderr,
+        )
     if outcome.lost:
         print(
             f"hmmfs: {outcome.lost} events were lost, {outcome.events} were recorded: "

@@ -189,10 +189,10 @@ void hm_count_thrashing(struct transaction *t, bool sharing, const struct hm_mas
     uint32_t node = t->job->node, count = hm_bits(pages->word);
     if (!count)
         return;
-    hm_count(sharing ? &t->core->nodes[node].shared_pages : &t->core->nodes[node].thrashed_pages,
+    hm_count(sharing ? &t->core->nodes[node].shared_pages : &t->core->nodes[node].refaulted_pages,
              count);
-    hm_count(sharing ? &of->shared[node] : &of->thrashed[node], count);
-    atomic_store(sharing ? &of->shared_at[node] : &of->thrashed_at[node], hm_now());
+    hm_count(sharing ? &of->shared[node] : &of->refaulted[node], count);
+    atomic_store(sharing ? &of->shared_at[node] : &of->refaulted_at[node], hm_now());
     if (hm_traced(t->region, HM_TRACE_THRASHING)) {
         struct hm_trace_event event = event_of(t, HM_TRACE_THRASHING, HM_HOST, node, 0, hm_now());
         event.trigger = sharing ? HM_BY_SHARING : HM_BY_CAPACITY;
@@ -234,9 +234,10 @@ int hm_region_flows_get(struct hm_core *core, uint64_t ino, struct hm_region_flo
     from = &region->accounts;
     COPY(out->faults, from->faults);
     COPY(out->evicted, from->evicted);
+    COPY(out->refaulted, from->refaulted);
     COPY(out->thrashed, from->thrashed);
     COPY(out->shared, from->shared);
-    COPY(out->thrashed_at, from->thrashed_at);
+    COPY(out->refaulted_at, from->refaulted_at);
     COPY(out->shared_at, from->shared_at);
     hm_region_put(region);
     return 0;

@@ -191,8 +191,8 @@ struct hm_region {
     _Atomic bool untraced; /* a filter leaves its events out */
     struct hm_region_accounts {
         hm_counter faults[HM_MAX_NODES][10];
-        hm_counter evicted[HM_MAX_NODES], thrashed[HM_MAX_NODES], shared[HM_MAX_NODES];
-        hm_counter thrashed_at[HM_MAX_NODES], shared_at[HM_MAX_NODES];
+        hm_counter evicted[HM_MAX_NODES], refaulted[HM_MAX_NODES], thrashed[HM_MAX_NODES];
+        hm_counter shared[HM_MAX_NODES], refaulted_at[HM_MAX_NODES], shared_at[HM_MAX_NODES];
     } accounts; /* struct hm_region_flows */
 };
 

@@ -465,8 +465,9 @@ int hm_flows_get(struct hm_core *core, struct hm_flows *out);
 /* The same of one region, by node. */
 struct hm_region_flows {
     uint64_t faults[16][10];
-    uint64_t evicted[16], thrashed[16], shared[16]; /* pages, as in struct hm_node_stats */
-    uint64_t thrashed_at[16], shared_at[16];        /* when last, CLOCK_MONOTONIC in ns; 0: never */
+    /* Pages, as in struct hm_node_stats. */
+    uint64_t evicted[16], refaulted[16], thrashed[16], shared[16];
+    uint64_t refaulted_at[16], shared_at[16]; /* when last, CLOCK_MONOTONIC in ns; 0: never */
 };
 int hm_region_flows_get(struct hm_core *core, uint64_t ino, struct hm_region_flows *out);
 /* A worker's faults on these pages of a block end for good without having been served. */

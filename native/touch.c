@@ -85,16 +85,20 @@ static struct hm_mask elsewhere(const struct transaction *t, const struct hm_mas
     return other;
 }
 
-/* Capacity thrash: the refault distance of Linux's workingset.c, by block. */
+/* Capacity thrash: pages that were evicted are wanted back. With twice the memory those would have
+ * stayed whose refault distance, as in Linux's workingset.c but by block, is no more than there is.
+ */
 static void count_refault(struct transaction *t, const struct hm_mask *arriving)
 {
     struct hm_node *node = &t->core->nodes[t->job->node];
     uint32_t pages = hm_bits(arriving->word);
     if (!t->record->evicted || !pages)
         return;
-    hm_count(&node->refaulted_pages, pages);
-    if (node->evicted_pages - (t->record->evicted - 1) <= node->capacity)
-        hm_count_thrashing(t, false, arriving);
+    hm_count_thrashing(t, false, arriving);
+    if (node->evicted_pages - (t->record->evicted - 1) > node->capacity)
+        return;
+    hm_count(&node->thrashed_pages, pages);
+    hm_count(&t->region->accounts.thrashed[t->job->node], pages);
 }
 
 /* Thrash between a device and programs, by block: whether programs took pages of it between two of

@@ -25,7 +25,17 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.filesystem.submit import MAX_READ, Submission
 from hmmfs.filesystem.tracing import Pipe
-from hmmfs.filesystem.tree import Action, Directory, Node, Setting, Stream, Submit, Text, Tree
+from hmmfs.filesystem.tree import (
+    Action,
+    Directory,
+    Events,
+    Node,
+    Setting,
+    Stream,
+    Submit,
+    Text,
+    Tree,
+)
 from hmmfs.memory import FIRST_REGION_INO, HOST, PAGE_SIZE, Core, Region, RegionTable
 from hmmfs.memory.core import NAME_MAX, NONBLOCK_BIT
 
@@ -57,9 +67,12 @@ class TextHandle:
 
     def __init__(self, node: Text) -> None:
         self.node = node
+        self._events = node.tracing.snapshot() if isinstance(node, Events) else None
         self._snapshot: bytes | None = None
 
     async def read(self, offset: int, size: int) -> bytes:
+        if self._events:
+            return await self._events.read(offset, size)
         if self._snapshot is None:
             produce = self.node.produce
             made = await trio.to_thread.run_sync(produce) if self.node.slow else produce()
@@ -173,6 +186,8 @@ class Operations(pyfuse3.Operations):
 
     def _child(self, parent: int, name: bytes) -> Node | Region:
         directory = self._tree.get(parent)
+        if directory is None:  # of a region that has just gone
+            raise FUSEError(errno.ENOENT)
         if not isinstance(directory, Directory):
             raise FUSEError(errno.ENOTDIR)
         if len(name) > NAME_MAX:

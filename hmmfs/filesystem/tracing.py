@@ -22,7 +22,7 @@ from hmmfs.units import K, parse_size
 EVENTS = 64 * K  # of 56 bytes
 # Readers are told at most so often: a trip through the loop takes some 18 us.
 PAUSE_S = 0.001
-SNAPSHOT = 1024 * K
+PIECE = 256 * K
 COLUMNS = "# time device event region pages from to trigger bytes microseconds simulated\n"
 READY = select.POLLIN | select.POLLRDNORM
 
@@ -42,14 +42,8 @@ class Tracing:
 
     # ---- trace
 
-    def snapshot(self) -> bytes:
-        """All events that there are. May be called in a thread."""
-        cursor, until = self._trace.oldest(), self._trace.wake(-1)
-        pieces = [COLUMNS.encode()]
-        while cursor < until:
-            text, cursor = self._trace.text(cursor, SNAPSHOT, until)
-            pieces.append(text)
-        return b"".join(pieces)
+    def snapshot(self) -> Snapshot:
+        return Snapshot(self._trace)
 
     def clear(self, _: str) -> None:
         self._trace.clear()
@@ -61,9 +55,14 @@ class Tracing:
         return self._trace.size
 
     def resize(self, text: str) -> None:
-        events = parse_size(text)
+        try:
+            events = parse_size(text)
+        except UsageError:
+            events = MAX_EVENTS + 1
         if events > MAX_EVENTS:
-            raise UsageError(f"A trace has at most {MAX_EVENTS} events: give that, or less.")
+            raise UsageError(
+                f"{text[:80]!r} is no number of events: give one up to {MAX_EVENTS}, or 0 for none."
+            )
         self._trace.resize(1 << (events - 1).bit_length() if events else 0)
 
     @property
@@ -76,17 +75,15 @@ class Tracing:
         return " ".join(words) or "all"
 
     def set_filter(self, text: str) -> None:
-        kinds, names = KINDS, None
-        for word in text.split() if text != "all" else ():
-            key, equals, value = word.partition("=")
-            if key == "events" and equals:
-                kinds = _kinds(value)
-            elif key == "regions" and value:
-                names = tuple(unescaped(name) for name in value.split(","))
-            else:
-                raise UsageError(
-                    f"{word[:80]!r} filters nothing: write all, events=EVENT,… or regions=NAME,…."
-                )
+        words = text.split()
+        said = {key: value for key, _, value in (word.partition("=") for word in words)}
+        known = said and len(said) == len(words) and said.keys() <= {"events", "regions"}
+        if text != "all" and not known:
+            raise UsageError(
+                f"{text[:80]!r} is no filter: write all, or events=EVENT,… and regions=NAME,…."
+            )
+        kinds = _kinds(said["events"]) if "events" in said else KINDS
+        names = tuple(map(_name, said["regions"].split(","))) if "regions" in said else None
         self._kinds, self._names = kinds, names
         self._trace.keep(kinds)
         for _, region in self._regions.listed():
@@ -127,6 +124,40 @@ class Tracing:
         polled, self._polled = self._polled, {}
         for handle in polled.values():
             handle.notify()
+
+
+class Snapshot:
+    """One open file of `trace`: the events that there were when it was first read, as text, some of
+    it at a time: a ring of a million events is 100 MB. Reading on is cheap, and so is beginning
+    anew. What was overwritten meanwhile is counted in a line of its own."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._first: int | None = None
+        self._until = self._cursor = self._base = 0  # _text is what is at _base of the file
+        self._text = b""
+        self._turn = trio.Lock()
+
+    async def read(self, offset: int, size: int) -> bytes:
+        async with self._turn:
+            if self._first is None:
+                self._first, self._until = self._trace.oldest(), self._trace.wake(-1)
+                self._begin()
+            if offset < self._base:
+                self._begin()
+            while offset >= self._base + len(self._text):
+                if self._cursor >= self._until:
+                    return b""
+                self._base += len(self._text)
+                self._text, self._cursor = await trio.to_thread.run_sync(
+                    self._trace.text, self._cursor, PIECE, self._until
+                )
+            at = offset - self._base
+            return self._text[at : at + min(size, MAX_READ)]
+
+    def _begin(self) -> None:
+        assert self._first is not None
+        self._cursor, self._base, self._text = self._first, 0, COLUMNS.encode()
 
 
 class Pipe:
@@ -190,11 +221,18 @@ class Pipe:
 
 
 def _kinds(value: str) -> tuple[str, ...]:
-    asked = value.split(",") if value else []
+    asked = value.split(",")
     for name in asked:
         if name not in KINDS:
             raise UsageError(f"{name[:80]!r} is no event: use {', '.join(KINDS)}.")
     return tuple(kind for kind in KINDS if kind in asked)
+
+
+def _name(word: str) -> bytes:
+    name = unescaped(word)
+    if not name or b"/" in name or b"\0" in name:
+        raise UsageError(f"{word[:80]!r} is no region's name: give names of files in regions/.")
+    return name
 
 
 def _listed(name: bytes) -> str:

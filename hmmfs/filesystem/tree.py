@@ -73,6 +73,13 @@ class Setting(Text):
 
 
 @dataclass(eq=False)
+class Events(Setting):
+    """trace. What it says may be too long to have all of it at once."""
+
+    tracing: Tracing = field(kw_only=True)
+
+
+@dataclass(eq=False)
 class Submit(Node):
     """A device's transaction file."""
 
@@ -183,10 +190,12 @@ class Errors:
         self.by_device = [""] * devices
 
     def say(self, sentence: str, device: int | None = None) -> None:
-        """One line that can be read, whatever somebody's exception put into it."""
-        sentence = " ".join(sentence.splitlines())
-        sentence = os.fsencode(re.sub("[\ud800-\udc7f\udd00-\udfff]", "?", sentence)).decode(
-            errors="surrogateescape"
+        """One line that can be read, whatever somebody's exception put into it: bytes that are no
+        text, and what terminals obey, as octal digits."""
+        sentence = re.sub("[\ud800-\udc7f\udd00-\udfff]", "?", " ".join(sentence.splitlines()))
+        sentence = "".join(
+            one if one.isprintable() else "".join(f"\\{byte:03o}" for byte in os.fsencode(one))
+            for one in sentence
         )
         self.last = sentence
         if device is not None:
@@ -294,9 +303,7 @@ class Tree:
 
     def _trace_files(self) -> dict[bytes, Node]:
         tracing, mode = self.tracing, stat.S_IFREG
-        trace = Setting(
-            next(self._inos), mode | 0o644, produce=tracing.snapshot, slow=True, store=tracing.clear
-        )
+        trace = Events(next(self._inos), mode | 0o644, tracing=tracing, store=tracing.clear)
         pipe = Stream(next(self._inos), mode | 0o444, tracing=tracing)
         return {
             b"trace": self._add(trace),

@@ -61,7 +61,7 @@ def _octal(error: UnicodeError) -> tuple[str, int]:
 
 
 def unescaped(word: str) -> bytes:
-    return re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), word.encode())
+    return re.sub(rb"\\([0-3][0-7]{2})", lambda found: bytes([int(found[1], 8)]), word.encode())
 
 
 codecs.register_error("octal", _octal)
@@ -119,16 +119,18 @@ def thrashing(core: Core, regions: RegionTable) -> str:
     for name, region in regions.listed():
         flows = accounts.region_flows(core, region)
         for cause, pages, last in (
-            ("capacity", flows.thrashed, flows.thrashed_at),
+            ("capacity", flows.refaulted, flows.refaulted_at),
             ("sharing", flows.shared, flows.shared_at),
         ):
             for node in np.flatnonzero(pages[: core.nodes]):
-                ago = (now - int(last[node])) / 1e9
-                found.append((int(pages[node]), escaped(name), int(node), cause, max(0.0, ago)))
-    found.sort(key=lambda one: (-one[0], one[1:4]))
+                words = f"pages={pages[node]}"
+                if cause == "capacity":
+                    words += f" stay_with_twice={flows.thrashed[node]}"
+                words += f" seconds_ago={max(0, now - int(last[node])) / 1e9:.1f}"
+                found.append((-int(pages[node]), escaped(name), int(node), cause, words))
+    found.sort()
     return "".join(
-        f"{name} {node_name(node)} {cause} pages={pages} seconds_ago={ago:.1f}\n"
-        for pages, name, node, cause, ago in found
+        f"{name} {node_name(node)} {cause} {words}\n" for _, name, node, cause, words in found
     )
 
 
@@ -159,6 +161,7 @@ def region_faults(core: Core, region: Region) -> dict[str, int]:
         values[name] = by.pop("total")
         values |= {f"{name}_{what}": count for what, count in by.items()}
         values[f"{name}_evicted"] = int(flows.evicted[node])
+        values[f"{name}_refaulted"] = int(flows.refaulted[node])
         values[f"{name}_thrashed"] = int(flows.thrashed[node])
         values[f"{name}_shared"] = int(flows.shared[node])
     return values

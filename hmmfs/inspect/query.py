@@ -228,7 +228,7 @@ FIELDS: dict[str, Field] = {
     ),
     "refaulted.pages": _stat("refaulted_pages", "evicted, and wanted back later"),
     "thrashed.pages": _stat(
-        "thrashed_pages", "evicted, and wanted back before VRAM had turned over once"
+        "thrashed_pages", "of these, those that would have stayed with twice the VRAM"
     ),
     "shared.pages": _stat("shared_pages", "taken to and fro between programs and the device"),
     "queue.length": Field(

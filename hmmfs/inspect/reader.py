@@ -65,7 +65,7 @@ class Reader:
             self._machine = self._sampler.machine()
             self._drain()
             first = self._sampler.sample(self._drain)
-            self._say(ready=True)
+            self._say(ready=True, trace=self._machine["trace"])
             word = self._hear(None)
             if not word:  # there is no such command
                 return {}
@@ -125,12 +125,13 @@ class Reader:
             "type": "end",
             "t": self._stop,
             "status": int(word[2]),
+            "trace": self._sampler.trace(),
             "stats": self._sampler.stats(),
             "devices": self._sampler.device_stats(),
         }
         self._file.write(encode(end))
         self._file.flush()
-        return {"events": self._events, "lost": self._lost}
+        return {"events": self._events, "lost": self._lost, "trace": end["trace"]}
 
     def _write_sample(self, at: float | None = None) -> None:
         t = time.monotonic() if at is None else at

@@ -14,6 +14,7 @@ import gzip
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ PATIENCE_S = 5.0  # without a word from the reader, when it should be working
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 KILLED = 128
+GONE = (errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV)
 TERMINAL = (signal.SIGINT, signal.SIGQUIT)  # the terminal sends them to the command as well
 FORWARDED = (signal.SIGTERM, signal.SIGHUP)
 
@@ -38,12 +40,14 @@ Watch = Callable[[int], None]  # is told how many events have been written
 
 
 class Outcome(NamedTuple):
-    """``status`` as a shell says it. ``trouble``: why the recording is not whole, or nothing."""
+    """``status`` as a shell says it. ``trouble``: why the recording is not whole, or nothing.
+    ``trace``: what the mount's trace kept meanwhile, "all" or less."""
 
     status: int
     events: int
     lost: int
     trouble: str
+    trace: str = "all"
 
 
 def record(point: str, path: str, command: list[str], interval_s: float) -> Outcome:
@@ -52,9 +56,11 @@ def record(point: str, path: str, command: list[str], interval_s: float) -> Outc
     OSError, HmmfsError: ``path`` cannot be written or the mount not be read; the command was not
     started then. The command gets the mount as HMMFS_MOUNT.
     """
+    if missing := _missing(command[0]):  # before a file of that name is written over
+        return missing
     reader = _Process(point, path, command, interval_s)
     try:
-        reader.hear()
+        trace = str(reader.hear().get("trace", "all"))
     except BaseException:
         reader.leave()
         raise
@@ -72,7 +78,15 @@ def record(point: str, path: str, command: list[str], interval_s: float) -> Outc
             trouble = trouble or str(error)
         finally:
             reader.leave()
-    return Outcome(status, int(told.get("events", 0)), int(told.get("lost", 0)), trouble)
+    if trace == "all":
+        trace = str(told.get("trace", "all"))
+    return Outcome(status, int(told.get("events", 0)), int(told.get("lost", 0)), trouble, trace)
+
+
+def _missing(program: str) -> Outcome | None:
+    if os.path.exists(program) if "/" in program else shutil.which(program):
+        return None
+    return Outcome(NOT_FOUND, 0, 0, f"There is no program {printable(program)}.")
 
 
 class _Running:
@@ -236,6 +250,10 @@ def _read(
 def _sentence(error: OSError | ValueError, point: str, path: str) -> str:
     if isinstance(error, HmmfsError) or not isinstance(error, OSError):
         return str(error)
+    if error.errno in GONE:
+        return (
+            f"The mount on {printable(point)} is gone: {printable(path)} has what was until then."
+        )
     if error.filename is None:
         return f"{printable(path)}: {error.strerror}."
     if error.errno == errno.ENOENT and os.path.basename(error.filename) == "trace_pipe":

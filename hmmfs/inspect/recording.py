@@ -36,7 +36,8 @@ _NODE = re.compile(r"host|dev\d{1,4}", re.ASCII)
 class Header(NamedTuple):
     """What was recorded. ``clock`` is CLOCK_MONOTONIC when ``started``, the time of day, was.
 
-    ``stats`` and ``devices`` are counters as they were just before the command began.
+    ``stats`` and ``devices`` are counters as they were just before the command began; ``trace`` is
+    what the mount's trace kept then, "all" or less.
     """
 
     version: str
@@ -49,6 +50,7 @@ class Header(NamedTuple):
     topology: str
     stats: Counts
     devices: dict[str, Counts]
+    trace: str = "all"
 
 
 class Sample(NamedTuple):
@@ -79,6 +81,7 @@ class End(NamedTuple):
     status: int
     stats: Counts
     devices: dict[str, Counts]
+    trace: str = "all"
 
 
 Record = Event | Sample | Gap | End
@@ -166,6 +169,7 @@ class Recording:
                 _text(found["topology"]),
                 _counts(found.get("stats", {})),
                 _counts_of(found.get("devices", {})),
+                _text(found.get("trace", "all")),
             )
         except NOT_WHOLE:
             raise _refused(self.path, "has a header that is not whole: record it again") from None
@@ -248,7 +252,13 @@ def _end(found: dict[str, Any]) -> End:
     status = found["status"]
     if type(status) is not int:
         raise TypeError
-    return End(_time(found["t"]), status, _counts(found["stats"]), _counts_of(found["devices"]))
+    return End(
+        _time(found["t"]),
+        status,
+        _counts(found["stats"]),
+        _counts_of(found["devices"]),
+        _text(found.get("trace", "all")),
+    )
 
 
 _KINDS: dict[str, Callable[[dict[str, Any]], Record]] = {

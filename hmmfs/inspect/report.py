@@ -118,6 +118,12 @@ def _notes(summary: Summary, broken: int, samples: int) -> list[str]:
             "The recording has no end: the recorder was killed or the mount went away, "
             "so the last moments may be missing."
         )
+    traced = {summary.header.trace, summary.end.trace if summary.end else "all"} - {"all"}
+    if traced:
+        notes.append(
+            f"The mount's trace kept {printable(' and '.join(sorted(traced)))}: other events are "
+            "not in the recording, nor in figures that count events."
+        )
     if summary.lost:
         notes.append(
             f"{summary.lost:,} events were lost while recording, so counts of events are too low; "
@@ -194,8 +200,8 @@ def _why(summary: Summary, key: Thrash) -> str:
     if key.cause == "capacity":
         size = format_size(summary.header.capacity.get(key.device, 0))
         return (
-            f"Pages were evicted from {device} and wanted back before as much was evicted as it "
-            f"holds: what is in use at a time does not fit into its {size}."
+            f"Pages were evicted from {device} and wanted back: what kernels use there by turns is "
+            f"more than its {size} hold."
         )
     if key.cause == "sharing":
         other = "a device" if device == "cpu" else device

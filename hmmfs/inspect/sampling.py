@@ -47,9 +47,14 @@ class Sampler:
             "nodes": [HOST, *self.devices],
             "capacity": capacity,
             "topology": self._text("topology"),
+            "trace": self.trace(),
             "stats": stats,
             "devices": self.device_stats(),
         }
+
+    def trace(self) -> str:
+        """What the mount's trace keeps: "all", "nothing", or what its filter says."""
+        return "nothing" if self._number("trace_size") == 0 else self._text("trace_filter").strip()
 
     def stats(self) -> Counts:
         return counters(self._point, "stats")

@@ -117,5 +117,6 @@ def _thrashing(each: str) -> Snapshot:
         "device": device,
         "cause": cause,
         "pages": int(more["pages"]),
+        "stay_with_twice": int(more.get("stay_with_twice", 0)),
         "seconds_ago": float(more["seconds_ago"]),
     }

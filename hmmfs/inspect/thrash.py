@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hmmfs.inspect.snapshot import Snapshot
-from hmmfs.inspect.words import pages, printable, quoted, size
+from hmmfs.inspect.words import grouped, pages, printable, quoted, size
 
 RECENT_S = 10.0
 
@@ -41,24 +41,34 @@ def remedy(cause: str, path: str, region: str, device: str) -> tuple[str, str]:
 
 def _capacity(each: Snapshot, path: str, vram: dict[str, int]) -> str:
     device, region = each["device"], each["region"]
-    room = f"the {size(vram[device])} of VRAM" if device in vram else "its VRAM"
+    room = f"its {size(vram[device])} of VRAM hold" if device in vram else "its VRAM holds"
     was = "were" if each["pages"] != 1 else "was"
     what, command = remedy("capacity", path, region, device)
     return (
         f"Region {printable(region)} {_verb(each)} on {device}: {pages(each['pages'])} {was} "
-        f"evicted and wanted back before {room} had turned over once; last {_ago(each)}. "
-        f"Kernels on {device} use more by turns than its VRAM holds: {what}:\n    {command}"
+        f"evicted and wanted back, last {_ago(each)}. Kernels on {device} use more by turns than "
+        f"{room}; with twice as much {_staying(each)} would have stayed. "
+        f"{what[0].upper()}{what[1:]}:\n    {command}"
     )
+
+
+def _staying(each: Snapshot) -> str:
+    stay = each["stay_with_twice"]
+    return "all" if stay >= each["pages"] else f"{grouped(stay)} of them" if stay else "none"
 
 
 def _sharing(each: Snapshot, path: str) -> str:
     device, region = each["device"], each["region"]
     what, command = remedy("sharing", path, region, device)
     return (
-        f"Region {printable(region)} {_verb(each)} between programs and {device}: they keep taking "
-        f"its pages from each other, {pages(each['pages'])} so far; last {_ago(each)}. "
-        f"{what[0].upper()}{what[1:]}:\n    {command}"
+        f"Region {printable(region)} {_verb(each)} between programs and {device}: they "
+        f"{_keep(each)} taking its pages from each other, {pages(each['pages'])} so far, "
+        f"last {_ago(each)}. {what[0].upper()}{what[1:]}:\n    {command}"
     )
+
+
+def _keep(each: Snapshot) -> str:
+    return "keep" if is_recent(each) else "kept"
 
 
 def _verb(each: Snapshot) -> str:

@@ -39,9 +39,10 @@ class RegionFlows(NamedTuple):
 
     faults: Counts  # [node, FaultCount]
     evicted: Counts
+    refaulted: Counts
     thrashed: Counts
     shared: Counts
-    thrashed_at: Counts  # CLOCK_MONOTONIC, ns; 0: never
+    refaulted_at: Counts  # CLOCK_MONOTONIC, ns; 0: never
     shared_at: Counts
 
 

@@ -205,6 +205,38 @@ def test_commands_that_do_not_start(small: Mount, tmp_path: Path) -> None:
     assert load(path)[-1]["status"] == 126
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("trace_size", "0", "nothing"),
+        ("trace_filter", "events=unmap", "events=unmap"),
+        ("trace_filter", "regions=other", "regions=other"),
+    ],
+)
+def test_a_trace_that_leaves_events_out(
+    small: Mount, tmp_path: Path, name: str, value: str, kept: str
+) -> None:
+    """The recorder says so, and the page does, also if that came in the middle."""
+    path, setting = tmp_path / "run.jsonl", small.path / name
+    before = setting.read_text()
+    setting.write_text(value)
+    done = record(small, path, "true")
+    assert f"keeps {kept}, so the recording has no other events" in one_sentence(done.stderr)
+    assert f"trace kept {kept}:" in report(path)
+    setting.write_text(before)
+    done = record(small, path, "sh", "-c", f"echo {value} > {setting}")
+    assert f"keeps {kept}, so" in one_sentence(done.stderr)
+    assert f"trace kept {kept}:" in report(path)
+
+
+def test_a_wrong_command_costs_no_recording(small: Mount, tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    record(small, path, "true")
+    before = path.read_bytes()
+    assert record(small, path, "no-such-program").returncode == 127
+    assert path.read_bytes() == before
+
+
 def test_a_command_killed_by_a_signal(small: Mount, tmp_path: Path) -> None:
     assert record(small, tmp_path / "run.jsonl", "sh", "-c", "kill -9 $$").returncode == 137
     assert load(tmp_path / "run.jsonl")[-1]["status"] == 137

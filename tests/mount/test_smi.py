@@ -78,7 +78,7 @@ def test_what_thrashes_in_words(busy: Mount) -> None:
     assert said[0].startswith(
         f"Region grid thrashes on dev0: {pages['grid']:,} pages (".replace(",", " ")
     )
-    assert "wanted back before the 4 MiB of VRAM had turned over once" in said[0]
+    assert "use more by turns than its 4 MiB of VRAM hold; with twice as much all would" in said[0]
     assert said[1] == f"    hmmfs advise {busy.path} grid accessed_by=dev0"
     assert said[2].startswith("Region mailbox thrashes between programs and dev1: ")
     assert said[3] == f"    hmmfs advise {busy.path} mailbox no_migrate"
@@ -198,6 +198,7 @@ def test_names_are_shown_not_obeyed(mount_factory: MountFactory) -> None:
         (["-i", "dev7"], 2, "the devices are dev0, dev1"),
         (["-l", "0"], 2, "0.05"),
         (["-l", "never"], 2, "never"),
+        (["-l", "nan"], 2, "no number of seconds"),
     ],
 )
 def test_mistakes(mount: Mount, words: list[str], status: int, sentence: str) -> None:

@@ -37,11 +37,14 @@ def build(directory: Path, name: str, sanitizer: str) -> Path:
     return path
 
 
+@pytest.fixture(scope="module", params=SANITIZERS)
+def device(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("device"), "device", request.param)
+
+
 @pytest.mark.parametrize("prefetch", [0, 1, 2, 3])
-@pytest.mark.parametrize("sanitizer", SANITIZERS)
-def test_device_faults(tmp_path: Path, sanitizer: str, prefetch: int) -> None:
-    path = build(tmp_path, "device", sanitizer)
-    command = ["setarch", "-R", str(path), "3", "5", str(prefetch)]
+def test_device_faults(device: Path, prefetch: int) -> None:
+    command = ["setarch", "-R", str(device), "3", "5", str(prefetch)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WARNING: ThreadSanitizer" not in done.stderr

@@ -123,7 +123,8 @@ int hm_recall(struct transaction *t, const struct hm_mask *mask)
     before = hm_block_charge(record);
     memset(record->recalling, 0, sizeof(record->recalling));
     hm_release(core, HM_HOST, before - hm_block_charge(record));
-    hm_trace_job(t, HM_TRACE_UNMAP, &unmapped, HM_HOST, HM_NOWHERE, began);
+    if (began)
+        hm_trace_job(t, HM_TRACE_UNMAP, &unmapped, HM_HOST, HM_NOWHERE, began);
     return 0;
 thrashing:
     HM_EACH_WORD (w)

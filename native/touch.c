@@ -132,16 +132,24 @@ static struct before look(const struct transaction *t, const struct hm_mask *tou
 static void account(struct transaction *t, const struct hm_mask *touched,
                     const struct before *before, const struct hm_mask *copied)
 {
-    struct hm_mask other = elsewhere(t, &before->holes);
-    struct hm_mask copies = hm_copies_on(t->region, t->block, t->job->node);
-    HM_EACH_WORD (w) {
-        uint64_t moved = t->moved.word[w] & touched->word[w];
-        t->served.migrated += hm_popcount(moved);
+    struct hm_mask moved, populated = before->holes, other;
+    HM_EACH_WORD (w)
+        moved.word[w] = t->moved.word[w] & touched->word[w];
+    t->served.migrated = hm_bits(moved.word);
+    if (hm_bits(populated.word)) {
+        other = elsewhere(t, &before->holes);
+        populated = hm_without(populated, &other);
         /* A store that only the page cache knew of may have made it a page meanwhile. */
-        t->served.populated += hm_popcount(before->holes.word[w] & ~other.word[w] & ~moved);
-        t->served.copied += hm_popcount(copied->word[w] & copies.word[w]);
-        t->served.upgraded += hm_popcount(before->clean.word[w]);
+        populated = hm_without(populated, &moved);
+        t->served.populated = hm_bits(populated.word);
     }
+    if (hm_bits(copied->word)) {
+        struct hm_mask copies = hm_copies_on(t->region, t->block, t->job->node);
+        HM_EACH_WORD (w)
+            copies.word[w] &= copied->word[w];
+        t->served.copied = hm_bits(copies.word);
+    }
+    t->served.upgraded = hm_bits(before->clean.word);
     t->record->device_faulted += hm_bits(touched->word);
 }
 

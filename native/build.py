@@ -17,6 +17,7 @@ SOURCES = [
     "account.c",
     "advice.c",
     "afar.c",
+    "anonymous.c",
     "copies.c",
     "cost.c",
     "directory.c",
@@ -30,6 +31,7 @@ SOURCES = [
     "placement.c",
     "pool.c",
     "prefetch.c",
+    "process.c",
     "region.c",
     "recall.c",
     "relay.c",
@@ -41,6 +43,7 @@ SOURCES = [
     "trace.c",
     "transaction.c",
     "uffd.c",
+    "vma.c",
 ]
 
 

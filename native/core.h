@@ -1,6 +1,7 @@
 /* Inside the native core: structures, locks and the calls between its files.
  *
  * Locks, in the order in which they are taken; a thread holds at most one stripe:
+ *   process->lock        what a program did to its memory, and what is done to it (process.h)
  *   region->shared_lock  the size of a coherent or DAX region
  *   core->regions_lock   the table ino -> region; held for look-ups, never across a wait
  *   stripe->lock         the block records that hash to the stripe, its parked requests, deferred
@@ -180,6 +181,7 @@ struct hm_region {
     _Atomic uint32_t writers;    /* files open for writing */
     hm_side_table copies;        /* NULL: nothing was ever read-mostly */
     hm_side_table labels;        /* NULL: no page was ever labelled */
+    struct hm_process *process;  /* whose own memory this is; NULL: it is a file's */
     pthread_mutex_t pools_lock;  /* guards the making of a pool; reading one needs none */
     _Atomic uint32_t advised;    /* ranges in `advice` that say more than what was prefetched */
     pthread_rwlock_t advice_lock;
@@ -465,6 +467,9 @@ void hm_replay(struct hm_region *region, uint64_t block);
 bool hm_replay_pages(struct hm_region *region, uint64_t block, const struct hm_mask *mask);
 /* Answer what is parked on a block with an error: for HM_JOB_FAIL, and at the end of the core. */
 void hm_fail_parked(struct hm_region *region, uint64_t block, int error);
+
+/* process.c: what a region has of a program; anonymous.c's are in process.h */
+void hm_process_deinit(struct hm_region *region);
 
 /* cost.c: each returns the ns charged. Charge the simulated clock, and the links, for copies to
  * `to` by owners before it (hm_carried of account.c is who calls it), and for faults that brought

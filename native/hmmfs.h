@@ -208,6 +208,7 @@ enum hm_job_flags {
     HM_JOB_HERE = 32,    /* TOUCH: nothing is mapped from afar, since the worker could not */
     HM_JOB_ASKED = 64,   /* MIGRATE: somebody asked for it, so -EBUSY if a page may not go */
     HM_JOB_PLACED = 128, /* MIGRATE: only what the device would have if it touched it */
+    HM_JOB_REMOTE = 256, /* READ, WRITE of a program's memory: nothing comes to the device */
     HM_JOB_STAGING = 2,  /* may use the staging reserve of the host */
     HM_JOB_QUIET = 4,    /* no completion event: nobody waits */
     HM_JOB_FAULT = 16,   /* MIGRATE: a program waits for it */
@@ -241,7 +242,8 @@ enum hm_event_kind {
     HM_EVENT_LOW,       /* `node` has fewer free pages than hm_watermark said */
     HM_EVENT_TOUCH,     /* a worker's faults that a quiet TOUCH could not serve: result, need;
                            -EAGAIN: its policy is to be asked */
-    HM_EVENT_TRACE      /* there is something for who asked by hm_trace_wake */
+    HM_EVENT_TRACE,     /* there is something for who asked by hm_trace_wake */
+    HM_EVENT_GONE = 16  /* the program of region `ino` has ended, or has become another */
 };
 
 enum hm_fault_reason { HM_FAULT_OWNER = 1, HM_FAULT_NO_ROOM };
@@ -418,6 +420,50 @@ int hm_node_stats_get(struct hm_core *core, uint32_t node, struct hm_node_stats 
 /* Check every invariant of the directory against the pools and the counters; 0, or -EUCLEAN with
  * one sentence in text. Exact only while nothing else runs. */
 int hm_audit(struct hm_core *core, char *text, size_t size);
+
+/* ---- programs' own memory ----------------------------------------------------------------- */
+
+/* Give the region, which is made for that and has no file, the memory of a program: its offsets are
+ * addresses modulo hm_region_max_bytes(). uffd, socket and control are what the program's library
+ * sent (preload.h), or -1: then devices can reach the memory, but nothing of it moves. All of them
+ * and pidfd belong to the core if this succeeds. EBUSY: the region is somebody's. */
+struct hm_process_config {
+    int32_t pid, pidfd, uffd, socket, control;
+    uint32_t unused;
+    uint64_t least, own, own_bytes, scratch;
+};
+int hm_process_attach(struct hm_core *core, uint64_t ino, const struct hm_process_config *config);
+/* The program is gone, or is to be left alone: with `home`, and while it can be, all its pages are
+ * given back before. Waits. */
+int hm_process_detach(struct hm_core *core, uint64_t ino, int home);
+/* The offset of an address. EADDRINUSE: its TiB can't be told from another that is in use; EFAULT:
+ * no program has such addresses. */
+int64_t hm_process_offset(struct hm_core *core, uint64_t ino, uint64_t address, uint64_t length);
+/* The address that an offset is of; 0: none. */
+uint64_t hm_process_address_of(struct hm_core *core, uint64_t ino, uint64_t offset);
+
+/* Of the block's pages that the node has: `set`, which may be NULL, become its alone; `out`, which
+ * may be NULL, gets those that are. A page is till it leaves the node. */
+int hm_process_exclusive(struct hm_core *core, uint64_t ino, uint32_t node, uint64_t block,
+                         const uint64_t *set, uint64_t *out);
+
+enum hm_look {
+    HM_LOOK_VMA = 1, /* there is a mapping; its rights */
+    HM_LOOK_READ = 2,
+    HM_LOOK_WRITE = 4,
+    HM_LOOK_ANON = 8, /* private, of no file */
+    HM_LOOK_SHARED = 16,
+    HM_LOOK_SPECIAL = 32, /* the kernel's or a device's */
+    HM_LOOK_PRESENT = 64,
+    HM_LOOK_SWAPPED = 128,
+    HM_LOOK_ZERO = 256,      /* the page of zeros */
+    HM_LOOK_HUGE = 512,      /* part of a huge page */
+    HM_LOOK_EXCLUSIVE = 1024 /* nobody else maps it */
+};
+#define HM_LOOK_OWNER 12 /* from this bit on: the node that has the page; 0: the program */
+/* What is at each page from an address on, without touching any; frame 0: none or unknown. */
+int hm_process_look(struct hm_core *core, uint64_t ino, uint64_t address, uint32_t pages,
+                    uint16_t *state, uint64_t *frame);
 
 /* ---- accounts ----------------------------------------------------------------------------- */
 

@@ -1,5 +1,5 @@
 /* Running a job: take the block or line up for it, carry the job out, let the next go on. */
-#include "transaction.h"
+#include "process.h"
 
 #include <stdlib.h>
 
@@ -19,6 +19,8 @@ static struct hm_mask job_mask(const struct hm_job *job)
 static int job_check(struct hm_core *core, const struct hm_job *job)
 {
     bool operation = job->kind >= HM_JOB_READ && job->kind <= HM_JOB_CRC;
+    if (job->flags & HM_JOB_REMOTE && job->kind != HM_JOB_READ && job->kind != HM_JOB_WRITE)
+        return -EINVAL;
     if (job->kind > HM_JOB_TOUCH || job->block >= HM_MAX_BLOCKS)
         return -EINVAL;
     if (job->node >= core->config.nodes ||
@@ -58,7 +60,7 @@ static int duplicate_asked(struct transaction *t, struct hm_mask *mask)
 {
     struct hm_mask copy, mine = hm_owned(t->record, t->job->node);
     struct hm_advised said;
-    if (!hm_advised(t->region, t->block, t->job->node, &said))
+    if (t->region->process || !hm_advised(t->region, t->block, t->job->node, &said))
         return 0;
     HM_EACH_WORD (w)
         copy.word[w] = mask->word[w] & said.read_mostly.word[w] & t->record->present[w];
@@ -84,7 +86,11 @@ static int run_touched(struct transaction *t)
             error = hm_label(t, &mask);
         else if (!error && job->node == HM_HOST && job->flags & (HM_JOB_ASKED | HM_JOB_EVICT))
             error = hm_label_home(t, &mask);
-        return error ? error : hm_bring(t, &mask, false, job->limit ? job->limit : HM_BLOCK_PAGES);
+        if (error)
+            return error;
+        /* Who asks for a program's memory means what was never touched, too. */
+        return hm_bring(t, &mask, t->region->process && job->flags & HM_JOB_ASKED,
+                        job->limit ? job->limit : HM_BLOCK_PAGES);
     case HM_JOB_RECALL:
         error = hm_recall(t, &mask);
         hm_thaw(t->record, t->stripe);
@@ -122,6 +128,8 @@ static void finish(struct transaction *t, bool held)
             if (!t->event.result)
                 hm_faults_served(t);
         }
+        if (t->region->process)
+            hm_process_let_go(t->region, t->block);
         hm_replay(t->region, t->block);
         pthread_mutex_lock(&t->stripe->lock);
         for (at = &t->stripe->deferred; !t->record->busy && *at; at = &(*at)->next)
@@ -201,7 +209,7 @@ bool hm_run(struct hm_core *core, struct hm_queued_job *queued)
     }
     t.stripe = hm_stripe_of(core, job->ino, job->block);
     pthread_mutex_lock(&t.stripe->lock);
-    if (stores)
+    if (stores || t.region->process) /* whose pages are there without our knowing */
         hm_block_touch(t.region, job->block);
     if (!hm_region_is_touched(t.region, job->block)) {
         pthread_mutex_unlock(&t.stripe->lock);

@@ -12,7 +12,7 @@
 
 bool hm_labels(const struct hm_region *region, uint32_t node)
 {
-    return node != HM_HOST && !hm_is_shared(region) &&
+    return node != HM_HOST && !hm_is_shared(region) && !region->process &&
            region->core->config.device_kind[node] == HM_KIND_COHERENT;
 }
 

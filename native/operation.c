@@ -1,6 +1,6 @@
 /* What a device reads, writes, fills or checksums on its own, block by block: submitted operations
  * that need no worker. */
-#include "transaction.h"
+#include "process.h"
 
 #include <zlib.h>
 
@@ -188,6 +188,10 @@ int hm_operate(struct transaction *t, const struct hm_mask *mask)
     int error;
     if (hm_is_shared(t->region))
         return hm_shared_operate(t);
+    if (t->region->process && job->flags & HM_JOB_REMOTE)
+        return hm_process_remote(t);
+    if (t->region->process && stores && (error = hm_process_may_write(t, mask)))
+        return error;
     place = hm_place(t->region, t->block, job->node, mask, true, NULL);
     if (hm_bits(place.refuse.word))
         return -EPERM;

@@ -82,7 +82,8 @@ struct hm_placement hm_place(struct hm_region *region, uint64_t block, uint32_t 
     struct hm_mask mine, open, chosen, fought, reached;
     struct hm_advised said;
     bool never = (atomic_load(&region->core->placement[node]) & 0xff) == HM_PLACE_NEVER;
-    if (is_plain(region, node, left))
+    /* A worker can't map a program's own memory: what it touches has to come. */
+    if (region->process || is_plain(region, node, left))
         return place;
     mine = hm_owned(record, node);
     if (hm_labels(region, node)) {

@@ -8,10 +8,17 @@
  *   FREE -> PENDING   by the daemon, which has filled in the slot
  *   PENDING -> TAKEN  by the helper, which from then on carries it out whatever happens
  *   PENDING -> FREE   by the daemon, which does not want to wait any longer: nothing was done
- *   TAKEN -> DONE     by the helper, which has filled in `result`, and wakes the futex
+ *   TAKEN -> DONE     by the helper, which wakes the futex
  *   DONE -> FREE      by the daemon
  *
  * Neither side trusts the other: a program can only do harm to its own memory.
+ *
+ * Pages are taken with UFFDIO_MOVE (Linux 6.8), into a part of the library's own memory from where
+ * the daemon reads them. It can't take what the daemon does not mean: it fails while there is any
+ * change of the address space that the daemon was not told of, and the daemon hears of none while
+ * it waits. MADV_DONTNEED has no such moment, so it is for read-only mappings alone, which can't
+ * be moved from. Before a page's userfaultfd is anything but the daemon's, a marker of write
+ * protection is where it was, so that it can be told from one that never was.
  */
 #ifndef HMMFS_PRELOAD_H
 #define HMMFS_PRELOAD_H
@@ -19,7 +26,7 @@
 
 #define HM_PRELOAD_MAGIC 0x68656c6c6f6d6d68ULL
 #define HM_PRELOAD_VERSION 1
-#define HM_PRELOAD_SLOTS 64
+#define HM_PRELOAD_SLOTS 16
 #define HM_PRELOAD_RUNS 32
 
 enum hm_hello_flags {
@@ -29,7 +36,9 @@ enum hm_hello_flags {
 struct hm_hello {
     uint64_t magic;
     uint32_t version, flags;
-    uint64_t least; /* bytes of the smallest mapping that is the devices'; 0: all are */
+    uint64_t least;          /* bytes of the smallest mapping that is the devices'; 0: all are */
+    uint64_t own, own_bytes; /* the library's own memory, which nobody may take from it */
+    uint64_t scratch;        /* within it: HM_PRELOAD_SLOTS blocks of 2 MiB, so aligned */
 }; /* with SCM_RIGHTS: the control memory, and if it migrates the userfaultfd */
 
 struct hm_welcome {
@@ -39,14 +48,21 @@ struct hm_welcome {
 
 enum hm_slot_state { HM_SLOT_FREE, HM_SLOT_PENDING, HM_SLOT_TAKEN, HM_SLOT_DONE };
 
-/* Drop pages: madvise(MADV_DONTNEED) of each run, all of which have been copied away. */
+enum hm_slot_kind {
+    /* Move the pages of each run to the same place of its 2 MiB in the slot's scratch; what is not
+     * there is left out, what can't be moved stays. Then a marker wherever there is no page. */
+    HM_SLOT_MOVE,
+    HM_SLOT_DROP,   /* MADV_DONTNEED of each run, which was copied away; then markers */
+    HM_SLOT_RELEASE /* the slot's scratch is empty again */
+};
+
 struct hm_slot {
     uint32_t state; /* enum hm_slot_state; a shared futex */
-    int32_t result; /* 0, or -errno of the first run that could not be dropped */
+    uint32_t kind;
+    int32_t result; /* 0, or -errno of the first run of which something failed */
     uint32_t runs;
-    uint32_t done; /* runs that were dropped */
     struct hm_run {
-        uint64_t address, length; /* bytes */
+        uint64_t address, length; /* bytes; within one block of 2 MiB */
     } run[HM_PRELOAD_RUNS];
 };
 

@@ -42,6 +42,7 @@ struct hm_region *hm_region_get(struct hm_core *core, uint64_t ino)
 static void region_free(struct hm_region *region)
 {
     hm_unlist(region);
+    hm_process_deinit(region);
     hm_history_free(region);
     hm_side_deinit(&region->copies);
     hm_side_deinit(&region->labels);
@@ -110,7 +111,7 @@ int hm_region_create(struct hm_core *core, uint64_t ino, uint32_t mode, uint32_t
     pthread_rwlock_init(&region->advice_lock, NULL);
     for (uint32_t node = 0; node < HM_MAX_NODES; node++)
         region->pools[node].fd = -1;
-    region->kind = core->config.kind;
+    region->kind = mode ? core->config.kind : HM_KIND_PRIVATE; /* no file: a program's memory */
     error = hm_shared_init(region);
     if (!error)
         error = directory_open(region);

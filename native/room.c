@@ -96,6 +96,9 @@ void hm_core_destroy(struct hm_core *core)
         hm_relay_stop(core->relay);
     for (uint32_t node = 1; node < core->config.nodes; node++)
         hm_device_detach(core, node);
+    for (uint32_t i = 0; i < HM_REGION_BUCKETS; i++)
+        for (struct hm_region *region = core->buckets[i]; region; region = region->next)
+            hm_process_detach(core, region->ino, 0);
     hm_movers_stop(core);
     for (uint32_t i = 0; i < HM_REGION_BUCKETS; i++)
         while (core->buckets[i])

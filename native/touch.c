@@ -1,5 +1,5 @@
 /* A worker's faults on one block: what they bring, what may be stored to, who is woken. */
-#include "transaction.h"
+#include "process.h"
 
 /* What the faults bring: what the device's policy says. Around a page that has bytes no holes come
  * with it, or reading a sparse file would fill it; density's count wants them. */
@@ -258,6 +258,8 @@ int hm_touch(struct transaction *t)
     if (error)
         return error;
     t->served.mapped -= hm_bits(touched.word);
+    if (t->region->process && hm_bits(stores.word) && (error = hm_process_may_write(t, &stores)))
+        return error;
     before = look(t, &touched, &stores);
     if (!hm_bits(touched.word)) {
         charge_afar(t);
@@ -296,7 +298,8 @@ int hm_touch(struct transaction *t)
     record->uses += record->uses < UINT32_MAX;
     record->last_device = hm_tick(t->core);
     record->stride = stride;
-    stores = store_window(t, &stores, &arriving, faults);
+    if (!t->region->process) /* beside it may be what the program may not store to */
+        stores = store_window(t, &stores, &arriving, faults);
     inside = hm_inside_file(t->region, t->block);
     past = elsewhere(t, &stores);
     HM_EACH_WORD (w) {
@@ -326,6 +329,10 @@ bool hm_touch_is_easy(const struct transaction *t)
     placeable(t, &touched, &window);
     if (hm_any(record->cached, window.word) || atomic_load(&t->region->copies))
         return false;
+    if (t->region->process) {
+        window = elsewhere(t, &window); /* taking it waits for the program */
+        return !hm_bits(window.word);
+    }
     HM_EACH_WORD (w)
         window.word[w] &= ~record->device[w];
     return hm_bits(window.word) <= HM_INLINE_PAGES;

@@ -4,7 +4,7 @@
  * The order is always: recall until proven clean, freeze, drain, copy, check the generation, flip,
  * punch, thaw. PROTOCOL.md in hmmfs/service says why each step is where it is.
  */
-#include "transaction.h"
+#include "process.h"
 
 #include <unistd.h>
 
@@ -348,6 +348,8 @@ int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, u
     uint64_t began = 0;
     if (hm_is_shared(t->region))
         return hm_shared_relabel(t, mask, limit);
+    if (t->region->process)
+        return hm_process_bring(t, mask, populate, limit);
     stay = hm_stay(t);
     if (t->job->flags & HM_JOB_EVICT && t->job->source)
         t->event.moved += hm_collapse(t->region, t->block, mask, t->job->source);

@@ -11,12 +11,12 @@ import contextlib
 import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import trio
 
 from hmmfs.device import commands
+from hmmfs.device.blocks import Blocks, Span, spans
 from hmmfs.device.commands import Operation, Range
 from hmmfs.device.launcher import Worker
 from hmmfs.device.launches import Launch
@@ -42,32 +42,14 @@ from hmmfs.memory.regions import show
 from hmmfs.service import Jobs, Rooms
 
 IN_FLIGHT = 4  # blocks at a time where order does not matter
-ATTEMPTS = 8  # of one job against a busy CPU (pauses double from 1 ms), or for want of room
-
-
-class Span(NamedTuple):
-    """Bytes of one block."""
-
-    block: int
-    offset: int
-    length: int
-
-    @property
-    def start(self) -> int:
-        return self.block * BLOCK_BYTES + self.offset
-
-
-def spans(start: int, end: int) -> Iterator[Span]:
-    """[start, end) cut at block boundaries."""
-    while start < end:
-        block, offset = divmod(start, BLOCK_BYTES)
-        length = min(BLOCK_BYTES - offset, end - start)
-        yield Span(block, offset, length)
-        start += length
 
 
 def touched_spans(region: Region, start: int, end: int) -> Iterator[Span]:
-    """Those of them whose block somebody has touched; the bytes between are zeros."""
+    """Those of them whose block somebody has touched; the bytes between are zeros. Of a program's
+    memory all: it touches it without our knowing."""
+    if region.pid:
+        yield from spans(start, end)
+        return
     for block in region.touched(start // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
         low = max(start, block * BLOCK_BYTES)
         high = min(end, (block + 1) * BLOCK_BYTES)
@@ -127,8 +109,7 @@ class Executor:
         self, core: Core, jobs: Jobs, rooms: Rooms, regions: RegionTable, node: int, path: str
     ) -> None:
         self._core = core
-        self._jobs = jobs
-        self._rooms = rooms
+        self._blocks = Blocks(jobs, rooms, regions)
         self._regions = regions
         self._node = node
         self.worker = Worker(core, node, path)
@@ -204,7 +185,12 @@ class Executor:
 
     def _bounds(self, place: Range) -> tuple[Region, int, int]:
         """The region and the bytes [start, end) meant."""
-        region = self._regions.get(place.region)
+        if place.pid:
+            process = self._processes.named(place.pid)
+            length = place.length or 0
+            start = process.offset(place.offset, length)
+            return process.region, start, start + length
+        region = self._regions.file(place.region)
         if region is None:
             raise HmmfsError(
                 errno.ENOENT,
@@ -272,7 +258,7 @@ class Executor:
                             nursery.start_soon(self._fetch, region, following)
                         crc = crc32_zeros(crc, span.start - at)
                         job = self._job(JobKind.CRC, region, span, byte=crc)
-                        crc = (await self._block(job)).crc
+                        crc = (await self._blocks.run(job)).crc
                         at = span.start + span.length
                         span = following
                 except HmmfsError as error:
@@ -347,14 +333,14 @@ class Executor:
         for span in touched_spans(region, start, end):
             low = span.start - start
             view = memoryview(data)[low : low + span.length]
-            await self._block(self._job(JobKind.READ, region, span, buffer=view))
+            await self._blocks.run(self._job(JobKind.READ, region, span, buffer=view))
         return data
 
     async def _store(self, region: Region, start: int, data: bytes | bytearray) -> None:
         for span in spans(start, start + len(data)):
             low = span.start - start
             view = memoryview(data)[low : low + span.length]
-            await self._block(self._job(JobKind.WRITE, region, span, buffer=view))
+            await self._blocks.run(self._job(JobKind.WRITE, region, span, buffer=view))
 
     # ---- blocks
 
@@ -386,7 +372,7 @@ class Executor:
 
         async def one(span: Span) -> None:
             try:
-                await self._block(job(span))
+                await self._blocks.run(job(span))
                 entry.done += pages(iter((span,)))
             except HmmfsError as error:
                 failures.append(error)
@@ -404,75 +390,7 @@ class Executor:
     async def _fetch(self, region: Region, span: Span) -> None:
         """Bring what a later job will need. It may fail: then that job brings it itself."""
         with contextlib.suppress(HmmfsError):
-            await self._block(_migration(region, span, self._node, JobFlag.PLACED))
-
-    async def _block(self, job: Job) -> JobResult:
-        """Run a job on one block until it is done, making room as needed."""
-        full: HmmfsError | None = None
-        result = JobResult(0)
-        for attempt in range(ATTEMPTS):
-            result = await self._jobs.run(job)
-            if result.result == -errno.ENOSPC:
-                if full is not None:
-                    raise full
-                try:
-                    result = await self._run_with_room(job, result.need)
-                except HmmfsError as error:
-                    # Others may have moved the block meanwhile, so that it needs less: look again.
-                    full = error
-                    continue
-            if result.result == -errno.EBUSY:
-                await trio.sleep(0.001 * 2**attempt)
-            elif result.result != -errno.ENOSPC:
-                break
-        if result.result:
-            raise self._failure(-result.result)
-        return result
-
-    async def _run_with_room(self, job: Job, need: int) -> JobResult:
-        frees = need if job.node == HOST else self._on_host(job)
-        key = BlockKey(job.ino, job.block)
-        async with self._rooms.make(job.node, need, key, frees) as room:
-            job = replace(job, reserved=room.take(), flags=job.flags | room.flags)
-            return await self._jobs.run(job)
-
-    def _on_host(self, job: Job) -> int:
-        """Host pages that the job will move to the device."""
-        region = self._regions.by_ino(job.ino)
-        if region is None:
-            return 0
-        record = region.blocks(job.block, 1)[0]
-        there = page_set(record["present"] & ~record["device"])
-        if job.kind == JobKind.MIGRATE:
-            return int(there[job.first : job.first + job.count].sum())
-        last = (job.offset + job.length - 1) // PAGE_SIZE
-        return int(there[job.offset // PAGE_SIZE : last + 1].sum())
-
-    @staticmethod
-    def _failure(number: int) -> HmmfsError:
-        if number == errno.EBUSY:
-            return HmmfsError(
-                number, "Programs keep touching the pages faster than they can be moved: try again."
-            )
-        if number == errno.ENOSPC:
-            return HmmfsError(number, "Others took the room that was made: try again.")
-        if number == errno.ERANGE:
-            return HmmfsError(number, "The region was cut short meanwhile: grow it again.")
-        if number == errno.ENOENT:
-            return HmmfsError(number, "The region was removed meanwhile.")
-        if number == errno.EPERM:
-            return HmmfsError(
-                errno.EBUSY,
-                "Some of the pages are advised to stay where they are (pinned, or no_migrate): "
-                "unset that first.",
-            )
-        if number == errno.ENOBUFS:
-            return HmmfsError(
-                errno.ENOSPC, "Host memory has no room for pages that are reached there from afar."
-            )
-        if number == errno.EOPNOTSUPP:
-            return HmmfsError(number, "DAX memory never moves: mount with type=coherent for that.")
-        return HmmfsError(number, f"{errno.errorcode.get(number, number)} from the native core.")
+            await self._blocks.run(_migration(region, span, self._node, JobFlag.PLACED))
 
 
 def parse_all(text: str) -> list[Operation]:

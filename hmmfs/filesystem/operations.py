@@ -193,7 +193,7 @@ class Operations(pyfuse3.Operations):
         if len(name) > NAME_MAX:
             raise FUSEError(errno.ENAMETOOLONG)
         regions = directory is self._tree.regions
-        found = self._table.get(name) if regions else directory.get(name)
+        found = self._table.file(name) if regions else directory.get(name)
         if found is None:
             raise FUSEError(errno.ENOENT)
         return found

@@ -134,7 +134,8 @@ class Regions(Directory):
 
     def entries(self, after: int) -> Iterator[tuple[int, bytes, Node | Region]]:
         for name, region in self.table.listed(after):
-            yield region.ino, name, region
+            if not region.pid:
+                yield region.ino, name, region
 
 
 @dataclass(eq=False)

@@ -79,7 +79,7 @@ CANDIDATE_DTYPE = dtype_of("hm_candidate")
 class Region:
     """One region. Its record lives in the core, so every read is of the present moment."""
 
-    __slots__ = ("_blocks", "_core", "_record", "ino", "lookups", "mostly", "numa", "users")
+    __slots__ = ("_blocks", "_core", "_record", "ino", "lookups", "mostly", "numa", "pid", "users")
 
     def __init__(self, core: Core, ino: int, record: Any) -> None:
         self._core = core
@@ -90,6 +90,7 @@ class Region:
         self.numa: tuple[NumaMode, tuple[int, ...]] = (NumaMode.DEFAULT, ())
         self.mostly = False  # whether some of it was ever read-mostly
         self.users = 0  # open files, and device operations under way
+        self.pid = 0  # the program whose own memory this is; 0: it is a file
 
     @property
     def name(self) -> bytes:

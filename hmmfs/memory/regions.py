@@ -10,6 +10,7 @@ import contextlib
 import errno
 import itertools
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -43,6 +44,11 @@ class RegionTable:
     def get(self, name: bytes) -> Region | None:
         return self._names.get(name)
 
+    def file(self, name: bytes) -> Region | None:
+        """The same for what is in regions/, where programs are not."""
+        region = self._names.get(name)
+        return None if region is None or region.pid else region
+
     def by_ino(self, ino: int) -> Region | None:
         return self._by_ino.get(ino)
 
@@ -52,6 +58,16 @@ class RegionTable:
         for ino, region in list(self._by_ino.items()):
             if ino > after and region.nlink:
                 yield region.name, region
+
+    def add_program(self, pid: int, uid: int, gid: int) -> Region:
+        """A region for a program's own memory, named @PID. It has no file, and goes when it is
+        unlinked and nobody uses it."""
+        region = self._core.create_region(next(self._inos), 0, uid, gid)
+        region.pid = pid
+        region.name = program_name(pid)
+        self._names[region.name] = self._by_ino[region.ino] = region
+        self._on_named(region)
+        return region
 
     def create(self, name: bytes, mode: int, uid: int, gid: int) -> Region:
         self._check_name(name)
@@ -65,6 +81,14 @@ class RegionTable:
 
     def unlink(self, name: bytes) -> None:
         region = self._named(name)
+        self._drop(name, region)
+
+    def remove_program(self, region: Region) -> None:
+        """The program is gone. Its name may be another's by now."""
+        if region.nlink:
+            self._drop(region.name, region)
+
+    def _drop(self, name: bytes, region: Region) -> None:
         del self._names[name]
         region.nlink = 0
         region.ctime = time.time_ns()
@@ -128,7 +152,7 @@ class RegionTable:
     # ---- names
 
     def _named(self, name: bytes) -> Region:
-        region = self._names.get(name)
+        region = self.file(name)
         if region is None:
             raise HmmfsError(errno.ENOENT, f"There is no region named {show(name)}.")
         return region
@@ -142,6 +166,17 @@ class RegionTable:
             )
         if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
             raise HmmfsError(errno.EINVAL, f"{show(name)} cannot be the name of a file.")
+        if PROGRAM.fullmatch(name):
+            raise HmmfsError(
+                errno.EINVAL, f"{show(name)} is the name of a program's memory: choose another."
+            )
+
+
+PROGRAM = re.compile(rb"@[0-9]+")
+
+
+def program_name(pid: int) -> bytes:
+    return b"@%d" % pid
 
 
 def show(name: bytes) -> str:

@@ -51,6 +51,7 @@ class JobFlag(enum.IntFlag):
     HERE = lib.HM_JOB_HERE
     ASKED = lib.HM_JOB_ASKED
     PLACED = lib.HM_JOB_PLACED
+    REMOTE = lib.HM_JOB_REMOTE
 
 
 class EventKind(enum.IntEnum):
@@ -61,6 +62,7 @@ class EventKind(enum.IntEnum):
     LOW = lib.HM_EVENT_LOW
     TOUCH = lib.HM_EVENT_TOUCH
     TRACE = lib.HM_EVENT_TRACE
+    GONE = lib.HM_EVENT_GONE
 
 
 class PrefetchKind(enum.IntEnum):

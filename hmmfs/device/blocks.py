@@ -1,0 +1,128 @@
+"""Carries out jobs on one block each, whatever they take: patience with programs, and room.
+
+A job on one block migrates what it needs by itself. When the node is full it says so, room is made
+and the job is sent again with the room reserved for it.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import trio
+
+from hmmfs.errors import HmmfsError
+from hmmfs.memory import (
+    BLOCK_BYTES,
+    HOST,
+    PAGE_SIZE,
+    BlockKey,
+    Job,
+    JobKind,
+    JobResult,
+    RegionTable,
+    page_set,
+)
+from hmmfs.service import Jobs, Rooms
+
+ATTEMPTS = 8  # of one job against a busy CPU (pauses double from 1 ms), or for want of room
+
+
+class Span(NamedTuple):
+    """Bytes of one block."""
+
+    block: int
+    offset: int
+    length: int
+
+    @property
+    def start(self) -> int:
+        return self.block * BLOCK_BYTES + self.offset
+
+
+def spans(start: int, end: int) -> Iterator[Span]:
+    """[start, end) cut at block boundaries."""
+    while start < end:
+        block, offset = divmod(start, BLOCK_BYTES)
+        length = min(BLOCK_BYTES - offset, end - start)
+        yield Span(block, offset, length)
+        start += length
+
+
+class Blocks:
+    """For one device or program."""
+
+    def __init__(self, jobs: Jobs, rooms: Rooms, regions: RegionTable) -> None:
+        self._jobs = jobs
+        self._rooms = rooms
+        self._regions = regions
+
+    async def run(self, job: Job) -> JobResult:
+        """Run a job on one block until it is done, making room as needed."""
+        full: HmmfsError | None = None
+        result = JobResult(0)
+        for attempt in range(ATTEMPTS):
+            result = await self._jobs.run(job)
+            if result.result == -errno.ENOSPC:
+                if full is not None:
+                    raise full
+                try:
+                    result = await self._run_with_room(job, result.need)
+                except HmmfsError as error:
+                    # Others may have moved the block meanwhile, so that it needs less: look again.
+                    full = error
+                    continue
+            if result.result == -errno.EBUSY:
+                await trio.sleep(0.001 * 2**attempt)
+            elif result.result != -errno.ENOSPC:
+                break
+        if result.result:
+            raise _failure(-result.result)
+        return result
+
+    async def _run_with_room(self, job: Job, need: int) -> JobResult:
+        frees = need if job.node == HOST else self._on_host(job)
+        key = BlockKey(job.ino, job.block)
+        async with self._rooms.make(job.node, need, key, frees) as room:
+            job = replace(job, reserved=room.take(), flags=job.flags | room.flags)
+            return await self._jobs.run(job)
+
+    def _on_host(self, job: Job) -> int:
+        """Host pages that the job will move to the device."""
+        region = self._regions.by_ino(job.ino)
+        if region is None:
+            return 0
+        record = region.blocks(job.block, 1)[0]
+        there = page_set(record["present"] & ~record["device"])
+        if job.kind == JobKind.MIGRATE:
+            return int(there[job.first : job.first + job.count].sum())
+        last = (job.offset + job.length - 1) // PAGE_SIZE
+        return int(there[job.offset // PAGE_SIZE : last + 1].sum())
+
+
+def _failure(number: int) -> HmmfsError:
+    if number == errno.EBUSY:
+        return HmmfsError(
+            number, "Programs keep touching the pages faster than they can be moved: try again."
+        )
+    if number == errno.ENOSPC:
+        return HmmfsError(number, "Others took the room that was made: try again.")
+    if number == errno.ERANGE:
+        return HmmfsError(number, "The region was cut short meanwhile: grow it again.")
+    if number == errno.ENOENT:
+        return HmmfsError(number, "The region was removed meanwhile.")
+    if number == errno.EPERM:
+        return HmmfsError(
+            errno.EBUSY,
+            "Some of the pages are advised to stay where they are (pinned, or no_migrate): "
+            "unset that first.",
+        )
+    if number == errno.ENOBUFS:
+        return HmmfsError(
+            errno.ENOSPC, "Host memory has no room for pages that are reached there from afar."
+        )
+    if number == errno.EOPNOTSUPP:
+        return HmmfsError(number, "DAX memory never moves: mount with type=coherent for that.")
+    return HmmfsError(number, f"{errno.errorcode.get(number, number)} from the native core.")

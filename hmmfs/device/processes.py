@@ -1,0 +1,436 @@
+"""Programs whose own memory devices work on: how they come, what devices do with it, how they go.
+
+The library in a program under `hmmfs run` connects to the mount's socket and sends its userfaultfd;
+native/process.c does the rest. Of any other program a device can reach the memory, but nothing of
+it moves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import os
+import socket
+import struct
+import uuid
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import numpy as np
+import trio
+from numpy.typing import NDArray
+
+from hmmfs.device.blocks import Blocks, Span, spans
+from hmmfs.errors import HmmfsError
+from hmmfs.memory import (
+    BLOCK_BYTES,
+    BLOCK_PAGES,
+    PAGE_SIZE,
+    Core,
+    Job,
+    JobFlag,
+    JobKind,
+    Region,
+    RegionTable,
+    programs,
+)
+from hmmfs.memory.programs import Attachment, Look
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# native/preload.h
+HELLO = struct.Struct("<QIIQQQQ")
+WELCOME = struct.Struct("<iI")
+MAGIC, VERSION, MIGRATES = 0x68656C6C6F6D6D68, 1, 1
+HELLO_S = 5.0  # for a program to say hello
+BACKLOG = 128
+THREADS = 64  # accesses under way; a program's memory may be another file system's, and slow
+CREDENTIALS = struct.Struct("3i")
+
+
+class Process:
+    """One program's address space. Addresses and lengths are whole pages, but for copies and for
+    read and write. Every method raises HmmfsError: ESRCH once the program is gone."""
+
+    def __init__(
+        self,
+        core: Core,
+        region: Region,
+        pid: int,
+        blocks: Blocks,
+        threads: trio.CapacityLimiter,
+        *,
+        migrates: bool,
+    ) -> None:
+        self._core = core
+        self._blocks = blocks
+        self._threads = threads
+        self.region = region
+        self.pid = pid
+        self.migrates = migrates
+        self.gone = False
+
+    async def look(self, address: int, pages: int) -> Look:
+        """Faults nothing in, and changes nothing."""
+        return await self._apart(lambda: programs.look(self._core, self.region, address, pages))
+
+    async def read(self, node: int, address: int, length: int) -> bytes:
+        """As the device sees it, without anything coming to it. EFAULT: something there can't be
+        read."""
+        data = bytearray(length)
+        await self._access(JobKind.READ, node, address, data)
+        return bytes(data)
+
+    async def write(self, node: int, address: int, data: bytes) -> None:
+        """EPERM: a mapping may not be stored to. EFAULT: nothing is mapped."""
+        await self._access(JobKind.WRITE, node, address, bytearray(data))
+
+    async def migrate(self, node: int, address: int, pages: int) -> None:
+        """To a device, where holes become zeros, or to the host. Pages that can't move stay."""
+        if not self.migrates:
+            return
+        for span in self._spans(address, pages * PAGE_SIZE):
+            first = span.offset // PAGE_SIZE
+            count = span.length // PAGE_SIZE
+            job = Job(
+                JobKind.MIGRATE,
+                self.region.ino,
+                span.block,
+                node=node,
+                flags=JobFlag.ASKED,
+                first=first,
+                count=count,
+            )
+            await self._blocks.run(job)
+
+    async def set_exclusive(self, node: int, address: int, pages: int) -> None:
+        """Mark pages of the device as its alone; the mark goes when the page goes."""
+        for span in self._spans(address, pages * PAGE_SIZE):
+            wanted = np.zeros(BLOCK_PAGES, np.bool_)
+            wanted[span.offset // PAGE_SIZE :][: span.length // PAGE_SIZE] = True
+            programs.set_exclusive(self._core, self.region, node, span.block, wanted)
+
+    async def exclusive(self, node: int, address: int, pages: int) -> NDArray[np.bool_]:
+        parts = [
+            programs.exclusive(self._core, self.region, node, span.block)[
+                span.offset // PAGE_SIZE :
+            ][: span.length // PAGE_SIZE]
+            for span in self._spans(address, pages * PAGE_SIZE)
+        ]
+        return np.concatenate(parts)
+
+    async def copy_to_user(self, pid: int, address: int, data: bytes) -> None:
+        """Into the memory of a program, which need not be this one. EFAULT."""
+        buffer = ctypes.create_string_buffer(data, len(data))
+        await self._apart(lambda: _copy(pid, address, buffer, store=True))
+
+    async def copy_from_user(self, pid: int, address: int, length: int) -> bytes:
+        buffer = ctypes.create_string_buffer(length)
+        await self._apart(lambda: _copy(pid, address, buffer, store=False))
+        return buffer.raw
+
+    async def evict_all(self, node: int) -> None:
+        """Bring every page home that the device has of this program."""
+        for block in list(self.region.touched(0, programs.OFFSETS // BLOCK_BYTES)):
+            record = self.region.blocks(block, 1)[0]
+            if record["pages"][node]:
+                mine = (record["owner"] == node).copy()
+                job = Job(
+                    JobKind.MIGRATE,
+                    self.region.ino,
+                    block,
+                    flags=JobFlag.CHOSEN,
+                    window=mine,
+                )
+                await self._blocks.run(job)
+
+    # ---- pieces
+
+    def offset(self, address: int, length: int) -> int:
+        """Where it is in the region."""
+        if self.gone:
+            raise _ended(self.pid)
+        return programs.offset(self._core, self.region, address, length)
+
+    def _spans(self, address: int, length: int) -> Iterator[Span]:
+        start = self.offset(address, length)
+        return spans(start, start + length)
+
+    async def _access(self, kind: JobKind, node: int, address: int, data: bytearray) -> None:
+        start = self.offset(address, len(data))
+        for span in spans(start, start + len(data)):
+            low = span.start - start
+            job = Job(
+                kind,
+                self.region.ino,
+                span.block,
+                node=node,
+                flags=JobFlag.REMOTE,
+                offset=span.offset,
+                length=span.length,
+                buffer=memoryview(data)[low : low + span.length],
+            )
+            await self._blocks.run(job)
+
+    async def _apart(self, call: Callable[[], T]) -> T:
+        """In a thread, which may stay for as long as the memory makes it wait."""
+        if self.gone:
+            raise _ended(self.pid)
+        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
+
+
+class Processes:
+    """The programs of one mount."""
+
+    def __init__(self, core: Core, table: RegionTable, blocks: Blocks, *, shared: bool) -> None:
+        self._core = core
+        self._table = table
+        self._blocks = blocks
+        self._shared = shared  # whether others may use the mount, too
+        self._threads = trio.CapacityLimiter(THREADS)
+        self._attached: dict[int, Process] = {}  # by pid
+        self._by_ino: dict[int, Process] = {}  # those that may tell that they are gone
+        self._leaving = trio.Event()
+        self.socket_name = f"hmmfs-{uuid.uuid4().hex}"
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(f"\0{self.socket_name}")
+        self._listener.listen(BACKLOG)
+        self._listener.setblocking(False)
+
+    def get(self, pid: int) -> Process | None:
+        return self._attached.get(pid)
+
+    def all(self) -> list[Process]:
+        return list(self._attached.values())
+
+    def named(self, pid: int) -> Process:
+        """ESRCH: it is not attached."""
+        found = self.get(pid)
+        if found is None:
+            raise HmmfsError(
+                errno.ESRCH,
+                f"Process {pid} has not given its memory to this mount: start it with hmmfs run.",
+            )
+        return found
+
+    async def open(self, pid: int) -> Process:
+        """The program, whether it was attached or not; to be given to `close`."""
+        found = self.get(pid)
+        if found is not None:
+            self._table.acquire(found.region)
+            return found
+        region = self._table.add_program(0, 0, 0)
+        process = Process(
+            self._core, region, pid, self._blocks, self._threads, migrates=False
+        )
+        self._table.acquire(region)
+        self._table.remove_program(region)
+        try:
+            pidfd = _pidfd(pid)
+            try:
+                programs.attach(self._core, region, pid, pidfd, Attachment())
+            except BaseException:
+                os.close(pidfd)
+                raise
+        except BaseException:
+            self._table.release(region)
+            raise
+        self._by_ino[region.ino] = process
+        return process
+
+    async def close(self, process: Process) -> None:
+        if not process.migrates and process.pid not in self._attached:
+            await self._detach(process, home=False)
+        self._table.release(process.region)
+
+    # ---- coming and going
+
+    async def serve(self) -> None:
+        """Take in whoever connects, till cancelled."""
+        listener = trio.socket.from_stdlib_socket(self._listener)
+        async with trio.open_nursery() as nursery:
+            while True:
+                try:
+                    peer, _ = await listener.accept()
+                except OSError as error:
+                    log.warning("A program could not be attached: %s.", error.strerror)
+                    await trio.sleep(0.1)  # out of descriptors
+                    continue
+                nursery.start_soon(self._welcome, peer)
+
+    async def _welcome(self, peer: trio.socket.SocketType) -> None:
+        answer = 0
+        try:
+            with trio.move_on_after(HELLO_S) as scope:
+                await self._take_in(peer)
+            if scope.cancelled_caught:
+                answer = -errno.ETIMEDOUT
+        except HmmfsError as error:
+            answer = -(error.errno or errno.EIO)
+            log.info("A program was not attached: %s", error.sentence)
+        except OSError as error:
+            answer = -(error.errno or errno.EIO)
+        try:
+            with trio.move_on_after(HELLO_S):
+                await peer.send(WELCOME.pack(answer, VERSION))
+        except OSError:
+            pass  # it will be told by its socket's end
+        finally:
+            peer.close()  # of an attached one the core has another descriptor
+
+    async def _take_in(self, peer: trio.socket.SocketType) -> None:
+        """Raises HmmfsError: it is not to be attached."""
+        pid, uid = self._who(peer)
+        data, ancillary, _, _ = await peer.recvmsg(
+            HELLO.size + 1, socket.CMSG_SPACE(4 * 4), socket.MSG_CMSG_CLOEXEC
+        )
+        fds = [
+            fd
+            for level, kind, rights in ancillary
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+            for (fd,) in struct.iter_unpack("i", rights[: len(rights) // 4 * 4])
+        ]
+        try:
+            sent = _checked(data, fds)
+            old = self.get(pid)
+            if old is not None:  # it has become another program
+                await self._detach(old, home=False)
+            own = os.dup(peer.fileno())
+            fds.append(own)
+            self._attach(pid, uid, sent._replace(socket=own))
+            fds.clear()
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _who(self, peer: trio.socket.SocketType) -> tuple[int, int]:
+        raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+        assert isinstance(raw, bytes)
+        pid, uid, _ = CREDENTIALS.unpack(raw)
+        if not pid or not (uid == os.geteuid() or (self._shared and os.geteuid() == 0)):
+            raise HmmfsError(
+                errno.EPERM, f"Process {pid} of user {uid} is not of the user who mounted."
+            )
+        return pid, uid
+
+    def _attach(self, pid: int, uid: int, sent: Attachment) -> None:
+        region = self._table.add_program(pid, uid, 0)
+        try:
+            pidfd = _pidfd(pid)
+            try:
+                programs.attach(self._core, region, pid, pidfd, sent)
+            except BaseException:
+                os.close(pidfd)
+                raise
+        except BaseException:
+            self._table.remove_program(region)
+            raise
+        process = Process(
+            self._core,
+            region,
+            pid,
+            self._blocks,
+            self._threads,
+            migrates=sent.uffd >= 0,
+        )
+        self._attached[pid] = self._by_ino[region.ino] = process
+        log.info("Process %d is attached%s.", pid, "" if process.migrates else ", for access only")
+
+    async def on_gone(self, ino: int) -> None:
+        """The core says that the program has ended, or has become another."""
+        process = self._by_ino.get(ino)
+        if process is not None:
+            await self._detach(process, home=False)
+
+    async def end(self) -> None:
+        """The mount goes: give all programs their pages back."""
+        self._listener.close()
+        for process in list(self._by_ino.values()):
+            await self._detach(process, home=True)
+
+    async def _detach(self, process: Process, *, home: bool) -> None:
+        region = process.region
+        if self._by_ino.pop(region.ino, None) is None:
+            return
+        if self._attached.get(process.pid) is process:
+            del self._attached[process.pid]
+        self._table.acquire(region)
+        try:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(
+                    lambda: programs.detach(self._core, region, home=home), limiter=self._threads
+                )
+            process.gone = True
+            self._table.remove_program(region)
+        finally:
+            self._table.release(region)
+
+
+def _checked(data: bytes, fds: list[int]) -> Attachment:
+    """What a hello says; HmmfsError: it is none."""
+    if len(data) != HELLO.size:
+        raise HmmfsError(errno.EPROTO, f"{len(data)} bytes are no hello of hmmfs run.")
+    magic, version, flags, least, own, own_bytes, scratch = HELLO.unpack(data)
+    if magic != MAGIC or version != VERSION:
+        raise HmmfsError(
+            errno.EPROTO,
+            f"Its library speaks version {version}, and this daemon {VERSION}: use one release.",
+        )
+    if len(fds) != 1 + (flags & MIGRATES) or own + own_bytes >= 1 << 64:
+        raise HmmfsError(errno.EPROTO, f"A hello came with {len(fds)} descriptors.")
+    if flags & MIGRATES and (
+        scratch % BLOCK_BYTES or not own <= scratch < own + own_bytes
+    ):
+        raise HmmfsError(errno.EPROTO, "A hello names a scratch that is not its own.")
+    uffd = -1
+    if flags & MIGRATES:
+        uffd = fds[1]
+        if os.readlink(f"/proc/self/fd/{uffd}") != "anon_inode:[userfaultfd]":
+            raise HmmfsError(errno.EPROTO, "A hello came without a userfaultfd.")
+    return Attachment(
+        uffd=uffd, control=fds[0], least=least, own=own, own_bytes=own_bytes, scratch=scratch
+    )
+
+
+def _pidfd(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        raise HmmfsError(error.errno or errno.ESRCH, f"There is no process {pid}.") from None
+
+
+def _ended(pid: int) -> HmmfsError:
+    return HmmfsError(errno.ESRCH, f"Process {pid} has ended, or runs another program.")
+
+
+# ---- copies
+
+
+class _Vector(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+for _call in (_libc.process_vm_readv, _libc.process_vm_writev):
+    _vectors = (ctypes.POINTER(_Vector), ctypes.c_ulong)
+    _call.argtypes = [ctypes.c_int, *_vectors, *_vectors, ctypes.c_ulong]
+    _call.restype = ctypes.c_ssize_t
+
+
+def _copy(pid: int, address: int, buffer: ctypes.Array[ctypes.c_char], *, store: bool) -> None:
+    call = _libc.process_vm_writev if store else _libc.process_vm_readv
+    done, length = 0, len(buffer)
+    while done < length:
+        here = _Vector(ctypes.addressof(buffer) + done, length - done)
+        n = call(pid, here, 1, _Vector(address + done, length - done), 1, 0)
+        if n <= 0:
+            number = ctypes.get_errno() if n else errno.EFAULT
+            raise HmmfsError(
+                number,
+                f"The memory of process {pid} at {address + done:#x} can't be had: "
+                f"{os.strerror(number)}.",
+            )
+        done += n

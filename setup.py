@@ -1,13 +1,38 @@
-"""The native extension, and files that shells and man(1) look for; everything else is in
-pyproject.toml."""
+"""The native extension, the library that hmmfs run preloads, and files that shells and man(1) look
+for; everything else is in pyproject.toml."""
 
 from glob import glob
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 COMPLETIONS = "hmmfs/share/completions"
+# Beside the extension, and built like one, but no module: any program loads it, also while the
+# extension is built for a sanitizer.
+PRELOAD = Extension(
+    "hmmfs.libhmmfs-run",
+    sources=["native/helper.c", "native/preload.c"],
+    depends=["native/helper.h", "native/preload.h"],
+    define_macros=[("_GNU_SOURCE", "1")],
+    extra_compile_args=[
+        *["-O2", "-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"],
+        "-fno-stack-protector",  # helper.c says why
+    ],
+)
+
+
+class BuildExt(build_ext):
+    """Python's name for an extension is not ours for the library."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        if fullname.endswith("libhmmfs-run"):
+            return fullname.replace(".", "/") + ".so"
+        return super().get_ext_filename(fullname)
+
 
 setup(
+    cmdclass={"build_ext": BuildExt},
+    ext_modules=[PRELOAD],
     cffi_modules=["native/build.py:ffi"],
     data_files=[
         ("share/bash-completion/completions", [f"{COMPLETIONS}/hmmfs"]),

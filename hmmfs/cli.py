@@ -15,11 +15,10 @@ from dataclasses import replace
 
 import click
 
-from hmmfs import __version__, cli_inspect, cli_record, mountinfo
+from hmmfs import __version__, cli_inspect, cli_record, cli_run, mountinfo
 from hmmfs.config import OPTIONS, Config
 from hmmfs.daemonize import in_background, open_standard_files, sd_notify
 from hmmfs.errors import HmmfsError, UsageError
-from hmmfs.filesystem import mounting
 
 FAILED = 1
 WRONG = 2
@@ -115,6 +114,8 @@ def _serve(directory: str, config: Config, foreground: bool, debug: bool) -> int
 @click.option("-z", "lazy", is_flag=True, help="Detach it now; it ends when nothing uses it.")
 def umount_command(directory: str, lazy: bool) -> int:
     """End the mount on DIR."""
+    from hmmfs.filesystem import mounting
+
     mounting.unmount(directory, lazy)
     return 0
 
@@ -136,7 +137,7 @@ def status_command(directory: str, as_json: bool) -> int:
     return 0
 
 
-for command in (*cli_inspect.COMMANDS, *cli_record.COMMANDS):
+for command in (*cli_inspect.COMMANDS, *cli_record.COMMANDS, *cli_run.COMMANDS):
     cli.add_command(command)
 
 

@@ -11,23 +11,24 @@ from hmmfs.cli_inspect import Seconds
 from hmmfs.errors import UsageError
 from hmmfs.inspect.words import printable
 
-FORM = "its form is hmmfs record [DIR] -o FILE -- COMMAND..."
-
 
 class BeforeDashes(click.Command):
     """What is behind the first "--" is a command of its own, whose options are not ours."""
+
+    nothing = "Nothing is to be recorded: its form is hmmfs record [DIR] -o FILE -- COMMAND..."
+    behind = "COMMAND..."
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         at = args.index("--") if "--" in args else len(args)
         command = args[at + 1 :]
         rest = super().parse_args(ctx, args[:at])
         if not command:
-            raise UsageError(f"Nothing is to be recorded: {FORM}.")
+            raise UsageError(f"{self.nothing}.")
         ctx.params["command"] = command
         return rest
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        return [*super().collect_usage_pieces(ctx), "--", "COMMAND..."]
+        return [*super().collect_usage_pieces(ctx), "--", self.behind]
 
 
 @click.command("record", cls=BeforeDashes)

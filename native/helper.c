@@ -1,0 +1,461 @@
+/* The threads that hmmfs run's library adds to a program.
+ *
+ * The helper drops pages that the daemon has copied away: only the program itself can. The guard
+ * waits for the daemon's end. If that comes unannounced it takes the daemon's place at the
+ * userfaultfd, so that nobody reads zeros where data were: touching those is a SIGBUS. They are two
+ * because dropping waits for the daemon, which may end just then.
+ *
+ * They are threads to the kernel only. The C library does not know of them, so a program with one
+ * thread stays one for it: its locks cost nothing, and it ends when main calls pthread_exit. So
+ * they have neither a thread control block nor errno, and may call nothing of the C library, nor
+ * what a compiler would call: this file makes its system calls itself, is compiled without stack
+ * protectors, and its object refers to no symbol from elsewhere (a test sees to that).
+ *
+ * They have a table of descriptors of their own, with nothing but what they need: the program finds
+ * no descriptor that it did not open, can close none of these, and none of its files is kept open.
+ * For the same reason they have a directory of their own. All signals are blocked.
+ */
+#include "helper.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <linux/sched.h>
+#include <linux/userfaultfd.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/mman.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+
+#ifndef POLLRDHUP
+#define POLLRDHUP 0x2000
+#endif
+#define NEVER_INLINED __attribute__((noinline))
+
+/* ---- system calls ------------------------------------------------------------------------- */
+
+#if defined(__x86_64__)
+
+static long call6(long number, long a, long b, long c, long d, long e, long f)
+{
+    register long r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = e;
+    register long r9 __asm__("r9") = f;
+    long result;
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+
+static NEVER_INLINED long start_thread(long flags, void *stack, void (*run)(void *), void *arg)
+{
+    register long r10 __asm__("r10") = 0;
+    register long r8 __asm__("r8") = 0;
+    register void (*r12)(void *) __asm__("r12") = run;
+    register void *r13 __asm__("r13") = arg;
+    long result;
+    __asm__ volatile("syscall\n\t"
+                     "test %%rax, %%rax\n\t"
+                     "jnz 1f\n\t"
+                     "xor %%ebp, %%ebp\n\t"
+                     "mov %%r13, %%rdi\n\t"
+                     "call *%%r12\n\t"
+                     "ud2\n"
+                     "1:"
+                     : "=a"(result)
+                     : "a"(SYS_clone), "D"(flags), "S"(stack), "d"(0L), "r"(r10), "r"(r8), "r"(r12),
+                       "r"(r13)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+
+#elif defined(__aarch64__)
+
+static long call6(long number, long a, long b, long c, long d, long e, long f)
+{
+    register long x8 __asm__("x8") = number;
+    register long x0 __asm__("x0") = a;
+    register long x1 __asm__("x1") = b;
+    register long x2 __asm__("x2") = c;
+    register long x3 __asm__("x3") = d;
+    register long x4 __asm__("x4") = e;
+    register long x5 __asm__("x5") = f;
+    __asm__ volatile("svc #0"
+                     : "+r"(x0)
+                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5)
+                     : "memory");
+    return x0;
+}
+
+static NEVER_INLINED long start_thread(long flags, void *stack, void (*run)(void *), void *arg)
+{
+    register long x8 __asm__("x8") = SYS_clone;
+    register long x0 __asm__("x0") = flags;
+    register void *x1 __asm__("x1") = stack;
+    register long x2 __asm__("x2") = 0;
+    register long x3 __asm__("x3") = 0;
+    register long x4 __asm__("x4") = 0;
+    register void (*x10)(void *) __asm__("x10") = run;
+    register void *x11 __asm__("x11") = arg;
+    __asm__ volatile("svc #0\n\t"
+                     "cbnz x0, 1f\n\t"
+                     "mov x29, xzr\n\t"
+                     "mov x0, x11\n\t"
+                     "blr x10\n\t"
+                     "brk #0\n"
+                     "1:"
+                     : "+r"(x0)
+                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x10), "r"(x11)
+                     : "memory");
+    return x0;
+}
+
+#elif defined(__riscv) && __riscv_xlen == 64
+
+static long call6(long number, long a, long b, long c, long d, long e, long f)
+{
+    register long a7 __asm__("a7") = number;
+    register long a0 __asm__("a0") = a;
+    register long a1 __asm__("a1") = b;
+    register long a2 __asm__("a2") = c;
+    register long a3 __asm__("a3") = d;
+    register long a4 __asm__("a4") = e;
+    register long a5 __asm__("a5") = f;
+    __asm__ volatile("ecall"
+                     : "+r"(a0)
+                     : "r"(a7), "r"(a1), "r"(a2), "r"(a3), "r"(a4), "r"(a5)
+                     : "memory");
+    return a0;
+}
+
+static NEVER_INLINED long start_thread(long flags, void *stack, void (*run)(void *), void *arg)
+{
+    register long a7 __asm__("a7") = SYS_clone;
+    register long a0 __asm__("a0") = flags;
+    register void *a1 __asm__("a1") = stack;
+    register long a2 __asm__("a2") = 0;
+    register long a3 __asm__("a3") = 0;
+    register long a4 __asm__("a4") = 0;
+    register void (*s2)(void *) __asm__("s2") = run;
+    register void *s3 __asm__("s3") = arg;
+    __asm__ volatile("ecall\n\t"
+                     "bnez a0, 1f\n\t"
+                     "mv a0, s3\n\t"
+                     "jalr s2\n\t"
+                     "ebreak\n"
+                     "1:"
+                     : "+r"(a0)
+                     : "r"(a7), "r"(a1), "r"(a2), "r"(a3), "r"(a4), "r"(s2), "r"(s3)
+                     : "memory");
+    return a0;
+}
+
+#else
+#error "hmmfs run knows x86_64, aarch64 and riscv64: add this machine's system calls here."
+#endif
+
+#define CALL(number, a, b, c, d, e, f)                                                             \
+    call6(SYS_##number, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+
+static long uffd_ioctl(int uffd, unsigned long request, void *argument)
+{
+    return CALL(ioctl, uffd, request, argument, 0, 0, 0);
+}
+
+/* Which of the events there are; -errno. In milliseconds; below 0: any time. */
+static int poll_for(struct pollfd *poll, uint32_t used, long limit)
+{
+    struct {
+        int64_t seconds, nanoseconds;
+    } time = {limit / 1000, limit % 1000 * 1000000};
+    return (int)CALL(ppoll, poll, used, limit < 0 ? NULL : &time, NULL, 8, 0);
+}
+
+static void wake_futex(void *futex)
+{
+    CALL(futex, futex, FUTEX_WAKE, INT_MAX, 0, 0, 0);
+}
+
+static _Noreturn void end_thread(void)
+{
+    for (;;)
+        CALL(exit, 0, 0, 0, 0, 0, 0);
+}
+
+/* Whether the daemon is gone, waiting for it up to that many milliseconds. */
+static bool hung_up(struct hm_link *link, long limit)
+{
+    struct pollfd poll = {.fd = link->socket, .events = POLLRDHUP};
+    return poll_for(&poll, 1, limit) > 0 && poll.revents;
+}
+
+/* ---- dropping pages ----------------------------------------------------------------------- */
+
+static void drop(struct hm_slot *slot)
+{
+    uint32_t runs = __atomic_load_n(&slot->runs, __ATOMIC_RELAXED), done = 0;
+    int error = runs > HM_PRELOAD_RUNS ? -EINVAL : 0;
+    while (!error && done < runs) {
+        struct hm_run *run = &slot->run[done];
+        error = (int)CALL(madvise, run->address, run->length, MADV_DONTNEED, 0, 0, 0);
+        done += !error;
+    }
+    slot->done = done;
+    slot->result = error;
+    __atomic_store_n(&slot->state, HM_SLOT_DONE, __ATOMIC_RELEASE);
+    wake_futex(&slot->state);
+}
+
+/* False: the daemon is gone. What it asked for before is left undone, for the data are still here.
+ */
+static bool take(struct hm_link *link)
+{
+    uint32_t number, state = HM_SLOT_PENDING;
+    struct hm_slot *slot;
+    long n = CALL(recvfrom, link->socket, &number, sizeof(number), MSG_TRUNC, 0, 0);
+    if ((n < 0 && n != -EINTR) || hung_up(link, 0))
+        return false;
+    if (n != sizeof(number) || number >= HM_PRELOAD_SLOTS)
+        return true;
+    slot = &link->control->slot[number];
+    if (__atomic_compare_exchange_n(&slot->state, &state, HM_SLOT_TAKEN, false, __ATOMIC_ACQ_REL,
+                                    __ATOMIC_RELAXED))
+        drop(slot);
+    return true;
+}
+
+/* ---- in the daemon's place ---------------------------------------------------------------- */
+
+static struct uffdio_range page_at(const struct hm_link *link, uint64_t address)
+{
+    return (struct uffdio_range){address & ~(link->page - 1), link->page};
+}
+
+static long let_store(int uffd, struct uffdio_range page, uint64_t mode)
+{
+    struct uffdio_writeprotect request = {page, mode};
+    return uffd_ioctl(uffd, UFFDIO_WRITEPROTECT, &request);
+}
+
+static long poison(int uffd, struct uffdio_range page)
+{
+    struct hm_uffdio_poison request = {.start = page.start, .length = page.len};
+    return uffd_ioctl(uffd, UFFDIO_POISON, &request);
+}
+
+static long zero(int uffd, struct uffdio_range page)
+{
+    struct uffdio_zeropage request = {.range = page};
+    return uffd_ioctl(uffd, UFFDIO_ZEROPAGE, &request);
+}
+
+/* Pages that were being dropped when the daemon ended may not have their marker yet. */
+static bool in_flight(struct hm_link *link, uint64_t address)
+{
+    for (uint32_t i = 0; i < HM_PRELOAD_SLOTS; i++) {
+        struct hm_slot *slot = &link->control->slot[i];
+        uint32_t state = __atomic_load_n(&slot->state, __ATOMIC_ACQUIRE);
+        if (state != HM_SLOT_TAKEN && state != HM_SLOT_DONE)
+            continue;
+        for (uint32_t r = 0; r < slot->runs && r < HM_PRELOAD_RUNS; r++)
+            if (address - slot->run[r].address < slot->run[r].length)
+                return true;
+    }
+    return false;
+}
+
+/* Address spaces that are gone make room for others. Nothing of ours is registered, so that this
+ * fails in any case. */
+static void forget_ended(struct hm_link *link)
+{
+    struct uffdio_range page = page_at(link, (uint64_t)(uintptr_t)link);
+    for (uint32_t i = 1; i < link->served;) {
+        int uffd = link->poll[i].fd;
+        if (let_store(uffd, page, UFFDIO_WRITEPROTECT_MODE_DONTWAKE) != -ESRCH) {
+            i++;
+            continue;
+        }
+        CALL(close, uffd, 0, 0, 0, 0, 0);
+        link->poll[i] = link->poll[--link->served];
+    }
+}
+
+/* One too many is not closed either: it waits at pages that are away, but sees no zeros. */
+static void serve_fork(struct hm_link *link, int uffd)
+{
+    forget_ended(link);
+    if (link->served < HM_SERVED)
+        link->poll[link->served++] = (struct pollfd){.fd = uffd, .events = POLLIN};
+}
+
+/* The page's marker is gone already, and while the address space changes it can't be poisoned: see
+ * to the changes. A fork among them may have missed the marker. */
+static void settle(struct hm_link *link, int uffd, struct uffdio_range away)
+{
+    struct uffd_msg message;
+    if (CALL(read, uffd, &message, sizeof(message), 0, 0, 0) != sizeof(message)) {
+        CALL(sched_yield, 0, 0, 0, 0, 0, 0);
+    } else if (message.event == UFFD_EVENT_FORK) {
+        serve_fork(link, (int)message.arg.fork.ufd);
+        poison((int)message.arg.fork.ufd, away);
+    } else if (message.event == UFFD_EVENT_PAGEFAULT) { /* it will be back */
+        struct uffdio_range page = page_at(link, message.arg.pagefault.address);
+        uffd_ioctl(uffd, UFFDIO_WAKE, &page);
+    }
+}
+
+/* The daemon leaves a marker, write-protection without a page, for each page that is away. A page
+ * of zeros does not replace it, and is as good as any page where there never was one. Poison does
+ * not replace it either, so it is taken first. */
+static void answer_missing(struct hm_link *link, int uffd, struct uffdio_range page)
+{
+    long error = in_flight(link, page.start) ? -EEXIST : zero(uffd, page);
+    if (error == -EEXIST)
+        error = let_store(uffd, page, UFFDIO_WRITEPROTECT_MODE_DONTWAKE);
+    else if (!error)
+        return;
+    if (!error)
+        while ((error = poison(uffd, page)) == -EAGAIN)
+            settle(link, uffd, page);
+    if (error) /* it changes, or there is a page by now, or no memory at all */
+        uffd_ioctl(uffd, UFFDIO_WAKE, &page);
+}
+
+static void answer(struct hm_link *link, int uffd, const struct uffd_msg *message)
+{
+    struct uffdio_range page;
+    if (message->event == UFFD_EVENT_FORK)
+        serve_fork(link, (int)message->arg.fork.ufd);
+    if (message->event != UFFD_EVENT_PAGEFAULT)
+        return;
+    page = page_at(link, message->arg.pagefault.address);
+    if (!(message->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP))
+        answer_missing(link, uffd, page);
+    else if (let_store(uffd, page, 0))
+        uffd_ioctl(uffd, UFFDIO_WAKE, &page);
+}
+
+static void serve(struct hm_link *link)
+{
+    struct uffd_msg message;
+    for (;;) {
+        poll_for(link->poll, link->served, -1);
+        for (uint32_t i = 0; i < link->served; i++) {
+            int uffd = link->poll[i].fd;
+            while (link->poll[i].revents & POLLIN && link->poll[i].fd == uffd &&
+                   CALL(read, uffd, &message, sizeof(message), 0, 0, 0) == sizeof(message))
+                answer(link, uffd, &message);
+        }
+    }
+}
+
+/* Faults that the daemon had read and not answered: who waits for them faults anew. Nobody says
+ * where the address space ends, but a range beyond is refused. */
+static void wake_all(struct hm_link *link)
+{
+    for (int bits = 63; bits > 30; bits--) {
+        struct uffdio_range range = {HM_PART, (1ULL << bits) - link->page - HM_PART};
+        if (uffd_ioctl(link->uffd, UFFDIO_WAKE, &range) == 0)
+            return;
+    }
+}
+
+/* On the program's standard error, of which no copy is kept, and only if that takes it at once. */
+static void tell(void)
+{
+    static const char sentence[] = "hmmfs run: The daemon is gone: touching memory that was on a "
+                                   "device is a SIGBUS from now on.\n";
+    long process = CALL(getpid, 0, 0, 0, 0, 0, 0);
+    int handle = (int)CALL(pidfd_open, process, 0, 0, 0, 0, 0);
+    struct pollfd error = {.fd = (int)CALL(pidfd_getfd, handle, 2, 0, 0, 0, 0), .events = POLLOUT};
+    if (error.fd >= 0) {
+        if (poll_for(&error, 1, 0) > 0 && error.revents & POLLOUT)
+            CALL(write, error.fd, sentence, sizeof(sentence) - 1, 0, 0, 0);
+        CALL(close, error.fd, 0, 0, 0, 0, 0);
+    }
+    if (handle >= 0)
+        CALL(close, handle, 0, 0, 0, 0, 0);
+}
+
+/* ---- the threads -------------------------------------------------------------------------- */
+
+#define THREAD (CLONE_VM | CLONE_SIGHAND | CLONE_THREAD)
+
+/* When the daemon takes its leave all pages are here, and without a userfaultfd all memory is the
+ * program's alone. It is closed here: the helper may be waiting for an event to be read. */
+static void guard(void *arg)
+{
+    struct hm_link *link = arg;
+    CALL(prctl, PR_SET_NAME, "hmmfs guard", 0, 0, 0, 0);
+    while (!hung_up(link, -1))
+        ;
+    __atomic_store_n(&link->gone, 1, __ATOMIC_RELEASE);
+    if (__atomic_load_n(&link->control->leaving, __ATOMIC_ACQUIRE)) {
+        CALL(close, link->uffd, 0, 0, 0, 0, 0);
+    } else {
+        tell();
+        wake_all(link);
+        link->poll[0] = (struct pollfd){.fd = link->uffd, .events = POLLIN};
+        link->served = 1;
+        serve(link);
+    }
+    end_thread();
+}
+
+static int close_others(const struct hm_link *link)
+{
+    int low = link->socket, high = link->uffd;
+    long error = 0;
+    if (high < low) {
+        low = link->uffd;
+        high = link->socket;
+    }
+    if (low > 0)
+        error = CALL(close_range, 0, low - 1, 0, 0, 0, 0);
+    if (!error && high > low + 1)
+        error = CALL(close_range, low + 1, high - 1, 0, 0, 0, 0);
+    return error ? (int)error : (int)CALL(close_range, high + 1, -1, 0, 0, 0, 0);
+}
+
+static void helper(void *arg)
+{
+    struct hm_threads *threads = arg;
+    struct hm_link *link = &threads->link;
+    long error = close_others(link);
+    CALL(chdir, "/", 0, 0, 0, 0, 0);
+    CALL(prctl, PR_SET_NAME, "hmmfs helper", 0, 0, 0, 0);
+    if (!error && link->uffd >= 0) {
+        error =
+            start_thread(THREAD | CLONE_FILES | CLONE_FS, &threads->stack1[HM_PART], guard, link);
+        link->guard = (int)error;
+    }
+    __atomic_store_n(&link->ready, error < 0 ? (int)error : 1, __ATOMIC_RELEASE);
+    wake_futex(&link->ready);
+    if (error >= 0)
+        while (take(link))
+            ;
+    __atomic_store_n(&link->gone, 1, __ATOMIC_RELEASE);
+    end_thread();
+}
+
+int hm_helper_start(struct hm_threads *threads)
+{
+    struct hm_link *link = &threads->link;
+    uint64_t all = ~0ULL, before;
+    long error;
+    int ready;
+    CALL(rt_sigprocmask, SIG_SETMASK, &all, &before, sizeof(all), 0, 0);
+    error = start_thread(THREAD, &threads->stack0[HM_PART], helper, threads);
+    CALL(rt_sigprocmask, SIG_SETMASK, &before, NULL, sizeof(all), 0, 0);
+    if (error < 0)
+        return (int)error;
+    while (!(ready = __atomic_load_n(&link->ready, __ATOMIC_ACQUIRE)))
+        CALL(futex, &link->ready, FUTEX_WAIT, 0, NULL, 0, 0);
+    return ready < 0 ? ready : 0;
+}

@@ -1,0 +1,464 @@
+/* What `hmmfs run` preloads into a program, so that its memory is the devices' too.
+ *
+ * It connects to the mount's daemon and hands over what preload.h says: a userfaultfd and the
+ * memory of requests. Two threads then do what only the program itself can (helper.c). Whatever
+ * fails costs one sentence on standard error, and the program runs on by itself.
+ *
+ * A fork is attached anew, by itself: threads do not survive a fork, and its memory is another. It
+ * may be one of many threads, so nothing here takes a lock or allocates. A program that replaces
+ * this one is attached by its own copy of this library; vfork and posix_spawn need nothing.
+ *
+ * It also stands before open, for the device files of the kernel's HMM tests, and before mremap:
+ * pages that the daemon has registered split the kernel's mappings, which mremap does not cross.
+ */
+#include "helper.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/userfaultfd.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#ifndef PR_SET_PTRACER
+#define PR_SET_PTRACER 0x59616d61
+#endif
+#ifndef UFFD_FEATURE_WP_UNPOPULATED
+#define UFFD_FEATURE_WP_UNPOPULATED (1 << 13)
+#endif
+#ifndef UFFD_FEATURE_POISON
+#define UFFD_FEATURE_POISON (1 << 14)
+#endif
+#ifndef PIDFD_THREAD
+#define PIDFD_THREAD O_EXCL
+#endif
+#define FEATURES                                                                                   \
+    (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |         \
+     UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_THREAD_ID |               \
+     UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_POISON)
+#define EXPORTED __attribute__((visibility("default")))
+#define LIMIT_SECONDS 5 /* for the daemon to answer */
+
+/* Of the environment, which a program may change. */
+static struct {
+    struct sockaddr_un address;
+    socklen_t address_length; /* 0: not under hmmfs run */
+    uint64_t least;
+    char directory[PATH_MAX];
+} settings;
+
+static struct hm_threads *threads; /* NULL: not attached */
+
+/* ---- sentences ---------------------------------------------------------------------------- */
+
+static void complain(const char *what, int error, const char *consequence)
+{
+    char line[512];
+    const char *why = strerrordesc_np(error);
+    const char *parts[] = {"hmmfs run: ", what,        " (", why ? why : "unknown error",
+                           "): ",         consequence, ".\n"};
+    size_t used = 0;
+    for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++)
+        for (const char *c = parts[i]; *c && used < sizeof(line); c++)
+            line[used++] = *c;
+    (void)!write(STDERR_FILENO, line, used);
+}
+
+/* ---- attaching ---------------------------------------------------------------------------- */
+
+struct attempt {
+    int socket, uffd, memory;
+    int uffd_error; /* why there is none; 0: there is */
+    struct hm_threads *threads;
+    struct hm_control *control;
+    const char *failed; /* at what */
+};
+
+/* Its abstract name can be taken by anybody once the daemon is gone. */
+static int connect_daemon(struct attempt *attempt)
+{
+    struct timeval limit = {.tv_sec = LIMIT_SECONDS};
+    struct ucred peer;
+    socklen_t length = sizeof(peer);
+    attempt->failed = "The daemon of its mount can't be reached";
+    attempt->socket = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (attempt->socket < 0)
+        return errno;
+    setsockopt(attempt->socket, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+    setsockopt(attempt->socket, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    while (connect(attempt->socket, (struct sockaddr *)&settings.address, settings.address_length) <
+           0)
+        if (errno != EINTR)
+            return errno;
+    if (getsockopt(attempt->socket, SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0)
+        return errno;
+    attempt->failed = "The daemon of its mount is neither root's nor this user's";
+    if (peer.uid != 0 && peer.uid != geteuid())
+        return EPERM;
+    prctl(PR_SET_PTRACER, (unsigned long)peer.pid, 0, 0, 0); /* where there is Yama */
+    return 0;
+}
+
+static int open_uffd(int *ret)
+{
+    struct uffdio_api api = {.api = UFFD_API, .features = FEATURES};
+    int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK), error;
+    if (uffd < 0)
+        return errno;
+    if (ioctl(uffd, UFFDIO_API, &api) < 0) {
+        error = errno;
+        close(uffd);
+        return error;
+    }
+    *ret = uffd;
+    return 0;
+}
+
+/* Not for forks, of which each has its own. Guards are left where the stacks end. */
+static int make_memory(struct attempt *attempt)
+{
+    struct hm_threads *made;
+    attempt->failed = "There is no memory for talking to the daemon";
+    made = mmap(NULL, sizeof(*made), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (made == MAP_FAILED)
+        return errno;
+    attempt->threads = made;
+    if (madvise(made, sizeof(*made), MADV_DONTFORK) < 0 ||
+        mprotect(made->guard0, HM_PART, PROT_NONE) < 0 ||
+        mprotect(made->guard1, HM_PART, PROT_NONE) < 0)
+        return errno;
+    attempt->memory = memfd_create("hmmfs-run", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (attempt->memory < 0 || ftruncate(attempt->memory, sizeof(struct hm_control)) < 0 ||
+        fcntl(attempt->memory, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+        return errno;
+    attempt->control = mmap(NULL, sizeof(struct hm_control), PROT_READ | PROT_WRITE, MAP_SHARED,
+                            attempt->memory, 0);
+    if (attempt->control == MAP_FAILED) {
+        attempt->control = NULL;
+        return errno;
+    }
+    return madvise(attempt->control, sizeof(struct hm_control), MADV_DONTFORK) < 0 ? errno : 0;
+}
+
+static int send_hello(const struct attempt *attempt)
+{
+    bool migrates = attempt->uffd >= 0;
+    struct hm_hello hello = {.magic = HM_PRELOAD_MAGIC,
+                             .version = HM_PRELOAD_VERSION,
+                             .flags = migrates ? HM_HELLO_MIGRATES : 0,
+                             .least = settings.least};
+    int fds[2] = {attempt->memory, attempt->uffd};
+    size_t bytes = migrates ? sizeof(fds) : sizeof(*fds);
+    _Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(fds))] = {0};
+    struct iovec part = {&hello, sizeof(hello)};
+    struct msghdr message = {.msg_iov = &part,
+                             .msg_iovlen = 1,
+                             .msg_control = space,
+                             .msg_controllen = CMSG_SPACE(bytes)};
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(bytes);
+    memcpy(CMSG_DATA(header), fds, bytes);
+    while (sendmsg(attempt->socket, &message, MSG_NOSIGNAL) < 0)
+        if (errno != EINTR)
+            return errno;
+    return 0;
+}
+
+static int greet(struct attempt *attempt)
+{
+    struct timeval none = {0};
+    struct hm_welcome welcome;
+    ssize_t n;
+    int error;
+    attempt->failed = "The daemon of its mount did not answer";
+    error = send_hello(attempt);
+    if (error)
+        return error;
+    while ((n = recv(attempt->socket, &welcome, sizeof(welcome), MSG_TRUNC)) < 0)
+        if (errno != EINTR)
+            return errno == EAGAIN ? ETIMEDOUT : errno;
+    if (n == 0)
+        return ECONNRESET;
+    attempt->failed = "The daemon of its mount speaks another language: run the same hmmfs";
+    if (n != sizeof(welcome) || (!welcome.error && welcome.version != HM_PRELOAD_VERSION))
+        return EPROTO;
+    attempt->failed = "The daemon of its mount refused it";
+    setsockopt(attempt->socket, SOL_SOCKET, SO_RCVTIMEO, &none, sizeof(none));
+    return welcome.error < 0 ? -welcome.error : welcome.error;
+}
+
+static int start_threads(struct attempt *attempt)
+{
+    struct hm_link *link = &attempt->threads->link;
+    attempt->failed = "No thread can be started for the daemon's requests";
+    link->control = attempt->control;
+    link->socket = attempt->socket;
+    link->uffd = attempt->uffd;
+    link->page = (uint64_t)sysconf(_SC_PAGESIZE);
+    return -hm_helper_start(attempt->threads);
+}
+
+static void close_one(int fd)
+{
+    if (fd >= 0)
+        close(fd);
+}
+
+/* True: the program is attached; false: it was said why not. */
+static bool attach(struct attempt *attempt)
+{
+    int error = connect_daemon(attempt);
+    if (!error)
+        attempt->uffd_error = open_uffd(&attempt->uffd);
+    if (!error)
+        error = make_memory(attempt);
+    if (!error)
+        error = greet(attempt);
+    if (!error)
+        error = start_threads(attempt);
+    close_one(attempt->socket); /* the threads have their own of all these */
+    close_one(attempt->uffd);
+    close_one(attempt->memory);
+    if (!error) {
+        threads = attempt->threads;
+        return true;
+    }
+    if (attempt->threads)
+        munmap(attempt->threads, sizeof(*attempt->threads));
+    if (attempt->control)
+        munmap(attempt->control, sizeof(*attempt->control));
+    complain(attempt->failed, error, "the program runs on without devices");
+    return false;
+}
+
+static void attach_child(void)
+{
+    struct attempt attempt = {.socket = -1, .uffd = -1, .memory = -1};
+    int kept = errno;
+    if (threads) {
+        threads = NULL; /* it has not been inherited */
+        attach(&attempt);
+    }
+    errno = kept;
+}
+
+/* Forks of a program that has lost its daemon are not attached, and say nothing. */
+static void before_fork(void)
+{
+    if (threads && __atomic_load_n(&threads->link.gone, __ATOMIC_ACQUIRE))
+        __atomic_store_n(&threads, NULL, __ATOMIC_RELAXED);
+}
+
+/* False: the program is not under hmmfs run. */
+static bool read_settings(void)
+{
+    const char *name = getenv("HMMFS_SOCKET"), *least = getenv("HMMFS_LEAST");
+    const char *directory = getenv("HMMFS_DIR");
+    size_t length = name ? strlen(name) : 0;
+    if (!length)
+        return false;
+    if (length >= sizeof(settings.address.sun_path)) {
+        complain("HMMFS_SOCKET names no socket", ENAMETOOLONG,
+                 "the program runs on without devices");
+        return false;
+    }
+    settings.address.sun_family = AF_UNIX;
+    memcpy(settings.address.sun_path + 1, name, length);
+    settings.address_length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + length);
+    settings.least = least ? strtoull(least, NULL, 10) : 0;
+    if (directory && strlen(directory) < sizeof(settings.directory))
+        strcpy(settings.directory, directory);
+    return true;
+}
+
+/* ---- before the C library's functions ----------------------------------------------------- */
+
+/* Looked up in the constructor, and by whoever is even before that. */
+static void *real(void **found, const char *name)
+{
+    void *function = __atomic_load_n(found, __ATOMIC_RELAXED);
+    if (!function) {
+        function = dlsym(RTLD_NEXT, name);
+        __atomic_store_n(found, function, __ATOMIC_RELAXED);
+    }
+    return function;
+}
+
+/* Where a path leads here: the mount's file for a device file of the kernel's HMM tests, which is
+ * /dev/hmm_dmirror and a number. */
+static const char *redirected(const char *path, char room[PATH_MAX])
+{
+    static const char prefix[] = "/dev/hmm_dmirror";
+    const char *number;
+    size_t digits;
+    __asm__("" : "+r"(path)); /* headers say that nobody gives NULL */
+    if (!path || !settings.directory[0] || strncmp(path, prefix, sizeof(prefix) - 1) != 0)
+        return path;
+    number = path + sizeof(prefix) - 1;
+    digits = strspn(number, "0123456789");
+    if (!digits || number[digits] || (number[0] == '0' && digits > 1))
+        return path;
+    if (snprintf(room, PATH_MAX, "%s/devices/dev%s/dmirror", settings.directory, number) >=
+        PATH_MAX)
+        return path;
+    return room;
+}
+
+#define MODE_OF(flags, mode)                                                                       \
+    do {                                                                                           \
+        if ((flags)&O_CREAT || ((flags)&O_TMPFILE) == O_TMPFILE) {                                 \
+            va_list rest;                                                                          \
+            va_start(rest, flags);                                                                 \
+            mode = va_arg(rest, mode_t);                                                           \
+            va_end(rest);                                                                          \
+        }                                                                                          \
+    } while (0)
+
+#define STAND_BEFORE_OPEN(name)                                                                    \
+    static void *real_##name;                                                                      \
+    EXPORTED int name(const char *path, int flags, ...)                                            \
+    {                                                                                              \
+        char room[PATH_MAX];                                                                       \
+        int (*next)(const char *, int, ...) = real(&real_##name, #name);                           \
+        mode_t mode = 0;                                                                           \
+        MODE_OF(flags, mode);                                                                      \
+        return next(redirected(path, room), flags, mode);                                          \
+    }
+
+#define STAND_BEFORE_OPENAT(name)                                                                  \
+    static void *real_##name;                                                                      \
+    EXPORTED int name(int directory, const char *path, int flags, ...)                             \
+    {                                                                                              \
+        char room[PATH_MAX];                                                                       \
+        int (*next)(int, const char *, int, ...) = real(&real_##name, #name);                      \
+        mode_t mode = 0;                                                                           \
+        MODE_OF(flags, mode);                                                                      \
+        return next(directory, redirected(path, room), flags, mode);                               \
+    }
+
+/* What open is with _FORTIFY_SOURCE. */
+#define STAND_BEFORE_OPEN_2(name)                                                                  \
+    static void *real_##name;                                                                      \
+    EXPORTED int name(const char *path, int flags);                                                \
+    int name(const char *path, int flags)                                                          \
+    {                                                                                              \
+        char room[PATH_MAX];                                                                       \
+        int (*next)(const char *, int) = real(&real_##name, #name);                                \
+        return next(redirected(path, room), flags);                                                \
+    }
+
+#define STAND_BEFORE_OPENAT_2(name)                                                                \
+    static void *real_##name;                                                                      \
+    EXPORTED int name(int directory, const char *path, int flags);                                 \
+    int name(int directory, const char *path, int flags)                                           \
+    {                                                                                              \
+        char room[PATH_MAX];                                                                       \
+        int (*next)(int, const char *, int) = real(&real_##name, #name);                           \
+        return next(directory, redirected(path, room), flags);                                     \
+    }
+
+STAND_BEFORE_OPEN(open)
+STAND_BEFORE_OPEN(open64)
+STAND_BEFORE_OPENAT(openat)
+STAND_BEFORE_OPENAT(openat64)
+STAND_BEFORE_OPEN_2(__open_2)
+STAND_BEFORE_OPEN_2(__open64_2)
+STAND_BEFORE_OPENAT_2(__openat_2)
+STAND_BEFORE_OPENAT_2(__openat64_2)
+
+/* The userfaultfd is in the threads' table: have it for a moment. Before Linux 6.9 that can't be
+ * had, and the range stays in pieces. */
+static int borrow_uffd(const struct hm_link *link)
+{
+    int thread = (int)syscall(SYS_pidfd_open, link->guard, PIDFD_THREAD), uffd;
+    if (thread < 0)
+        return -1;
+    uffd = (int)syscall(SYS_pidfd_getfd, thread, link->uffd, 0);
+    close(thread);
+    return uffd;
+}
+
+/* Have all of a range registered alike, so that it is one mapping to the kernel. */
+static bool join(void *address, size_t length)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    struct uffdio_register request = {
+        .range = {(uint64_t)(uintptr_t)address, (length + page - 1) & ~(page - 1)},
+        .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP};
+    struct hm_threads *ours = __atomic_load_n(&threads, __ATOMIC_RELAXED);
+    int uffd, error;
+    if (!ours || ours->link.uffd < 0 || !length)
+        return false;
+    uffd = borrow_uffd(&ours->link);
+    if (uffd < 0)
+        return false;
+    error = ioctl(uffd, UFFDIO_REGISTER, &request);
+    close(uffd);
+    return error == 0;
+}
+
+static void *real_mremap;
+
+EXPORTED void *mremap(void *address, size_t length, size_t wanted, int flags, ...)
+{
+    void *(*next)(void *, size_t, size_t, int, ...) = real(&real_mremap, "mremap");
+    int kept = errno;
+    void *to, *result;
+    va_list rest;
+    va_start(rest, flags);
+    to = va_arg(rest, void *);
+    va_end(rest);
+    result = next(address, length, wanted, flags, to);
+    if (result != MAP_FAILED || errno != EFAULT)
+        return result;
+    if (join(address, length)) {
+        errno = kept;
+        return next(address, length, wanted, flags, to);
+    }
+    errno = EFAULT;
+    return MAP_FAILED;
+}
+
+/* ---- the constructor ---------------------------------------------------------------------- */
+
+static void find_real(void)
+{
+    real(&real_open, "open");
+    real(&real_open64, "open64");
+    real(&real_openat, "openat");
+    real(&real_openat64, "openat64");
+    real(&real___open_2, "__open_2");
+    real(&real___open64_2, "__open64_2");
+    real(&real___openat_2, "__openat_2");
+    real(&real___openat64_2, "__openat64_2");
+    real(&real_mremap, "mremap");
+}
+
+__attribute__((constructor)) static void begin(void)
+{
+    struct attempt attempt = {.socket = -1, .uffd = -1, .memory = -1};
+    int kept = errno;
+    find_real();
+    if (read_settings()) {
+        if (attach(&attempt) && attempt.uffd_error)
+            complain("Devices can read and write its memory but not migrate it", attempt.uffd_error,
+                     "that takes root or CAP_SYS_PTRACE, and Linux 6.6 or later");
+        pthread_atfork(before_fork, NULL, attach_child);
+    }
+    errno = kept;
+}

@@ -1,0 +1,147 @@
+/* A program to run under hmmfs run's library: it does what the lines on its standard input say,
+ * with 16 pages of its own of which the first 8 are filled, and answers each with a line. */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/single_threaded.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define PAGES 16
+#define FILLED 8
+
+static size_t page;
+static volatile unsigned char *memory;
+static sigjmp_buf failed;
+
+static void on_bus_error(int signal)
+{
+    siglongjmp(failed, signal);
+}
+
+static void touch(long number)
+{
+    if (sigsetjmp(failed, 1))
+        printf("SIGBUS\n");
+    else
+        printf("%d\n", memory[(size_t)number * page]);
+}
+
+static void store(long number, int value)
+{
+    if (sigsetjmp(failed, 1)) {
+        printf("SIGBUS\n");
+    } else {
+        memory[(size_t)number * page] = (unsigned char)value;
+        printf("%d\n", memory[(size_t)number * page]);
+    }
+}
+
+static void grow(void)
+{
+    void *to = mremap((void *)memory, PAGES * page, 2 * PAGES * page, MREMAP_MAYMOVE);
+    if (to == MAP_FAILED) {
+        printf("%s\n", strerror(errno));
+        return;
+    }
+    memory = to;
+    printf("%zu\n", (size_t)to);
+}
+
+/* The child goes on with the same standard input; the parent answers when it has ended. */
+static void become_child(void)
+{
+    int status;
+    pid_t child;
+    fflush(stdout);
+    child = fork();
+    if (child == 0) {
+        printf("child\n");
+        return;
+    }
+    waitpid(child, &status, 0);
+    printf("ended %d\n", status);
+}
+
+/* How many of so many children, one after the other, found one of their pages as it should be. */
+static long fork_often(long times)
+{
+    long right = 0;
+    int status;
+    for (long i = 0; i < times; i++) {
+        pid_t child = fork();
+        if (child == 0)
+            _exit(memory[page] == 2 && memory[9 * page] == 0 ? 7 : 0);
+        waitpid(child, &status, 0);
+        right += WIFEXITED(status) && WEXITSTATUS(status) == 7;
+    }
+    return right;
+}
+
+static void try_open(const char *path)
+{
+    int fd = open(path, O_RDONLY);
+    char line[64] = "";
+    if (fd < 0) {
+        printf("%s\n", strerror(errno));
+        return;
+    }
+    if (read(fd, line, sizeof(line) - 1) < 0)
+        strcpy(line, strerror(errno));
+    printf("%d %s\n", fd, line);
+    close(fd);
+}
+
+static void show_state(void)
+{
+    sigset_t set;
+    int blocked = 0;
+    pthread_sigmask(SIG_BLOCK, NULL, &set);
+    for (int i = 1; i < 32; i++)
+        blocked += sigismember(&set, i) == 1;
+    printf("single %d blocked %d\n", __libc_single_threaded, blocked);
+}
+
+int main(int argc, char **argv)
+{
+    char line[256], word[256];
+    long number, value;
+    int early = errno;
+    page = (size_t)sysconf(_SC_PAGESIZE);
+    memory = mmap(NULL, PAGES * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    signal(SIGBUS, on_bus_error);
+    for (size_t i = 0; i < FILLED; i++)
+        memory[i * page] = (unsigned char)(i + 1);
+    if (argc > 1)
+        printf("%s ", argv[1]);
+    printf("%zu %d\n", (size_t)memory, early);
+    fflush(stdout);
+    while (fgets(line, sizeof(line), stdin)) {
+        if (sscanf(line, "touch %ld", &number) == 1)
+            touch(number);
+        else if (sscanf(line, "store %ld %ld", &number, &value) == 2)
+            store(number, (int)value);
+        else if (sscanf(line, "open %255s", word) == 1)
+            try_open(word);
+        else if (sscanf(line, "forks %ld", &number) == 1)
+            printf("%ld\n", fork_often(number));
+        else if (strcmp(line, "grow\n") == 0)
+            grow();
+        else if (strcmp(line, "fork\n") == 0)
+            become_child();
+        else if (strcmp(line, "state\n") == 0)
+            show_state();
+        else if (strcmp(line, "exec\n") == 0)
+            execl("/proc/self/exe", argv[0], "again", NULL);
+        else if (strcmp(line, "leave\n") == 0)
+            pthread_exit(NULL);
+        fflush(stdout);
+    }
+    return 0;
+}

@@ -1,0 +1,574 @@
+"""The library that hmmfs run preloads, with a stand-in for the daemon at the other end of its
+socket. The userfaultfd is a real one, and so is the program's memory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import select
+import socket
+import struct
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = ROOT / "hmmfs/libhmmfs-run.so"
+PAGE = mmap.PAGESIZE
+SECONDS = 5.0
+
+MAGIC, VERSION, MIGRATES = 0x68656C6C6F6D6D68, 1, 1
+FREE, PENDING, TAKEN, DONE = range(4)
+SLOTS, RUNS = 64, 32
+SLOT_BYTES = 16 + 16 * RUNS
+
+# linux/userfaultfd.h
+REGISTER, WAKE, COPY = 0xC020AA00, 0x8010AA02, 0xC028AA03
+ZEROPAGE, WRITEPROTECT = 0xC020AA04, 0xC018AA06
+MISSING, WP = 1, 2
+FAULT, FORK, REMAP, REMOVE = 0x12, 0x13, 0x14, 0x15
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0, reason="a userfaultfd that migrates takes CAP_SYS_PTRACE"
+)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("preload") / "preloaded"
+    source = Path(__file__).with_name("preloaded.c")
+    subprocess.run(
+        ["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Werror", "-o", path, source],
+        check=True,
+    )
+    return path
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+class Attached:
+    """One program as its daemon has it: its userfaultfd, and the requests to its helper."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self.credentials = struct.unpack(
+            "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        )
+        hello, fds, _, _ = socket.recv_fds(connection, 256, 8)
+        self.magic, self.version, self.flags, self.least = struct.unpack("QIIQ", hello)
+        self.uffd = fds[1] if len(fds) > 1 else -1
+        self.seals = fcntl.fcntl(fds[0], fcntl.F_GET_SEALS)
+        self.control = mmap.mmap(fds[0], 0)
+        os.close(fds[0])
+        self.away: dict[int, bytes] = {}
+        self.forks: list[int] = []
+        self.faults = 0
+        self._serves = False
+        self._stop, self._stopped = os.pipe()
+        self._thread = threading.Thread(target=self._serve)
+
+    def welcome(self, error: int = 0, version: int = VERSION) -> Attached:
+        self.socket.send(struct.pack("iI", error, version))
+        return self
+
+    def serve(self) -> Attached:
+        self._serves = True
+        self._thread.start()
+        return self
+
+    def register(self, start: int, pages: int) -> None:
+        fcntl.ioctl(self.uffd, REGISTER, struct.pack("4Q", start, pages * PAGE, MISSING | WP, 0))
+
+    def protect(self, start: int, pages: int) -> None:
+        fcntl.ioctl(self.uffd, WRITEPROTECT, struct.pack("3Q", start, pages * PAGE, 1))
+
+    def take(self, start: int, pages: int, marks: bool = True) -> None:
+        """As if a device took pages that each begin with a byte that is not 0."""
+        with open(f"/proc/{self.credentials[0]}/mem", "rb") as memory:
+            memory.seek(start)
+            for page in range(start, start + pages * PAGE, PAGE):
+                self.away[page] = memory.read(PAGE)
+        assert self.drop(0, [(start, pages * PAGE)]) == (0, 1)
+        if marks:
+            self.protect(start, pages)
+            self.free(0)
+
+    def request(self, slot: int, runs: list[tuple[int, int]], count: int | None = None) -> None:
+        flat = [number for run in runs for number in run]
+        at = slot * SLOT_BYTES
+        self.control[at + 16 : at + 16 + 8 * len(flat)] = struct.pack(f"{len(flat)}Q", *flat)
+        fields = struct.pack("IiII", PENDING, 99, len(runs) if count is None else count, 99)
+        self.control[at : at + 16] = fields
+        self.socket.send(struct.pack("I", slot))
+
+    def state(self, slot: int) -> int:
+        return int(struct.unpack_from("I", self.control, slot * SLOT_BYTES)[0])
+
+    def drop(
+        self, slot: int, runs: list[tuple[int, int]], count: int | None = None
+    ) -> tuple[int, int]:
+        self.request(slot, runs, count)
+        until(lambda: self.state(slot) == DONE)
+        _, result, _, done = struct.unpack_from("IiII", self.control, slot * SLOT_BYTES)
+        return result, done
+
+    def free(self, slot: int) -> None:
+        struct.pack_into("I", self.control, slot * SLOT_BYTES, FREE)
+
+    def leave(self) -> None:
+        struct.pack_into("I", self.control, SLOTS * SLOT_BYTES, 1)
+        self.vanish()
+
+    def vanish(self) -> None:
+        """As if the daemon were killed, unless it said that it leaves."""
+        if self._serves:
+            os.write(self._stopped, b"x")
+            self._thread.join()
+            self._serves = False
+        for fd in (self.uffd, *self.forks, self._stop, self._stopped):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self.uffd, self.forks, self._stop, self._stopped = -1, [], -1, -1
+        self.socket.close()
+
+    def read_event(self) -> bytes:
+        select.select([self.uffd], [], [], SECONDS)
+        return os.read(self.uffd, 32)
+
+    def _serve(self) -> None:
+        poll = select.poll()
+        for fd in (self.uffd, self._stop):
+            poll.register(fd, select.POLLIN)
+        while True:
+            ready = [fd for fd, _ in poll.poll()]
+            if self._stop in ready:
+                return
+            for fd in ready:
+                with contextlib.suppress(BlockingIOError):
+                    event = os.read(fd, 32)
+                    if event[0] == FORK:
+                        self.forks.append(struct.unpack_from("I", event, 8)[0])
+                        poll.register(self.forks[-1], select.POLLIN)
+                    elif event[0] == FAULT:
+                        self.faults += 1
+                        self._answer(fd, *struct.unpack_from("QQ", event, 8))
+
+    def _answer(self, uffd: int, flags: int, address: int) -> None:
+        page = address & -PAGE
+        with contextlib.suppress(FileExistsError, ProcessLookupError):
+            if flags & 2:
+                fcntl.ioctl(uffd, WRITEPROTECT, struct.pack("3Q", page, PAGE, 0))
+            elif page in self.away:
+                bytes_ = ctypes.create_string_buffer(self.away[page], PAGE)
+                request = struct.pack("4Qq", page, ctypes.addressof(bytes_), PAGE, 0, 0)
+                fcntl.ioctl(uffd, COPY, request)
+            else:
+                fcntl.ioctl(uffd, ZEROPAGE, struct.pack("3Qq", page, PAGE, 0, 0))
+
+
+class Running:
+    """The program, and what it answers."""
+
+    def __init__(self, command: list[str | Path], environment: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+
+    def ask(self, line: str) -> str:
+        self.tell(line)
+        return self.hear()
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def hear(self) -> str:
+        assert self.process.stdout
+        ready, _, _ = select.select([self.process.stdout], [], [], SECONDS)
+        assert ready, "no answer"
+        return self.process.stdout.readline().rstrip("\n")
+
+    def address(self) -> int:
+        return int(self.hear().split()[-2])
+
+    def end(self) -> str:
+        """What it said on standard error."""
+        _, errors = self.process.communicate(timeout=SECONDS)
+        assert self.process.returncode == 0
+        return errors
+
+
+class Daemon:
+    """Where programs connect."""
+
+    def __init__(self) -> None:
+        self.name = f"hmmfs-test-{uuid.uuid4().hex}"
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind("\0" + self.name)
+        self.listener.listen()
+        self.listener.settimeout(SECONDS)
+        self.attached: list[Attached] = []
+        self.running: list[Running] = []
+
+    def start(self, program: Path, **settings: str) -> Running:
+        environment = {"LD_PRELOAD": str(LIBRARY), "HMMFS_SOCKET": self.name, **settings}
+        self.running.append(Running([program], environment))
+        return self.running[-1]
+
+    def accept(self) -> Attached:
+        connection, _ = self.listener.accept()
+        self.attached.append(Attached(connection))
+        return self.attached[-1]
+
+    def close(self) -> None:
+        for running in self.running:
+            running.process.kill()
+            running.process.wait()
+            for file in (running.process.stdin, running.process.stdout, running.process.stderr):
+                assert file
+                with contextlib.suppress(BrokenPipeError):
+                    file.close()
+        for attached in self.attached:
+            attached.vanish()
+            attached.control.close()
+        self.listener.close()
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    daemon = Daemon()
+    yield daemon
+    daemon.close()
+
+
+def begin(daemon: Daemon, program: Path, **settings: str) -> tuple[Running, Attached, int]:
+    """A program with its 16 pages registered, and a daemon that answers its faults."""
+    running = daemon.start(program, **settings)
+    attached = daemon.accept().welcome()
+    start = running.address()
+    attached.register(start, 16)
+    attached.serve()
+    return running, attached, start
+
+
+def test_hello(daemon: Daemon, program: Path) -> None:
+    running = daemon.start(program, HMMFS_LEAST="123456")
+    attached = daemon.accept().welcome()
+    assert (attached.magic, attached.version) == (MAGIC, VERSION)
+    assert attached.flags == MIGRATES
+    assert attached.least == 123456
+    assert attached.credentials[0] == running.process.pid
+    assert len(attached.control) == SLOTS * SLOT_BYTES + 8
+    assert attached.seals & (fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    running.address()
+    assert running.end() == ""
+
+
+def test_drop_and_fetch(daemon: Daemon, program: Path) -> None:
+    running, attached, start = begin(daemon, program)
+    attached.take(start + PAGE, 3)
+    resident = Path(f"/proc/{running.process.pid}/pagemap")
+    with resident.open("rb") as pagemap:
+        pagemap.seek(start // PAGE * 8)
+        entries = struct.unpack("4Q", pagemap.read(32))
+    assert [entry >> 63 for entry in entries] == [1, 0, 0, 0]
+    assert [running.ask(f"touch {page}") for page in (0, 1, 2, 3, 4)] == ["1", "2", "3", "4", "5"]
+    assert running.ask("store 1 77") == "77"
+    assert attached.faults == 3
+    assert running.end() == ""
+
+
+def test_several_slots_and_wrong_requests(daemon: Daemon, program: Path) -> None:
+    running, attached, start = begin(daemon, program)
+    for number in (struct.pack("I", SLOTS), struct.pack("I", 0xFFFFFFFF), b"", b"xy", b"x" * 99):
+        attached.socket.send(number)
+    assert attached.drop(63, [(start, PAGE), (start + 2 * PAGE, PAGE)]) == (0, 2)
+    assert attached.drop(1, [(start, PAGE), (start + 1, PAGE), (start, PAGE)]) == (-errno.EINVAL, 1)
+    assert attached.drop(2, [], count=RUNS + 1) == (-errno.EINVAL, 0)
+    assert attached.drop(3, []) == (0, 0)
+    attached.free(5)
+    attached.socket.send(struct.pack("I", 5))
+    assert attached.drop(6, [(start, PAGE)]) == (0, 1)
+    assert attached.state(5) == FREE
+    assert running.ask("touch 1") == "2"
+
+
+def test_a_killed_daemon_leaves_no_zeros(daemon: Daemon, program: Path) -> None:
+    running, attached, start = begin(daemon, program)
+    attached.take(start, 2)
+    attached.protect(start + 4 * PAGE, 1)
+    attached.vanish()
+    assert running.ask("touch 0") == "SIGBUS"
+    assert running.ask("store 1 5") == "SIGBUS"
+    assert running.ask("touch 2") == "3"
+    assert running.ask("store 3 9") == "9"
+    assert running.ask("store 4 9") == "9", "write-protected"
+    assert running.ask("touch 12") == "0"
+    assert running.ask("store 13 8") == "8"
+    assert running.end() == (
+        "hmmfs run: The daemon is gone: touching memory that was on a device is a SIGBUS "
+        "from now on.\n"
+    )
+
+
+def test_who_waited_for_a_killed_daemon_is_woken(daemon: Daemon, program: Path) -> None:
+    running, attached, start = begin(daemon, program)
+    attached.take(start, 1)
+    os.write(attached._stopped, b"x")
+    attached._thread.join()
+    attached._serves = False
+    running.tell("touch 0")
+    assert attached.read_event()[0] == FAULT
+    attached.vanish()
+    assert running.hear() == "SIGBUS"
+
+
+def test_a_daemon_killed_while_pages_are_dropped(daemon: Daemon, program: Path) -> None:
+    """The helper is in madvise, which waits for the daemon; no page has a marker."""
+    running = daemon.start(program)
+    attached = daemon.accept().welcome()
+    start = running.address()
+    attached.register(start, 16)
+    attached.request(7, [(start + PAGE, PAGE)])
+    until(lambda: attached.state(7) == TAKEN)
+    attached.vanish()
+    until(lambda: attached.state(7) == DONE)
+    assert running.ask("touch 1") == "SIGBUS"
+    assert running.ask("touch 0") == "1"
+    assert running.ask("touch 9") == "0"
+
+
+def test_forks_of_the_abandoned_see_no_zeros_either(daemon: Daemon, program: Path) -> None:
+    running, attached, start = begin(daemon, program)
+    attached.take(start, 2)
+    attached.vanish()
+    assert running.ask("touch 9") == "0"
+    assert running.ask("fork") == "child"
+    assert running.ask("touch 0") == "SIGBUS"
+    assert running.ask("touch 2") == "3"
+    assert running.ask("touch 10") == "0"
+    assert running.ask("fork") == "child"
+    assert running.ask("touch 1") == "SIGBUS"
+    assert running.end().count("\n") == 1
+
+
+def test_many_forks_of_the_abandoned(daemon: Daemon, program: Path) -> None:
+    """More than are served at a time, one after the other."""
+    running, attached, start = begin(daemon, program)
+    attached.take(start, 1)
+    attached.vanish()
+    assert running.ask("forks 600") == "600"
+    assert running.ask("touch 0") == "SIGBUS"
+
+
+def test_leaving_changes_nothing(daemon: Daemon, program: Path) -> None:
+    running, attached, _ = begin(daemon, program)
+    threads = Path(f"/proc/{running.process.pid}/task")
+    assert len(list(threads.iterdir())) == 3
+    attached.leave()
+    until(lambda: len(list(threads.iterdir())) == 1)
+    assert running.ask("touch 0") == "1"
+    assert running.ask("touch 12") == "0"
+    assert "uffd" not in Path(f"/proc/{running.process.pid}/smaps").read_text()
+    assert running.ask("fork") == "child"
+    assert running.ask("touch 3") == "4"
+    assert running.end() == ""
+
+
+def test_no_daemon(program: Path) -> None:
+    environment = {"LD_PRELOAD": str(LIBRARY), "HMMFS_SOCKET": f"hmmfs-{uuid.uuid4().hex}"}
+    running = Running([program], environment)
+    assert running.hear().endswith(" 0"), "errno"
+    assert running.ask("state") == "single 1 blocked 0"
+    assert running.end() == (
+        "hmmfs run: The daemon of its mount can't be reached (Connection refused): the program "
+        "runs on without devices.\n"
+    )
+
+
+def test_a_refusal(daemon: Daemon, program: Path) -> None:
+    for error, version, sentence in (
+        (-errno.ENOSPC, VERSION, "refused it (No space left on device)"),
+        (0, VERSION + 1, "speaks another language: run the same hmmfs (Protocol error)"),
+    ):
+        running = daemon.start(program)
+        daemon.accept().welcome(error, version)
+        running.address()
+        assert running.end() == (
+            f"hmmfs run: The daemon of its mount {sentence}: the program runs on without devices.\n"
+        )
+    running = daemon.start(program)
+    daemon.accept().vanish()
+    running.address()
+    assert "did not answer (Connection reset by peer)" in running.end()
+
+
+def test_without_privilege_it_is_attached_all_the_same(daemon: Daemon, program: Path) -> None:
+    running = Running(
+        ["setpriv", "--bounding-set", "-sys_ptrace", "--inh-caps", "-sys_ptrace", "--", program],
+        {"LD_PRELOAD": str(LIBRARY), "HMMFS_SOCKET": daemon.name},
+    )
+    daemon.running.append(running)
+    daemon.accept().welcome()  # setpriv itself
+    attached = daemon.accept().welcome()
+    assert (attached.flags, attached.uffd) == (0, -1)
+    running.address()
+    threads = Path(f"/proc/{running.process.pid}/task")
+    assert len(list(threads.iterdir())) == 2
+    attached.vanish()
+    until(lambda: len(list(threads.iterdir())) == 1)
+    assert running.end() == (
+        "hmmfs run: Devices can read and write its memory but not migrate it (Operation not "
+        "permitted): that takes root or CAP_SYS_PTRACE, and Linux 6.6 or later.\n"
+    )
+
+
+def test_without_hmmfs_run_it_does_nothing(program: Path) -> None:
+    running = Running([program], {"LD_PRELOAD": str(LIBRARY), "HMMFS_SOCKET": ""})
+    running.address()
+    assert len(os.listdir(f"/proc/{running.process.pid}/task")) == 1
+    assert running.ask("open /dev/hmm_dmirror0") == "No such file or directory"
+    assert running.end() == ""
+
+
+def test_nothing_of_the_program_changes(daemon: Daemon, program: Path, tmp_path: Path) -> None:
+    running = daemon.start(program)
+    daemon.accept().welcome()
+    assert running.hear().endswith(" 0"), "errno"
+    assert running.ask("state") == "single 1 blocked 0"
+    assert sorted(os.listdir(f"/proc/{running.process.pid}/fd")) == ["0", "1", "2"]
+    (tmp_path / "file").write_text("text")
+    assert running.ask(f"open {tmp_path / 'file'}") == "3 text"
+    names = {
+        Path(f"/proc/{running.process.pid}/task/{task}/comm").read_text().strip()
+        for task in os.listdir(f"/proc/{running.process.pid}/task")
+    }
+    assert names == {"preloaded", "hmmfs helper", "hmmfs guard"}
+    for task in os.listdir(f"/proc/{running.process.pid}/task"):
+        kept = os.listdir(f"/proc/{running.process.pid}/task/{task}/fd")
+        assert len(kept) == (3 if int(task) == running.process.pid else 2)
+    running.tell("leave")
+    assert running.end() == "", "main's pthread_exit ends it"
+
+
+def test_device_files_of_the_kernel_tests(daemon: Daemon, program: Path, tmp_path: Path) -> None:
+    (tmp_path / "devices/dev1").mkdir(parents=True)
+    (tmp_path / "devices/dev1/dmirror").write_text("mirror")
+    running = daemon.start(program, HMMFS_DIR=str(tmp_path))
+    daemon.accept().welcome()
+    running.address()
+    assert running.ask("open /dev/hmm_dmirror1") == "3 mirror"
+    for other in ("/dev/hmm_dmirror", "/dev/hmm_dmirror01", "/dev/hmm_dmirror1x"):
+        assert running.ask(f"open {other}") == "No such file or directory"
+    script = "import os; print(open('/dev/hmm_dmirror1').read())"
+    done = subprocess.run(
+        ["python3", "-c", script],
+        env={**os.environ, "LD_PRELOAD": str(LIBRARY), "HMMFS_SOCKET": "?", "HMMFS_DIR": tmp_path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "mirror\n"
+
+
+def test_a_fork_is_attached(daemon: Daemon, program: Path) -> None:
+    running, attached, start = begin(daemon, program)
+    attached.take(start, 1)
+    running.tell("fork")
+    child = daemon.accept()
+    assert child.flags == MIGRATES
+    child.welcome()
+    assert running.hear() == "child"
+    assert child.credentials[0] not in (0, running.process.pid)
+    assert running.ask("touch 0") == "1", "answered by the daemon, by the parent's descriptor"
+    assert running.ask("state") == "single 1 blocked 0"
+    assert child.drop(4, []) == (0, 0)
+    assert attached.drop(4, []) == (0, 0)
+    assert running.end() == ""
+
+
+def test_a_program_that_takes_its_place_is_attached(daemon: Daemon, program: Path) -> None:
+    running, _, _ = begin(daemon, program)
+    running.tell("exec")
+    again = daemon.accept().welcome()
+    assert again.credentials[0] == running.process.pid
+    assert running.hear().startswith("again ")
+    assert again.drop(0, []) == (0, 0)
+    assert running.end() == ""
+
+
+def test_mremap_of_what_is_registered_in_part(daemon: Daemon, program: Path) -> None:
+    running = daemon.start(program)
+    attached = daemon.accept().welcome()
+    start = running.address()
+    attached.register(start + 4 * PAGE, 4)
+    attached.serve()
+    attached.take(start + 5 * PAGE, 1)
+    attached.away = {}
+    answer = running.ask("grow")
+    assert answer.isdigit(), answer
+    assert running.ask("touch 4") == "5"
+    assert running.ask("touch 20") == "0"
+
+
+def test_helper_refers_to_nothing_else(tmp_path: Path) -> None:
+    """It has no thread control block: a call of the C library could crash."""
+    command = ["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-fno-stack-protector"]
+    command += ["-fvisibility=hidden", "-c", str(ROOT / "native/helper.c")]
+    subprocess.run([*command, "-o", tmp_path / "helper.o"], check=True)
+    listed = subprocess.run(["nm", "-u", tmp_path / "helper.o"], capture_output=True, text=True)
+    assert set(listed.stdout.split()) <= {"U", "_GLOBAL_OFFSET_TABLE_"}
+
+
+def test_starting_takes_no_time(daemon: Daemon, program: Path) -> None:
+    """A few milliseconds at the most, of which most is this process."""
+    stop = threading.Event()
+
+    def welcome() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                daemon.accept().welcome()
+
+    def run(environment: dict[str, str]) -> float:
+        before = time.perf_counter()
+        subprocess.run(
+            [program],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, **environment},
+            check=True,
+        )
+        return time.perf_counter() - before
+
+    daemon.listener.settimeout(0.1)
+    thread = threading.Thread(target=welcome)
+    thread.start()
+    try:
+        bare = min(run({}) for _ in range(10))
+        attached = min(
+            run({"LD_PRELOAD": str(LIBRARY), "HMMFS_SOCKET": daemon.name}) for _ in range(10)
+        )
+    finally:
+        stop.set()
+        thread.join()
+    print(f"{(attached - bare) * 1e3:.1f} ms")
+    assert attached - bare < 0.05

@@ -26,6 +26,7 @@ import trio
 
 from hmmfs.config import Config
 from hmmfs.device import Executor, links
+from hmmfs.device.processes import RemoteProcesses
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.filesystem import mounting, tracing
 from hmmfs.filesystem.mounting import Mounted
@@ -199,6 +200,7 @@ class _Daemon:
             core,
             self._table,
             executors,
+            RemoteProcesses(),
             policies,
             os.getpid(),
             topology=topology,
@@ -218,6 +220,7 @@ class _Daemon:
             on_interrupt=self._operations.interrupted,
             on_closed=self._on_closed,
             on_trace=self._tree.tracing.on_trace,
+            on_ioctl=self._operations.ioctl,
             on_lost=lambda node, error: executors[node - 1].worker.fail(error),
         )
         self._closed = trio.Event()

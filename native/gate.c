@@ -69,6 +69,19 @@ int hm_invalidate(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_t 
     return 0;
 }
 
+int hm_reply_ioctl(struct hm_core *core, uint64_t unique, int error, const void *out, uint32_t size)
+{
+    struct fuse_ioctl_out head = {0};
+    struct iovec iov[3] = {{NULL, 0}, {&head, sizeof(head)}, {(void *)(uintptr_t)out, size}};
+    if (core->fuse_fd < 0)
+        return -ENOTCONN;
+    if (error)
+        hm_reply(core, unique, error, NULL, 0);
+    else
+        hm_reply(core, unique, 0, iov, size ? 3 : 2);
+    return 0;
+}
+
 /* ---- requests ----------------------------------------------------------------------------- */
 
 int hm_gate_parse(const uint8_t *message, size_t length, struct hm_request *ret)
@@ -83,6 +96,7 @@ int hm_gate_parse(const uint8_t *message, size_t length, struct hm_request *ret)
     ret->ino = header.nodeid;
     ret->opcode = header.opcode;
     ret->pid = header.pid;
+    ret->uid = header.uid;
     if (header.len != length || length > HM_REQUEST_BYTES)
         return -EINVAL;
     message += sizeof(header);
@@ -132,6 +146,21 @@ int hm_gate_parse(const uint8_t *message, size_t length, struct hm_request *ret)
         ret->offset = in.offset;
         ret->length = in.length;
         ret->mode = in.mode;
+        break;
+    }
+    case FUSE_IOCTL: {
+        struct fuse_ioctl_in in;
+        if (body < sizeof(in))
+            return -EINVAL;
+        memcpy(&in, message, sizeof(in));
+        if (body - sizeof(in) != in.in_size)
+            return -EINVAL;
+        ret->fh = in.fh;
+        ret->flags = in.flags;
+        ret->mode = in.cmd;
+        ret->size = in.in_size;
+        ret->length = in.out_size;
+        ret->data = message + sizeof(in);
         break;
     }
     case FUSE_INTERRUPT: {
@@ -194,6 +223,27 @@ static void answer_fallocate(struct hm_core *core, const struct hm_request *requ
     hm_region_put(region);
 }
 
+/* pyfuse3 has no handler for it, so the service gets it as an event. */
+static void take_ioctl(struct hm_core *core, const struct hm_request *request)
+{
+    struct hm_event event = {.kind = HM_EVENT_IOCTL,
+                             .cookie = request->unique,
+                             .ino = request->ino,
+                             .block = request->fh,
+                             .first = request->mode,
+                             .count = request->size,
+                             .write = (uint32_t)request->length,
+                             .reason = request->pid,
+                             .node = request->uid};
+    _Static_assert(HM_IOCTL_BYTES == sizeof(event.pages), "what an event has room for");
+    if (request->ino >= FIRST_REGION_INO || request->flags || request->size > HM_IOCTL_BYTES) {
+        hm_reply(core, request->unique, ENOTTY, NULL, 0);
+        return;
+    }
+    memcpy(event.pages, request->data, request->size);
+    hm_event_push(core, &event);
+}
+
 /* Whether a GETXATTR asks for a name that pyfuse3 may know. */
 static bool is_user_xattr(const uint8_t *message, size_t length)
 {
@@ -222,6 +272,10 @@ static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
     }
     if (request.opcode == FUSE_INTERRUPT) {
         hm_relay_interrupt(core->relay, request.unique, request.length);
+        return;
+    }
+    if (request.opcode == FUSE_IOCTL) {
+        take_ioctl(core, &request);
         return;
     }
     if (request.ino >= FIRST_REGION_INO) {

@@ -1,9 +1,9 @@
 /* The threads that hmmfs run's library adds to a program.
  *
- * The helper drops pages that the daemon has copied away: only the program itself can. The guard
- * waits for the daemon's end. If that comes unannounced it takes the daemon's place at the
- * userfaultfd, so that nobody reads zeros where data were: touching those is a SIGBUS. They are two
- * because dropping waits for the daemon, which may end just then.
+ * The helper takes pages out of the program's reach for the daemon: only the program itself can.
+ * The guard waits for the daemon's end. If that comes unannounced it takes the daemon's place at
+ * the userfaultfd, so that nobody reads zeros where data were: touching those is a SIGBUS. They are
+ * two because that may wait for the daemon, which may end just then.
  *
  * They are threads to the kernel only. The C library does not know of them, so a program with one
  * thread stays one for it: its locks cost nothing, and it ends when main calls pthread_exit. So
@@ -34,6 +34,10 @@
 #ifndef POLLRDHUP
 #define POLLRDHUP 0x2000
 #endif
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* 5.14 */
+#endif
+#define MOVE_TRIES 4
 #define NEVER_INLINED __attribute__((noinline))
 
 /* ---- system calls ------------------------------------------------------------------------- */
@@ -195,19 +199,100 @@ static bool hung_up(struct hm_link *link, long limit)
     return poll_for(&poll, 1, limit) > 0 && poll.revents;
 }
 
-/* ---- dropping pages ----------------------------------------------------------------------- */
+/* ---- taking pages ------------------------------------------------------------------------- */
 
-static void drop(struct hm_slot *slot)
+static uint64_t scratch_of(const struct hm_link *link, uint32_t slot)
 {
-    uint32_t runs = __atomic_load_n(&slot->runs, __ATOMIC_RELAXED), done = 0;
-    int error = runs > HM_PRELOAD_RUNS ? -EINVAL : 0;
-    while (!error && done < runs) {
-        struct hm_run *run = &slot->run[done];
-        error = (int)CALL(madvise, run->address, run->length, MADV_DONTNEED, 0, 0, 0);
-        done += !error;
+    return link->scratch + (uint64_t)slot * HM_SCRATCH;
+}
+
+static struct uffdio_range range_of(uint64_t start, uint64_t length)
+{
+    return (struct uffdio_range){start, length};
+}
+
+/* Have the slot's scratch take pages, which takes a userfaultfd; or not, which a drop of them does.
+ */
+static long watch_scratch(const struct hm_link *link, uint32_t slot, bool on)
+{
+    struct uffdio_range range = range_of(scratch_of(link, slot), HM_SCRATCH);
+    struct uffdio_register request = {range, UFFDIO_REGISTER_MODE_MISSING, 0};
+    return on ? uffd_ioctl(link->uffd, UFFDIO_REGISTER, &request)
+              : uffd_ioctl(link->uffd, UFFDIO_UNREGISTER, &range);
+}
+
+/* Wherever a run has no page, a marker: that there was one, which is not here. */
+static void mark(const struct hm_link *link, const struct hm_run *run)
+{
+    struct uffdio_writeprotect request = {range_of(run->address, run->length),
+                                          UFFDIO_WRITEPROTECT_MODE_WP};
+    uffd_ioctl(link->uffd, UFFDIO_WRITEPROTECT, &request);
+}
+
+/* Move what there is of a run. A page that is shared since a fork, or is being used, gets a few
+ * tries, after it was made the program's alone; then it stays. */
+static long move_run(const struct hm_link *link, uint32_t slot, const struct hm_run *run)
+{
+    uint64_t at = run->address, end = run->address + run->length;
+    uint64_t to = scratch_of(link, slot) + run->address % HM_SCRATCH;
+    long first = 0;
+    int tries = 0;
+    if (run->length > HM_SCRATCH - run->address % HM_SCRATCH)
+        return -EINVAL;
+    while (at < end) {
+        struct hm_uffdio_move request = {to, at, end - at,
+                                         HM_MOVE_DONTWAKE | HM_MOVE_ALLOW_SRC_HOLES, 0};
+        long error = uffd_ioctl(link->uffd, HM_UFFDIO_MOVE, &request);
+        uint64_t done = request.moved > 0 ? (uint64_t)request.moved : 0;
+        at += done;
+        to += done;
+        if (!error)
+            break;
+        tries = done ? 1 : tries + 1;
+        if (error == -ENOENT || error == -EINVAL || error == -ESRCH)
+            return error;
+        if (error == -EBUSY && tries == 1)
+            CALL(madvise, at, link->page, MADV_POPULATE_WRITE, 0, 0, 0);
+        if (tries < MOVE_TRIES)
+            continue;
+        first = first ? first : error;
+        tries = 0;
+        at += link->page;
+        to += link->page;
     }
-    slot->done = done;
-    slot->result = error;
+    return first;
+}
+
+static long drop_run(const struct hm_run *run)
+{
+    return CALL(madvise, run->address, run->length, MADV_DONTNEED, 0, 0, 0);
+}
+
+static long release(const struct hm_link *link, uint32_t number)
+{
+    long error = watch_scratch(link, number, false);
+    return error ? error
+                 : CALL(madvise, scratch_of(link, number), HM_SCRATCH, MADV_DONTNEED, 0, 0, 0);
+}
+
+static void carry_out(const struct hm_link *link, uint32_t number)
+{
+    struct hm_slot *slot = &link->control->slot[number];
+    uint32_t runs = __atomic_load_n(&slot->runs, __ATOMIC_RELAXED);
+    uint32_t kind = __atomic_load_n(&slot->kind, __ATOMIC_RELAXED);
+    long error = runs > HM_PRELOAD_RUNS || link->uffd < 0 ? -EINVAL : 0, first = error;
+    if (!error && kind == HM_SLOT_MOVE)
+        first = error = watch_scratch(link, number, true);
+    for (uint32_t i = 0; !error && kind != HM_SLOT_RELEASE && i < runs; i++) {
+        struct hm_run run = slot->run[i];
+        long result = kind == HM_SLOT_MOVE ? move_run(link, number, &run) : drop_run(&run);
+        if (kind == HM_SLOT_MOVE || !result)
+            mark(link, &run);
+        first = first ? first : result;
+    }
+    if (!error && kind == HM_SLOT_RELEASE)
+        first = release(link, number);
+    slot->result = (int32_t)first;
     __atomic_store_n(&slot->state, HM_SLOT_DONE, __ATOMIC_RELEASE);
     wake_futex(&slot->state);
 }
@@ -226,7 +311,7 @@ static bool take(struct hm_link *link)
     slot = &link->control->slot[number];
     if (__atomic_compare_exchange_n(&slot->state, &state, HM_SLOT_TAKEN, false, __ATOMIC_ACQ_REL,
                                     __ATOMIC_RELAXED))
-        drop(slot);
+        carry_out(link, number);
     return true;
 }
 
@@ -255,7 +340,7 @@ static long zero(int uffd, struct uffdio_range page)
     return uffd_ioctl(uffd, UFFDIO_ZEROPAGE, &request);
 }
 
-/* Pages that were being dropped when the daemon ended may not have their marker yet. */
+/* Pages that were being taken when the daemon ended may not have their marker yet. */
 static bool in_flight(struct hm_link *link, uint64_t address)
 {
     for (uint32_t i = 0; i < HM_PRELOAD_SLOTS; i++) {

@@ -14,8 +14,18 @@ struct hm_uffdio_poison {
     int64_t updated;
 };
 
-#define HM_SERVED 256 /* address spaces that are served once the daemon is gone */
-#define HM_PART 65536 /* bytes; a multiple of any page */
+/* Linux 6.8 */
+#define HM_UFFDIO_MOVE _IOWR(0xaa, 5, struct hm_uffdio_move)
+#define HM_MOVE_DONTWAKE 1
+#define HM_MOVE_ALLOW_SRC_HOLES 2
+struct hm_uffdio_move {
+    uint64_t to, from, length, mode;
+    int64_t moved;
+};
+
+#define HM_SCRATCH (2u << 20) /* bytes of a slot's */
+#define HM_SERVED 256         /* address spaces that are served once the daemon is gone */
+#define HM_PART 65536         /* bytes; a multiple of any page */
 
 /* What the threads work with. It and their stacks are shared memory, which devices leave alone:
  * they could not wait for a page of their own. */
@@ -23,6 +33,7 @@ struct hm_link {
     struct hm_control *control;
     int socket, uffd; /* in the threads' table of descriptors, not the program's; uffd -1: none */
     uint64_t page;    /* bytes */
+    uint64_t scratch; /* HM_PRELOAD_SLOTS times HM_SCRATCH, private memory, so aligned */
     int32_t ready;    /* a futex: 1 once they have a table of their own; or -errno */
     uint32_t gone;    /* the daemon is: nothing is asked for any more */
     int guard;        /* thread number of the one that waits for that */

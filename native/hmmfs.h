@@ -17,6 +17,7 @@
 #define HM_SHARING_TURNS 3
 #define HM_HOST 0
 #define HM_READ_NONBLOCK 62
+#define HM_IOCTL_BYTES 64
 
 /* ---- what is where: the layout shared with numpy (version 1, no pointers) ---------------- */
 
@@ -243,22 +244,25 @@ enum hm_event_kind {
     HM_EVENT_TOUCH,     /* a worker's faults that a quiet TOUCH could not serve: result, need;
                            -EAGAIN: its policy is to be asked */
     HM_EVENT_TRACE,     /* there is something for who asked by hm_trace_wake */
-    HM_EVENT_GONE = 16  /* the program of region `ino` has ended, or has become another */
+    HM_EVENT_GONE,      /* the program of region `ino` has ended, or has become another */
+    HM_EVENT_IOCTL      /* a program's ioctl on a control file; hm_reply_ioctl answers it */
 };
 
 enum hm_fault_reason { HM_FAULT_OWNER = 1, HM_FAULT_NO_ROOM };
 
 struct hm_event {
-    uint64_t cookie; /* JOB: of the job. INTERRUPT: the file handle */
-    uint64_t ino, block;
-    uint32_t kind, reason;
-    uint32_t first, count, write; /* FAULT: the pages touched */
-    int32_t result;               /* JOB: 0 or -errno; -ENOSPC: `need` pages of room are missing */
+    uint64_t cookie;       /* JOB: of the job. INTERRUPT: the file handle. IOCTL: of the request */
+    uint64_t ino, block;   /* IOCTL: the control file, and the file handle */
+    uint32_t kind, reason; /* IOCTL: reason is the caller's thread */
+    /* FAULT: the pages touched. IOCTL: the command, the bytes that came with it, and the most that
+     * may be answered. */
+    uint32_t first, count, write;
+    int32_t result; /* JOB: 0 or -errno; -ENOSPC: `need` pages of room are missing */
     uint32_t need, moved, saved, crc;
-    uint32_t node;                /* TOUCH: whose worker */
+    uint32_t node;                /* TOUCH: whose worker. IOCTL: the caller's user */
     uint64_t faulted_at;          /* TOUCH: as in the job */
     uint64_t pages[8], stores[8]; /* TOUCH: as in the job. FAULT: pages that the host's policy
-                                     brings home */
+                                     brings home. IOCTL: pages has the bytes that came with it */
 };
 
 struct hm_core;
@@ -595,15 +599,20 @@ int hm_gate_start(struct hm_core *core, int fuse_fd, int relay_fd);
 int hm_gate_passthrough(struct hm_core *core);
 /* Returns when every gate thread has ended; the kernel's side must be gone (unmounted, aborted). */
 int hm_gate_join(struct hm_core *core);
+/* Answer an ioctl of which an event told: with error, an errno, or with size bytes at out, which
+ * the kernel copies to the program; with an error it copies nothing. */
+int hm_reply_ioctl(struct hm_core *core, uint64_t unique, int error, const void *out,
+                   uint32_t size);
 /* Whether a relayed READ or WRITE on the open file is not answered yet. */
 int hm_waits(struct hm_core *core, uint64_t fh);
 
 struct hm_request {
     uint64_t unique, ino, fh, offset;
-    uint32_t opcode, size, pid;
-    uint32_t flags; /* READ: of the open file; WRITE: FUSE_WRITE_CACHE and the like */
-    uint32_t mode;  /* fallocate mode, lseek whence */
-    uint64_t length;
+    uint32_t opcode, size, pid, uid; /* pid: of the thread */
+    uint32_t
+        flags; /* READ: of the open file; WRITE: FUSE_WRITE_CACHE and the like; IOCTL: its own */
+    uint32_t mode;       /* fallocate mode, lseek whence, ioctl command */
+    uint64_t length;     /* IOCTL: the most bytes of an answer */
     uint32_t done;       /* WRITE: bytes before offset that were applied before it had to wait */
     uint64_t faulted_at; /* when it was found to touch a device's page; 0: it was not */
     const uint8_t *data;

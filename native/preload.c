@@ -48,7 +48,12 @@
 #define FEATURES                                                                                   \
     (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |         \
      UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_THREAD_ID |               \
-     UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_POISON)
+     UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_POISON | UFFD_FEATURE_MOVE)
+#ifndef UFFD_FEATURE_MOVE
+#define UFFD_FEATURE_MOVE (1 << 16)
+#endif
+#define SCRATCH_BYTES ((uint64_t)HM_PRELOAD_SLOTS * HM_SCRATCH)
+#define OWN_BYTES (SCRATCH_BYTES + HM_SCRATCH) /* to align it */
 #define EXPORTED __attribute__((visibility("default")))
 #define LIMIT_SECONDS 5 /* for the daemon to answer */
 
@@ -84,6 +89,7 @@ struct attempt {
     int uffd_error; /* why there is none; 0: there is */
     struct hm_threads *threads;
     struct hm_control *control;
+    char *own;          /* HM_OWN bytes of address space, of which the scratch is used */
     const char *failed; /* at what */
 };
 
@@ -140,6 +146,14 @@ static int make_memory(struct attempt *attempt)
         mprotect(made->guard0, HM_PART, PROT_NONE) < 0 ||
         mprotect(made->guard1, HM_PART, PROT_NONE) < 0)
         return errno;
+    attempt->own = mmap(NULL, OWN_BYTES, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (attempt->own == MAP_FAILED) {
+        attempt->own = NULL;
+        return errno;
+    }
+    if (madvise(attempt->own, OWN_BYTES, MADV_DONTFORK) < 0)
+        return errno;
     attempt->memory = memfd_create("hmmfs-run", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (attempt->memory < 0 || ftruncate(attempt->memory, sizeof(struct hm_control)) < 0 ||
         fcntl(attempt->memory, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
@@ -153,13 +167,21 @@ static int make_memory(struct attempt *attempt)
     return madvise(attempt->control, sizeof(struct hm_control), MADV_DONTFORK) < 0 ? errno : 0;
 }
 
+static uint64_t scratch(const struct attempt *attempt)
+{
+    return ((uintptr_t)attempt->own + HM_SCRATCH - 1) / HM_SCRATCH * HM_SCRATCH;
+}
+
 static int send_hello(const struct attempt *attempt)
 {
     bool migrates = attempt->uffd >= 0;
     struct hm_hello hello = {.magic = HM_PRELOAD_MAGIC,
                              .version = HM_PRELOAD_VERSION,
                              .flags = migrates ? HM_HELLO_MIGRATES : 0,
-                             .least = settings.least};
+                             .least = settings.least,
+                             .own = (uintptr_t)attempt->own,
+                             .own_bytes = OWN_BYTES,
+                             .scratch = scratch(attempt)};
     int fds[2] = {attempt->memory, attempt->uffd};
     size_t bytes = migrates ? sizeof(fds) : sizeof(*fds);
     _Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(fds))] = {0};
@@ -209,6 +231,7 @@ static int start_threads(struct attempt *attempt)
     link->control = attempt->control;
     link->socket = attempt->socket;
     link->uffd = attempt->uffd;
+    link->scratch = scratch(attempt);
     link->page = (uint64_t)sysconf(_SC_PAGESIZE);
     return -hm_helper_start(attempt->threads);
 }
@@ -242,6 +265,8 @@ static bool attach(struct attempt *attempt)
         munmap(attempt->threads, sizeof(*attempt->threads));
     if (attempt->control)
         munmap(attempt->control, sizeof(*attempt->control));
+    if (attempt->own)
+        munmap(attempt->own, OWN_BYTES);
     complain(attempt->failed, error, "the program runs on without devices");
     return false;
 }
@@ -457,7 +482,7 @@ __attribute__((constructor)) static void begin(void)
     if (read_settings()) {
         if (attach(&attempt) && attempt.uffd_error)
             complain("Devices can read and write its memory but not migrate it", attempt.uffd_error,
-                     "that takes root or CAP_SYS_PTRACE, and Linux 6.6 or later");
+                     "that takes root or CAP_SYS_PTRACE, and Linux 6.8 or later");
         pthread_atfork(before_fork, NULL, attach_child);
     }
     errno = kept;

@@ -118,7 +118,8 @@ static bool next_part(const struct hm_process *process, uint64_t *start, uint64_
     return false;
 }
 
-/* ---- pages that a device has for itself --------------------------------------------------------- */
+/* ---- pages that a device has for itself ---------------------------------------------------------
+ */
 
 void hm_process_revoke(struct hm_process *process, uint64_t block, const struct hm_mask *mask)
 {

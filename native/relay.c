@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #define TRACKED 256
+#define AGAIN 64
 #define OPENS 1024 /* OPEN and CREATE under way, on mounts that pass files through */
 
 /* linux/fuse.h of 6.9 and later */
@@ -54,7 +55,8 @@ struct hm_relay {
     bool killpriv;                /* the same of HANDLE_KILLPRIV_V2 */
     pthread_mutex_t tracked_lock; /* guards tracked and again; taken alone */
     struct tracked tracked[TRACKED];
-    uint64_t again;             /* the interrupted request last answered with EAGAIN */
+    uint64_t again[AGAIN]; /* interrupted requests last answered with EAGAIN, a ring */
+    uint32_t again_next;
     _Atomic int passthrough;    /* -EAGAIN before INIT; whether files are passed through */
     pthread_mutex_t opens_lock; /* guards opens; taken alone */
     struct opening {
@@ -264,6 +266,14 @@ static void untrack(struct hm_relay *relay, uint64_t unique)
     pthread_mutex_unlock(&relay->tracked_lock);
 }
 
+static bool asked_again(const struct hm_relay *relay, uint64_t target)
+{
+    bool found = false;
+    for (int i = 0; i < AGAIN && !found; i++)
+        found = relay->again[i] == target;
+    return found;
+}
+
 void hm_relay_interrupt(struct hm_relay *relay, uint64_t unique, uint64_t target)
 {
     struct hm_event event = {.kind = HM_EVENT_INTERRUPT};
@@ -275,9 +285,10 @@ void hm_relay_interrupt(struct hm_relay *relay, uint64_t unique, uint64_t target
             found = true;
         }
     /* Another gate thread may have read the request and not tracked it yet: ask the kernel to
-     * send the interrupt once more. Faults are finished normally, whatever signal came. */
-    if (!found && relay->again != target) {
-        relay->again = target;
+     * send the interrupt once more, and no more than once, or it would spin. Faults and ioctls are
+     * finished normally, whatever signal came. */
+    if (!found && !asked_again(relay, target)) {
+        relay->again[relay->again_next++ % AGAIN] = target;
         again = true;
     }
     pthread_mutex_unlock(&relay->tracked_lock);

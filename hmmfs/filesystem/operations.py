@@ -23,11 +23,13 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from hmmfs.errors import HmmfsError, UsageError
+from hmmfs.filesystem.mirrors import OpenMirror
 from hmmfs.filesystem.submit import MAX_READ, Submission
 from hmmfs.filesystem.tracing import Pipe
 from hmmfs.filesystem.tree import (
     Action,
     Directory,
+    Dmirror,
     Events,
     Node,
     Setting,
@@ -36,7 +38,7 @@ from hmmfs.filesystem.tree import (
     Text,
     Tree,
 )
-from hmmfs.memory import FIRST_REGION_INO, HOST, PAGE_SIZE, Core, Region, RegionTable
+from hmmfs.memory import FIRST_REGION_INO, HOST, PAGE_SIZE, Core, Ioctl, Region, RegionTable
 from hmmfs.memory.core import NAME_MAX, NONBLOCK_BIT
 
 log = logging.getLogger(__name__)
@@ -89,7 +91,7 @@ class SubmitHandle:
         self.submission: Submission = node.open()
 
 
-Handle = RegionHandle | TextHandle | SubmitHandle | Pipe | Action | Directory
+Handle = OpenMirror | RegionHandle | TextHandle | SubmitHandle | Pipe | Action | Directory
 
 
 def _answered(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -143,6 +145,21 @@ class Operations(pyfuse3.Operations):
             handle.submission.interrupt(waits=self._core.waits(fh))
         elif isinstance(handle, Pipe):
             handle.interrupt(waits=self._core.waits(fh))
+
+    async def ioctl(self, request: Ioctl) -> None:
+        """Carry out an ioctl on an open control file, and answer it."""
+        number, answer = 0, b""
+        handle = self._handles.get(request.fh)
+        try:
+            if not isinstance(handle, OpenMirror):
+                raise HmmfsError(errno.ENOTTY, "Only a device's dmirror takes ioctls.")
+            answer = await handle.ioctl(request)
+        except HmmfsError as error:
+            number = error.errno or errno.EIO
+        except Exception:
+            log.exception("ioctl failed.")
+            number = errno.EIO
+        self._core.reply_ioctl(request.unique, number, answer[: request.room])
 
     def interrupt_all(self) -> None:
         """The mount is gone: nobody waits any more."""
@@ -248,7 +265,7 @@ class Operations(pyfuse3.Operations):
         means anything. The rest is fixed."""
         if fields.update_mode or fields.update_uid or fields.update_gid:
             raise FUSEError(errno.EPERM)
-        if not isinstance(node, Submit | Action | Setting):
+        if not isinstance(node, Submit | Action | Setting | Dmirror):
             raise FUSEError(errno.EACCES if fields.update_size else errno.EPERM)
 
     def _truncate(self, region: Region, size: int) -> None:
@@ -390,6 +407,8 @@ class Operations(pyfuse3.Operations):
             return self._open_stream(found, flags)
         if isinstance(found, Action):
             return FileInfo(fh=self._handle(found), direct_io=True, keep_cache=False)
+        if isinstance(found, Dmirror):
+            return await self._open_mirror(found, ctx.pid)
         if not isinstance(found, Text):
             raise FUSEError(errno.EISDIR)
         if isinstance(found, Setting):
@@ -397,6 +416,11 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_ACCMODE != os.O_RDONLY:  # root passes the check of the mode bits
             raise FUSEError(errno.EACCES)
         return FileInfo(fh=self._handle(TextHandle(found)), direct_io=True, keep_cache=False)
+
+    async def _open_mirror(self, found: Dmirror, thread: int) -> FileInfo:
+        say = functools.partial(self._tree.errors.say, device=found.device)
+        mirror = await OpenMirror.open(found.mirrored, thread, say)
+        return FileInfo(fh=self._handle(mirror), direct_io=True, keep_cache=False)
 
     def _open_stream(self, found: Stream, flags: int) -> FileInfo:
         if flags & os.O_ACCMODE != os.O_RDONLY:
@@ -414,6 +438,8 @@ class Operations(pyfuse3.Operations):
             return await handle.read(off, size)
         if isinstance(handle, SubmitHandle):
             return handle.submission.read(off, size)
+        if isinstance(handle, OpenMirror):
+            raise handle.no_bytes()
         raise FUSEError(errno.EIO)  # the gate answers these
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -423,6 +449,8 @@ class Operations(pyfuse3.Operations):
             return len(buf)
         if isinstance(handle, TextHandle) and isinstance(handle.node, Setting):
             return self._set(handle.node, buf, MAX_VALUE)
+        if isinstance(handle, OpenMirror):
+            raise handle.no_bytes()
         if not isinstance(handle, SubmitHandle):
             raise FUSEError(errno.EACCES)
         try:
@@ -461,6 +489,8 @@ class Operations(pyfuse3.Operations):
         elif isinstance(handle, SubmitHandle):
             handle.submission.interrupt()
             self._tree.close_call(handle.node)
+        elif isinstance(handle, OpenMirror):
+            await handle.close()
 
     async def flush(self, fh: int) -> None:
         raise FUSEError(errno.ENOSYS)  # the kernel asks once and then no more

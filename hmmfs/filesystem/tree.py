@@ -3,7 +3,7 @@
 regions/NAME                      the data; served by the gate
 state/NAME/{residency,faults,map,blocks,numa_maps}  where a region's pages are, and who faults on it
 state/NAME/{advice,numa,prefetched}                 what was said of them
-devices/devN/{type,stats,faults,excluded,queue,last_error,submit,calls,reset}
+devices/devN/{type,stats,faults,excluded,queue,last_error,submit,calls,reset,dmirror}
 devices/devN/{vram/{total,used,visible},links/{host,devM}}
 devices/devN/policy/{prefetch,eviction,placement,watermark}  policy/{prefetch,thrashing}
 stats thrashing trace trace_pipe trace_size trace_filter
@@ -25,8 +25,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import hmmfs
-from hmmfs.device import Executor
+from hmmfs.device import Executor, dmirror
 from hmmfs.device.links import Topology
+from hmmfs.device.processes_protocol import Processes
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.filesystem import advice, views
 from hmmfs.filesystem.advice import node_name
@@ -103,6 +104,14 @@ class Action(Node):
     """A file to which anything is written to have something done."""
 
     act: Callable[[], Awaitable[None]] = field(kw_only=True)
+
+
+@dataclass(eq=False)
+class Dmirror(Node):
+    """A file whose ioctls are those of Linux's test_hmm."""
+
+    mirrored: dmirror.Device = field(kw_only=True)
+    device: int = 0
 
 
 @dataclass(eq=False)
@@ -211,6 +220,7 @@ class Tree:
         core: Core,
         table: RegionTable,
         executors: list[Executor],
+        processes: Processes,
         policies: Policies,
         pid: int,
         *,
@@ -221,6 +231,7 @@ class Tree:
         self._core = core
         self._table = table
         self._policies = policies
+        self._processes = processes
         self._pid = pid
         self._born_ns = time.monotonic_ns()
         self._topology = topology
@@ -366,9 +377,17 @@ class Tree:
                 b"reset": self._add(
                     Action(next(self._inos), stat.S_IFREG | 0o200, act=executor.worker.reset)
                 ),
+                b"dmirror": self._dmirror(number),
                 b"last_error": self._text(lambda: line(self.errors.by_device[number])),
             }
         )
+
+    def _dmirror(self, number: int) -> Dmirror:
+        kinds = enumerate(self._core.device_kinds, 1)
+        coherent = frozenset(node for node, kind in kinds if kind is not Kind.PRIVATE)
+        mirrored = dmirror.Device(self._processes, number + 1, coherent)
+        mode = stat.S_IFREG | 0o666  # as a device's node
+        return self._add(Dmirror(next(self._inos), mode, mirrored=mirrored, device=number))
 
     def _link(self, node: int, other: int) -> Text:
         return self._text(lambda: views.table(views.link(self._core, self._topology, node, other)))

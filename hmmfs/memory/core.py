@@ -20,6 +20,7 @@ from hmmfs.memory.types import (
     Advice,
     AdviceField,
     Event,
+    Ioctl,
     Job,
     JobResult,
     Kind,
@@ -74,6 +75,11 @@ def dtype_of(struct: str) -> np.dtype[np.void]:
 
 BLOCK_DTYPE = dtype_of("hm_block")
 CANDIDATE_DTYPE = dtype_of("hm_candidate")
+
+
+def _ioctl(event: Any) -> Ioctl:
+    data = bytes(ffi.buffer(event.pages))[: event.count]
+    return Ioctl(event.cookie, event.block, event.first, data, event.write, event.reason)
 
 
 class Region:
@@ -520,6 +526,13 @@ class Core:
         check(lib.hm_submit(self.handle, native), "Submitting a job")
         return keep
 
+    def reply_ioctl(self, unique: int, error: int, answer: bytes = b"") -> None:
+        """Answer an ioctl: with an errno, or with 0 and what the program gets back."""
+        check(
+            lib.hm_reply_ioctl(self.handle, unique, error, answer, len(answer)),
+            "Answering an ioctl",
+        )
+
     def waits(self, fh: int) -> bool:
         """Whether a READ or WRITE on this open control file is on its way or not answered yet."""
         return bool(lib.hm_waits(self.handle, fh))
@@ -545,6 +558,7 @@ class Core:
                 if e.kind == lib.HM_EVENT_TOUCH
                 else None,
                 bytes(ffi.buffer(e.pages)) if e.kind == lib.HM_EVENT_FAULT else b"",
+                _ioctl(e) if e.kind == lib.HM_EVENT_IOCTL else None,
             )
             for e in self._events[0:n]
         ]

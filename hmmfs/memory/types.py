@@ -63,6 +63,7 @@ class EventKind(enum.IntEnum):
     TOUCH = lib.HM_EVENT_TOUCH
     TRACE = lib.HM_EVENT_TRACE
     GONE = lib.HM_EVENT_GONE
+    IOCTL = lib.HM_EVENT_IOCTL
 
 
 class PrefetchKind(enum.IntEnum):
@@ -157,6 +158,17 @@ class Touch(NamedTuple):
     since: int = 0  # when they were taken, CLOCK_MONOTONIC in ns
 
 
+class Ioctl(NamedTuple):
+    """A program's ioctl on an open control file."""
+
+    unique: int  # of the request, which answers it
+    fh: int
+    command: int
+    data: bytes  # what came with it
+    room: int  # the most bytes that may be answered
+    thread: int  # the caller's
+
+
 class BlockKey(NamedTuple):
     ino: int
     block: int
@@ -206,6 +218,7 @@ class Event(NamedTuple):
     node: int = HOST  # TOUCH: whose worker
     touch: Touch | None = None
     window: bytes = b""  # FAULT: a bitmap of what the host's policy brings
+    ioctl: Ioctl | None = None
 
 
 class Residency(NamedTuple):

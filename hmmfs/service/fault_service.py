@@ -32,6 +32,7 @@ from hmmfs.memory import (
     Event,
     EventKind,
     FaultReason,
+    Ioctl,
     Job,
     JobFlag,
     JobKind,
@@ -121,6 +122,7 @@ class FaultService:
         on_closed: Callable[[], None],
         on_lost: Callable[[int, HmmfsError], None],
         on_trace: Callable[[], Awaitable[None]],
+        on_ioctl: Callable[[Ioctl], Awaitable[None]],
     ) -> None:
         self._core = core
         self._jobs = jobs
@@ -131,6 +133,7 @@ class FaultService:
         self._on_closed = on_closed
         self._on_lost = on_lost
         self._on_trace = on_trace
+        self._on_ioctl = on_ioctl
         self._faults: dict[BlockKey, _Fault] = {}
         self._serving: set[BlockKey] = set()
 
@@ -176,6 +179,8 @@ class FaultService:
             nursery.start_soon(self._rooms.ahead, event.node)
         elif event.kind == EventKind.TRACE:
             nursery.start_soon(self._on_trace)
+        elif event.kind == EventKind.IOCTL and event.ioctl is not None:
+            nursery.start_soon(self._on_ioctl, event.ioctl)
         elif event.kind == EventKind.INTERRUPT:
             self._on_interrupt(event.cookie)
         elif event.kind == EventKind.CLOSED:

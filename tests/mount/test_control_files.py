@@ -21,7 +21,13 @@ from hmmfs.inspect.accounts import disagreements
 M = 1 << 20
 README = Path(hmmfs.__file__).parent / "filesystem/README.md"
 # Waiting for more is what it is for; operations and calls are tested where they are carried out.
-APART = ("trace_pipe", "devices/devN/submit", "devices/devN/calls/ID", "devices/devN/reset")
+APART = (
+    "trace_pipe",
+    "devices/devN/submit",
+    "devices/devN/calls/ID",
+    "devices/devN/reset",
+    "devices/devN/dmirror",
+)
 
 
 def documented() -> dict[str, bool]:

@@ -10,7 +10,8 @@ from hmmfs._native import ffi, lib
 from hypothesis import given
 from hypothesis import strategies as st
 
-READ, WRITE, INTERRUPT, FALLOCATE, LSEEK, GETATTR = 15, 16, 36, 43, 46, 3
+READ, WRITE, INTERRUPT, IOCTL, FALLOCATE, LSEEK, GETATTR = 15, 16, 36, 39, 43, 46, 3
+OPCODES = [READ, WRITE, INTERRUPT, IOCTL, FALLOCATE, LSEEK]
 UNIQUE, INO = 77, (1 << 32) + 5
 
 
@@ -36,6 +37,11 @@ def lseek_body(offset: int) -> bytes:
     return struct.pack("<QQII", 9, offset, 4, 0)
 
 
+def ioctl_body(command: int, data: bytes, size: int | None = None, room: int = 40) -> bytes:
+    size = len(data) if size is None else size
+    return struct.pack("<QIIQII", 9, 0, command, 1 << 46, size, room) + data
+
+
 def parse(data: bytes) -> tuple[int, object]:
     # Exactly as large as the message, so that a sanitizer sees a read beyond it.
     buffer = ffi.new("uint8_t[]", data) if data else ffi.NULL
@@ -49,6 +55,11 @@ GOOD = {
     "fallocate": (message(FALLOCATE, fallocate_body(5, 6)), {"offset": 5, "length": 6, "mode": 3}),
     "lseek": (message(LSEEK, lseek_body(12)), {"offset": 12, "mode": 4}),
     "interrupt": (message(INTERRUPT, struct.pack("<Q", 55)), {"length": 55}),
+    "ioctl": (
+        message(IOCTL, ioctl_body(0xC0284801, b"x" * 40, room=72)),
+        {"fh": 9, "flags": 0, "mode": 0xC0284801, "size": 40, "length": 72, "pid": 1, "uid": 0},
+    ),
+    "ioctl without bytes": (message(IOCTL, ioctl_body(0x5401, b"")), {"mode": 0x5401, "size": 0}),
     "other": (message(GETATTR, b"x" * 16), {"opcode": GETATTR}),
 }
 
@@ -68,6 +79,12 @@ BAD = {
     "short fallocate": message(FALLOCATE, fallocate_body(0, 1)[:-1]),
     "short lseek": message(LSEEK, b"12345678"),
     "short interrupt": message(INTERRUPT, b"1234"),
+    "ioctl without a header": message(IOCTL, b"12345678"),
+    "ioctl without its bytes": message(IOCTL, ioctl_body(1, b"", size=40)),
+    "ioctl with too few bytes": message(IOCTL, ioctl_body(1, b"x" * 39, size=40)),
+    "ioctl with too many bytes": message(IOCTL, ioctl_body(1, b"x" * 41, size=40)),
+    "ioctl of 4 GiB": message(IOCTL, ioctl_body(1, b"x" * 40, size=0xFFFFFFFF)),
+    "ioctl of 2 MiB": message(IOCTL, ioctl_body(1, bytes(2 << 20))),
     "more than the gate reads": message(GETATTR, bytes(1 << 21)),
 }
 
@@ -93,9 +110,11 @@ def test_any_cut_is_refused(name: str, data: st.DataObject) -> None:
     assert parse(whole[:cut])[0] == -errno.EINVAL
 
 
-@given(st.binary(max_size=200), st.sampled_from([READ, WRITE, INTERRUPT, FALLOCATE, LSEEK]))
+@given(st.binary(max_size=200), st.sampled_from(OPCODES))
 def test_any_body_is_taken_or_refused(body: bytes, opcode: int) -> None:
     result, request = parse(message(opcode, body))
     assert result in (0, -errno.EINVAL)
     if result == 0 and opcode == WRITE:
         assert request.size == len(body) - 40  # type: ignore[attr-defined]
+    if result == 0 and opcode == IOCTL:
+        assert request.size == len(body) - 32  # type: ignore[attr-defined]

@@ -90,6 +90,7 @@ class Machine:
             on_closed=lambda: None,
             on_lost=lambda node, error: None,
             on_trace=trio.lowlevel.checkpoint,
+            on_ioctl=lambda ioctl: trio.lowlevel.checkpoint(),
         )
 
     async def do(self, text: str, device: int = 0) -> list[str]:

@@ -1,0 +1,432 @@
+"""devices/devN/dmirror: the ioctls of Linux's test_hmm (lib/test_hmm.c) on a device of ours.
+
+An open file mirrors the memory of the program that opened it, wherever the file goes afterwards:
+a forked child that has it still sees its parent's. What an ioctl does, in which steps and with
+which errors, follows the kernel's driver; where that is known to be wrong (it may report pages as
+migrated that were not, and crashes on its own after an invalidation), this does what it means to.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import logging
+import struct
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+
+from hmmfs.device.mirror_table import ATOMIC, VALID, WRITE, Entries, Mask, Table, View, readable
+from hmmfs.device.processes_protocol import Look, Process, Processes, State
+from hmmfs.errors import HmmfsError, UsageError
+from hmmfs.memory import HOST, PAGE_SIZE
+
+log = logging.getLogger(__name__)
+
+LAYOUT = struct.Struct("<5Q")  # struct hmm_dmirror_cmd
+MAGIC = ord("H")
+IOWR = 3 << 30 | LAYOUT.size << 16 | MAGIC << 8  # _IOWR('H', 0, struct hmm_dmirror_cmd)
+END = 1 << 64  # addresses wrap there
+WINDOW = 512  # pages that migrate at a time: an error leaves those before it where they came to be
+MAX_BOUNCE = 1 << 18  # pages that are copied through the daemon at once
+FAIL_ALLOC = 1
+
+T = TypeVar("T")
+
+
+class Number(enum.IntEnum):
+    READ = 0
+    WRITE = 1
+    MIGRATE_TO_DEV = 2
+    MIGRATE_TO_SYS = 3
+    SNAPSHOT = 4
+    EXCLUSIVE = 5
+    CHECK_EXCLUSIVE = 6
+    RELEASE = 7
+    FLAGS = 8
+    READ_UNLOCKED = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """struct hmm_dmirror_cmd: what is asked for, and in cpages and faults what became of it."""
+
+    address: int
+    pointer: int  # of the caller's buffer
+    npages: int
+    cpages: int = 0
+    faults: int = 0
+
+    @classmethod
+    def parse(cls, data: bytes) -> Command:
+        command = cls(*LAYOUT.unpack(data)[:3])
+        if command.address % PAGE_SIZE:
+            raise UsageError(
+                f"Address {command.address:#x} is inside a page: give the start of one."
+            )
+        if not command.pages or command.address + command.pages * PAGE_SIZE >= END:
+            raise UsageError(
+                f"{command.npages} pages from {command.address:#x} on are none, or wrap: ask for "
+                "at least one, below the end of memory."
+            )
+        return command
+
+    @property
+    def pages(self) -> int:
+        """As the driver has it, in whose bytes the highest bits are lost."""
+        return self.npages * PAGE_SIZE % END // PAGE_SIZE
+
+    def packed(self) -> bytes:
+        return LAYOUT.pack(self.address, self.pointer, self.npages, self.cpages, self.faults)
+
+
+def windows(address: int, pages: int) -> Iterator[tuple[int, int]]:
+    """(address, pages) of each."""
+    for first in range(0, pages, WINDOW):
+        yield address + first * PAGE_SIZE, min(WINDOW, pages - first)
+
+
+def leading(good: Mask) -> int:
+    """How many there are before the first that is not."""
+    return len(good) if good.all() else int(np.argmin(good))
+
+
+def runs(pages: Mask) -> Iterator[tuple[int, int]]:
+    """(first, count) of each run."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], pages.astype(np.int8), [0]))))
+    for first, end in edges.reshape(-1, 2).tolist():
+        yield first, end - first
+
+
+def _unmapped(address: int, number: int = errno.EFAULT) -> HmmfsError:
+    return HmmfsError(
+        number, f"The program has nothing mapped at {address:#x} that a device could read."
+    )
+
+
+class Device:
+    """One device as test_hmm has it: all open files of one dmirror."""
+
+    def __init__(self, processes: Processes, node: int, coherent: frozenset[int]) -> None:
+        self._processes = processes
+        self.view = View(node, coherent)
+
+    async def open(self, pid: int) -> Mirror:
+        """A mirror of the memory of a program, for a file that it opens."""
+        return Mirror(self, await self._processes.open(pid))
+
+    async def evict(self) -> None:
+        """Every page of the device goes home, whoever brought it: at the end of any of its files,
+        and when the device's memory is released."""
+        for process in self._processes.all():
+            try:
+                await process.evict_all(self.view.node)
+            except HmmfsError as error:
+                if error.errno != errno.ESRCH:  # the end of a program takes its pages along
+                    log.warning("Pages of process %d: %s", process.pid, error.sentence)
+
+
+class Mirror:
+    """One open file. Ioctls on it may run at the same time, since a fault in the program's memory
+    may wait for another of its threads; only what lies between two awaits is atomic."""
+
+    def __init__(self, device: Device, process: Process) -> None:
+        self._device = device
+        self._view = device.view
+        self._node = device.view.node
+        self._process = process
+        self._table = Table()
+        self._flags = 0
+
+    @property
+    def pid(self) -> int:
+        """Whose memory it is."""
+        return self._process.pid
+
+    async def ioctl(self, command: int, data: bytes, caller: int) -> bytes:
+        """What the caller's struct becomes. With an error it stays as it is."""
+        if command >> 8 & 0xFF != MAGIC:
+            raise HmmfsError(errno.ENOTTY, f"Ioctl {command:#x} is none of a dmirror's.")
+        if command - IOWR not in set(Number) or len(data) != LAYOUT.size:
+            raise UsageError(
+                f"Ioctl {command:#x} is none of a dmirror's: there are _IOWR('H', 0 to 9) with "
+                f"{LAYOUT.size} bytes."
+            )
+        number = Number(command - IOWR)
+        try:
+            done = await self._run(number, Command.parse(data), caller)
+        except HmmfsError as error:
+            if error.errno != errno.ESRCH:
+                raise
+            copies = number in (Number.READ, Number.WRITE, Number.READ_UNLOCKED)
+            raise HmmfsError(
+                errno.EFAULT if copies else errno.EINVAL,
+                f"The memory of process {self.pid} is gone, which this file mirrors: "
+                "open the device again.",
+            ) from error
+        return done.packed()
+
+    async def _run(self, number: Number, command: Command, caller: int) -> Command:
+        match number:
+            case Number.READ | Number.READ_UNLOCKED:
+                return await self._read(command, caller)
+            case Number.WRITE:
+                return await self._write(command, caller)
+            case Number.MIGRATE_TO_DEV:
+                return await self._to_device(command, caller)
+            case Number.MIGRATE_TO_SYS:
+                return await self._to_system(command)
+            case Number.SNAPSHOT:
+                return await self._snapshot(command, caller)
+            case Number.EXCLUSIVE:
+                return await self._exclusive(command, caller)
+            case Number.CHECK_EXCLUSIVE:
+                await self._check_exclusive(command)
+            case Number.RELEASE:
+                await self._device.evict()
+            case Number.FLAGS:
+                self._flags = command.npages  # sic
+        return command
+
+    # ---- loads and stores of the device
+
+    async def _read(self, command: Command, caller: int) -> Command:
+        self._bounce(command)
+        address, pages, faults = command.address, command.pages, 0
+        known = leading(await self._held(address, pages))
+        data = await self._load(address, known)
+        if known < pages:
+            rest, left = address + known * PAGE_SIZE, pages - known
+            data += await self._fault(rest, left, lambda: self._load(rest, left))
+            faults = 1
+        await self._process.copy_to_user(caller, command.pointer, data)
+        return replace(command, cpages=pages, faults=faults)
+
+    async def _write(self, command: Command, caller: int) -> Command:
+        """Not atomic: what the device has mapped for writing is stored to before a fault on the
+        rest may fail."""
+        self._bounce(command)
+        address, pages, faults = command.address, command.pages, 0
+        data = await self._process.copy_from_user(caller, command.pointer, pages * PAGE_SIZE)
+        known = leading(await self._held(address, pages, WRITE))
+        if known:
+            await self._process.write(self._node, address, data[: known * PAGE_SIZE])
+        if known < pages:
+            rest = address + known * PAGE_SIZE
+            store = self._process.write
+            await self._fault(
+                rest,
+                pages - known,
+                lambda: store(self._node, rest, data[known * PAGE_SIZE :]),
+                State.WRITE,
+            )
+            faults = 1
+        return replace(command, cpages=pages, faults=faults)
+
+    async def _held(self, address: int, pages: int, flag: int = VALID) -> Mask:
+        """What the device has mapped, and may use so. Entries that don't hold any more go."""
+        look = await self._process.look(address, pages)
+        first = address // PAGE_SIZE
+        there = self._table.get(first, pages)
+        holds = self._view.holds(there, look)
+        self._table.drop(first, (there.flags != 0) & ~holds)
+        if flag == WRITE:
+            holds &= look.all(State.WRITE) & (self._view.entries(look).flags & WRITE != 0)
+        found: Mask = holds & (there.flags & flag != 0)
+        return found
+
+    async def _fault(
+        self, address: int, pages: int, use: Callable[[], Awaitable[T]], right: State = State.READ
+    ) -> T:
+        """One round of faults on all of a range: `use` touches every page of it, and the table
+        gets what is there then."""
+        look = await self._process.look(address, pages)
+        reached = readable(look)
+        good = leading(reached & look.all(right))
+        at = address + good * PAGE_SIZE
+        if good < pages and not reached[good]:
+            raise _unmapped(at)
+        if good < pages:
+            raise HmmfsError(errno.EPERM, f"The program's mapping at {at:#x} is read-only.")
+        alone = await self._alone(address, pages, look)
+        for first, count in runs(alone):
+            # As a fault of anybody else does, it ends what was the device's alone.
+            await self._process.migrate(HOST, address + first * PAGE_SIZE, count)
+        result = await use()
+        self._map(address, await self._process.look(address, pages))
+        return result
+
+    def _map(self, address: int, look: Look) -> None:
+        self._table.put(address // PAGE_SIZE, self._view.entries(look))
+
+    async def _load(self, address: int, pages: int) -> bytes:
+        if not pages:
+            return b""
+        return await self._process.read(self._node, address, pages * PAGE_SIZE)
+
+    def _bounce(self, command: Command) -> None:
+        if command.pages > MAX_BOUNCE:
+            raise HmmfsError(
+                errno.ENOMEM,
+                f"{command.pages} pages are more than are copied at once: ask for at most "
+                f"{MAX_BOUNCE}.",
+            )
+
+    # ---- migration
+
+    async def _to_device(self, command: Command, caller: int) -> Command:
+        for address, pages in windows(command.address, command.pages):
+            look = await self._process.look(address, pages)
+            good = leading(readable(look))
+            if good and self._process.migrates:
+                await self._bring(address, look.part(0, good))
+            if good < pages:
+                raise _unmapped(address + good * PAGE_SIZE, errno.EINVAL)
+        self._bounce(command)
+        look = await self._process.look(command.address, command.pages)
+        mine = self._view.mine(look)
+        if not mine.all():
+            raise self._elsewhere(command, int((~mine).sum()))
+        self._keep_atomic(command.address, look)
+        data = await self._load(command.address, command.pages)
+        await self._process.copy_to_user(caller, command.pointer, data)
+        return replace(command, cpages=command.pages)
+
+    async def _bring(self, address: int, look: Look) -> None:
+        """The program's own pages of a window come to the device; another device's stay there."""
+        wanted = look.owner == HOST
+        first = int(np.argmax(wanted))
+        if wanted.any() and self._fail_once() and not look.all(State.HUGE)[first]:
+            wanted[first] = False
+        for first, count in runs(wanted):
+            await self._process.migrate(self._node, address + first * PAGE_SIZE, count)
+
+    def _fail_once(self) -> bool:
+        """Whether one allocation is to fail. A huge page is then done in small ones, anything else
+        stays where it is."""
+        fails = bool(self._flags & FAIL_ALLOC)
+        self._flags &= ~FAIL_ALLOC
+        return fails
+
+    def _elsewhere(self, command: Command, pages: int) -> HmmfsError:
+        if not self._process.migrates:
+            return HmmfsError(
+                errno.ENOENT,
+                f"The memory of process {self.pid} can't migrate, a device only reaches it from "
+                "afar: start the program with hmmfs run.",
+            )
+        return HmmfsError(
+            errno.ENOENT,
+            f"{pages} of {command.pages} pages from {command.address:#x} on did not come to the "
+            "device: shared, pinned and locked ones and those of other devices stay, and what is "
+            "more than its memory.",
+        )
+
+    def _keep_atomic(self, address: int, look: Look) -> None:
+        """Map pages of the device, of which those that it has alone stay so."""
+        first, new = address // PAGE_SIZE, self._view.entries(look)
+        there = self._table.get(first, len(look.state))
+        kept = (there.flags & ATOMIC != 0) & self._view.holds(there, look)
+        self._table.put(
+            first, Entries(np.where(kept, there.flags, new.flags).astype(np.uint8), new.place)
+        )
+
+    async def _to_system(self, command: Command) -> Command:
+        moved = 0
+        for address, pages in windows(command.address, command.pages):
+            look = await self._process.look(address, pages)
+            good = leading(readable(look))
+            if good:
+                moved += await self._send_home(address, look.part(0, good))
+            if good < pages:
+                raise _unmapped(address + good * PAGE_SIZE, errno.EINVAL)
+        return replace(command, cpages=moved)
+
+    async def _send_home(self, address: int, look: Look) -> int:
+        """How many entries of the page table moved: one for a huge page that moved in one piece."""
+        pages = len(look.state)
+        mine = self._view.mine(look) & ~await self._alone(address, pages, look)
+        if not mine.any():
+            return 0
+        huge = pages == WINDOW and not address // PAGE_SIZE % WINDOW
+        huge = huge and bool((mine & look.all(State.HUGE)).all())
+        if self._fail_once():
+            mine[int(np.argmax(mine))] &= huge
+            huge = False
+        for first, count in runs(mine):
+            await self._process.migrate(HOST, address + first * PAGE_SIZE, count)
+        after = await self._process.look(address, pages)
+        gone = int((mine & ~self._view.mine(after)).sum())
+        return 1 if huge and gone == pages else gone
+
+    # ---- what is where
+
+    async def _snapshot(self, command: Command, caller: int) -> Command:
+        for address, pages in windows(command.address, command.pages):
+            look = await self._process.look(address, pages)
+            alone = await self._alone(address, pages, look)
+            at = command.pointer + (address - command.address) // PAGE_SIZE
+            seen = self._view.snapshot(look, alone).tobytes()
+            await self._process.copy_to_user(caller, at, seen)
+        return replace(command, cpages=command.pages)
+
+    # ---- exclusive access
+
+    async def _alone(self, address: int, pages: int, look: Look) -> Mask:
+        """Pages that the device has for itself."""
+        if not self._view.mine(look).any():
+            return np.zeros(pages, np.bool_)
+        return await self._process.exclusive(self._node, address, pages)
+
+    async def _exclusive(self, command: Command, caller: int) -> Command:
+        """Page by page: those before an error stay the device's alone."""
+        for address, pages in windows(command.address, command.pages):
+            look = await self._process.look(address, pages)
+            reached = readable(look) & look.all(State.WRITE)
+            good = leading(reached & look.all(State.ANON))
+            if good and self._process.migrates:
+                await self._take(address, look.part(0, good))
+            at = address + good * PAGE_SIZE
+            if good < pages and not reached[good]:
+                raise HmmfsError(
+                    errno.EFAULT,
+                    f"The program has nothing mapped at {at:#x} that it may store to.",
+                )
+            if good < pages or not self._process.migrates:
+                raise HmmfsError(
+                    errno.EOPNOTSUPP,
+                    "A device can have only private anonymous memory for itself, of a program "
+                    "started with hmmfs run.",
+                )
+        self._bounce(command)
+        data = await self._load(command.address, command.pages)
+        await self._process.copy_to_user(caller, command.pointer, data)
+        return replace(command, cpages=command.pages)
+
+    async def _take(self, address: int, look: Look) -> None:
+        pages = len(look.state)
+        for first, count in runs((look.owner != HOST) & ~self._view.mine(look)):
+            await self._process.migrate(HOST, address + first * PAGE_SIZE, count)
+        await self._process.migrate(self._node, address, pages)
+        await self._process.set_exclusive(self._node, address, pages)
+        look = await self._process.look(address, pages)
+        alone = await self._alone(address, pages, look)
+        new = self._view.entries(look)
+        flags = np.where(alone, VALID | ATOMIC, 0).astype(np.uint8)
+        self._table.put(address // PAGE_SIZE, Entries(flags, new.place))
+        if not alone.all():
+            at = address + leading(alone) * PAGE_SIZE
+            raise HmmfsError(
+                errno.EBUSY, f"The page at {at:#x} could not be taken from the program: try again."
+            )
+
+    async def _check_exclusive(self, command: Command) -> None:
+        """Inverted, as in the kernel: an error if some are still the device's alone."""
+        for page in self._table.atomic(command.address // PAGE_SIZE, command.pages):
+            alone = await self._process.exclusive(self._node, page * PAGE_SIZE, 1)
+            if alone.any():
+                raise HmmfsError(
+                    errno.EPERM, f"The page at {page * PAGE_SIZE:#x} is still the device's alone."
+                )

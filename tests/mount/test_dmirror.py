@@ -1,0 +1,272 @@
+"""devices/devN/dmirror on a real mount: ioctls reach the device, whoever sends them, and see the
+memory of the program that opened the file."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+from conftest import Mount, fails
+
+from hmmfs.device.dmirror import IOWR, LAYOUT, Number
+
+PAGE = 4096
+
+
+@dataclass
+class Buffer:
+    """Private anonymous memory of this process."""
+
+    memory: mmap.mmap
+    address: int
+
+    def __setitem__(self, page: int, value: int) -> None:
+        self.memory[page * PAGE : (page + 1) * PAGE] = bytes([value]) * PAGE
+
+    def __getitem__(self, page: int) -> int:
+        (value,) = set(self.memory[page * PAGE : (page + 1) * PAGE])
+        return value
+
+
+@contextmanager
+def buffer(pages: int, flags: int = mmap.MAP_PRIVATE) -> Iterator[Buffer]:
+    memory = mmap.mmap(-1, pages * PAGE, flags=flags | mmap.MAP_ANONYMOUS)
+    pointer = ctypes.c_char.from_buffer(memory)
+    yield Buffer(memory, ctypes.addressof(pointer))
+    del pointer
+    memory.close()
+
+
+@contextmanager
+def opened(mount: Mount, device: int = 0) -> Iterator[int]:
+    fd = os.open(mount.path / f"devices/dev{device}/dmirror", os.O_RDWR)
+    yield fd
+    os.close(fd)
+
+
+def ioctl(fd: int, number: int, address: int, pointer: int, pages: int) -> tuple[int, int]:
+    """(cpages, faults)."""
+    data = bytearray(LAYOUT.pack(address, pointer, pages, 91, 92))
+    try:
+        fcntl.ioctl(fd, IOWR + number, data, True)
+    except OSError:
+        assert LAYOUT.unpack(data)[3:] == (91, 92), "with an error the struct stays as it was"
+        raise
+    return LAYOUT.unpack(data)[3:]
+
+
+def last_error(mount: Mount) -> str:
+    return (mount.path / "devices/dev0/last_error").read_text()
+
+
+def test_read_and_write(mount: Mount) -> None:
+    with buffer(300) as memory, buffer(300) as mirror, opened(mount) as fd:
+        memory[2], memory[299] = 5, 6
+        assert ioctl(fd, Number.READ, memory.address, mirror.address, 300) == (300, 1)
+        assert [mirror[page] for page in (0, 1, 2, 299)] == [0, 0, 5, 6]
+        assert ioctl(fd, Number.READ, memory.address, mirror.address, 300) == (300, 0)
+        mirror[0], mirror[1] = 7, 8
+        assert ioctl(fd, Number.WRITE, memory.address, mirror.address, 2) == (2, 1)
+        assert ioctl(fd, Number.WRITE, memory.address, mirror.address, 2) == (2, 0)
+        assert [memory[page] for page in (0, 1, 2)] == [7, 8, 5]
+
+
+def test_snapshot(mount: Mount) -> None:
+    with buffer(4) as memory, buffer(1) as mirror, opened(mount) as fd:
+        memory[0] = 1
+        assert memory[1] == 0  # maps the page of zeros
+        assert ioctl(fd, Number.SNAPSHOT, memory.address, mirror.address, 4) == (4, 0)
+        assert mirror.memory[:4].hex(" ") == "02 11 00 00"
+        ctypes.CDLL(None).mprotect(ctypes.c_void_p(memory.address), 2 * PAGE, mmap.PROT_READ)
+        ioctl(fd, Number.SNAPSHOT, memory.address, mirror.address, 4)
+        assert mirror.memory[:4].hex(" ") == "01 11 00 00"
+        fails(
+            errno.EPERM,
+            lambda: ioctl(fd, Number.WRITE, memory.address, mirror.address, 1),
+        )
+        assert memory[0] == 1
+        ctypes.CDLL(None).mprotect(ctypes.c_void_p(memory.address), PAGE, 0)
+        ioctl(fd, Number.SNAPSHOT, memory.address, mirror.address, 2)
+        assert mirror.memory[:2].hex(" ") == "ff 11"
+        fails(errno.EFAULT, lambda: ioctl(fd, Number.READ, memory.address, mirror.address, 2))
+        assert mirror.memory[:2].hex(" ") == "ff 11"
+
+
+def test_shared_memory(mount: Mount) -> None:
+    with buffer(4, mmap.MAP_SHARED) as memory, buffer(4) as mirror, opened(mount) as fd:
+        mirror[3] = 9
+        assert ioctl(fd, Number.WRITE, memory.address, mirror.address, 4) == (4, 1)
+        assert memory[3] == 9
+        fails(
+            errno.ENOENT,
+            lambda: ioctl(fd, Number.MIGRATE_TO_DEV, memory.address, mirror.address, 4),
+        )
+        fails(
+            errno.EOPNOTSUPP,
+            lambda: ioctl(fd, Number.EXCLUSIVE, memory.address, mirror.address, 4),
+        )
+
+
+def test_a_mapped_region(mount: Mount) -> None:
+    """The program's pages are faulted in from the same mount, by the daemon for the daemon."""
+    path = mount.region("a", 64 * PAGE)
+    mount.submit(0, "fill a 7")
+    with open(path, "r+b") as file, buffer(64) as mirror, opened(mount) as fd:
+        memory = mmap.mmap(file.fileno(), 64 * PAGE)
+        pointer = ctypes.c_char.from_buffer(memory)
+        address = ctypes.addressof(pointer)
+        assert ioctl(fd, Number.READ, address, mirror.address, 64) == (64, 1)
+        assert mirror[63] == 7
+        mirror[0] = 8
+        assert ioctl(fd, Number.WRITE, address, mirror.address, 1)[0] == 1
+        assert memory[0] == 8
+        del pointer
+        memory.close()
+
+
+@pytest.mark.parametrize("number", list(Number))
+def test_ranges_that_are_none(mount: Mount, number: Number) -> None:
+    with buffer(2) as memory, opened(mount) as fd:
+        for address, pages in ((memory.address + 1, 1), (memory.address, 0), (1 << 63, 1 << 51)):
+            fails(
+                errno.EINVAL,
+                lambda a=address, n=pages: ioctl(fd, number, a, memory.address, n),
+            )
+
+
+def test_addresses_that_are_none(mount: Mount) -> None:
+    with buffer(2) as memory, opened(mount) as fd:
+        here = memory.address
+        fails(errno.EFAULT, lambda: ioctl(fd, Number.READ, PAGE, here, 1))
+        fails(errno.EFAULT, lambda: ioctl(fd, Number.READ, here, PAGE, 1))
+        fails(errno.EFAULT, lambda: ioctl(fd, Number.WRITE, here, PAGE, 1))
+        fails(errno.EINVAL, lambda: ioctl(fd, Number.MIGRATE_TO_DEV, PAGE, here, 1))
+        assert "0x1000" in last_error(mount)
+        fails(errno.EINVAL, lambda: ioctl(fd, Number.MIGRATE_TO_SYS, 1 << 62, here, 1))
+        assert ioctl(fd, Number.SNAPSHOT, 1 << 62, here, 1) == (1, 0)
+        assert memory.memory[0] == 0xFF
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        (IOWR + 10, errno.EINVAL),
+        (IOWR + 0x80, errno.EINVAL),
+        (IOWR + (8 << 16), errno.EINVAL),
+        (IOWR - (8 << 16), errno.EINVAL),
+        (IOWR - (1 << 30), errno.EINVAL),  # written by the program only
+        (IOWR & ~(1 << 30), errno.EINVAL),  # read by the program only
+        (ord("H") << 8, errno.EINVAL),
+        (IOWR + (25 << 16), errno.ENOTTY),  # 65 bytes
+        (IOWR + (1 << 8), errno.ENOTTY),
+        (0x5401, errno.ENOTTY),  # isatty
+        ((1 << 14) - 1 << 16 | 3 << 30, errno.ENOTTY),
+    ],
+)
+def test_other_ioctls(mount: Mount, command: int, number: int) -> None:
+    with opened(mount) as fd:
+        fails(number, lambda: fcntl.ioctl(fd, command, bytearray(1 << 14), True))
+
+
+def test_other_files(mount: Mount) -> None:
+    mount.region("a", PAGE)
+    command = LAYOUT.pack(PAGE, PAGE, 1, 0, 0)
+    for name in (
+        "regions/a",
+        "regions",
+        "version",
+        "state/a/residency",
+        "devices/dev0/submit",
+        "devices/dev0/policy/prefetch",
+        "trace_pipe",
+    ):
+        fd = os.open(mount.path / name, os.O_RDONLY)
+        fails(errno.ENOTTY, lambda fd=fd: fcntl.ioctl(fd, IOWR, bytearray(command), True))
+        fails(errno.ENOTTY, lambda fd=fd: fcntl.ioctl(fd, IOWR + (60 << 16), bytearray(256), True))
+        os.close(fd)
+
+
+def test_the_file(mount: Mount) -> None:
+    path = mount.path / "devices/dev1/dmirror"
+    assert path.stat().st_mode == stat.S_IFREG | 0o666
+    with opened(mount) as fd:
+        fails(errno.EINVAL, lambda: os.read(fd, 10))
+        fails(errno.EINVAL, lambda: os.write(fd, b"x"))
+        assert (
+            last_error(mount) == "dmirror: There is nothing to read or write here: use ioctl(2).\n"
+        )
+
+
+def test_a_child_sees_its_parents_memory(mount: Mount) -> None:
+    with buffer(1) as memory, buffer(1) as mirror, opened(mount) as fd:
+        memory[0] = 1
+        child = os.fork()
+        if not child:
+            memory[0] = 2  # its own copy
+            done = ioctl(fd, Number.READ, memory.address, mirror.address, 1)
+            os._exit(mirror[0] if done[0] == 1 else 99)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+        assert mirror[0] == 0, "the child's buffer"
+
+
+def test_threads(mount: Mount) -> None:
+    """A request names its thread; the memory is the process's, whichever thread opened the file."""
+    wrong: list[object] = []
+
+    def work(number: int) -> None:
+        with buffer(8) as memory, buffer(8) as mirror, opened(mount) as fd:
+            for step in range(20):
+                memory[step % 8] = number
+                done = ioctl(fd, Number.READ, memory.address, mirror.address, 8)
+                if done[0] != 8 or mirror[step % 8] != number:
+                    wrong.append((number, step, done))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+# Opens the file and forks; then the parent ends or becomes another program, which closes its end of
+# the pipe, and the child, which has the file still, says what its ioctls come to.
+HEIR = """
+import fcntl, os, struct, sys
+
+fd = os.open(sys.argv[1], os.O_RDWR)
+reader, writer = os.pipe()
+if os.fork():
+    if sys.argv[2] == "executes":
+        os.execv("/bin/sleep", ["sleep", "1"])
+    os._exit(0)
+os.close(writer)
+os.read(reader, 1)
+for number in (0, 1, 2, 3, 4, 5):
+    try:
+        fcntl.ioctl(fd, 0xC0284800 + number, struct.pack("<5Q", 1 << 20, 1 << 20, 1, 0, 0))
+        print("done")
+    except OSError as error:
+        print(error.errno)
+"""
+
+
+@pytest.mark.parametrize("end", ["ends", "executes"])
+def test_memory_that_is_gone(mount: Mount, end: str) -> None:
+    path = mount.path / "devices/dev0/dmirror"
+    heir = (sys.executable, "-c", HEIR, str(path), end)
+    done = subprocess.run(heir, capture_output=True, text=True, timeout=30, check=True)
+    fault, invalid = errno.EFAULT, errno.EINVAL
+    assert [int(word) for word in done.stdout.split()] == [fault, fault, *[invalid] * 4]
+    assert "is gone" in last_error(mount)

@@ -26,7 +26,8 @@ import trio
 
 from hmmfs.config import Config
 from hmmfs.device import Executor, links
-from hmmfs.device.processes import RemoteProcesses
+from hmmfs.device.blocks import Blocks
+from hmmfs.device.processes import Processes
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.filesystem import mounting, tracing
 from hmmfs.filesystem.mounting import Mounted
@@ -191,8 +192,11 @@ class _Daemon:
         )
         trace = Trace(core, tracing.EVENTS)
         rooms = Rooms(core, jobs, self._table, policies, trace)
+        blocks = Blocks(jobs, rooms, self._table)
+        self._processes = Processes(core, self._table, blocks, shared=config.allow_other)
+        path = os.path.join(mounted.path, "regions")
         executors = [
-            Executor(core, jobs, rooms, self._table, node, os.path.join(mounted.path, "regions"))
+            Executor(core, blocks, self._table, self._processes, node, path)
             for node in range(1, core.nodes)
         ]
         self._workers = [executor.worker for executor in executors]
@@ -200,7 +204,7 @@ class _Daemon:
             core,
             self._table,
             executors,
-            RemoteProcesses(),
+            self._processes,
             policies,
             os.getpid(),
             topology=topology,
@@ -221,6 +225,7 @@ class _Daemon:
             on_closed=self._on_closed,
             on_trace=self._tree.tracing.on_trace,
             on_ioctl=self._operations.ioctl,
+            on_gone=self._processes.on_gone,
             on_lost=lambda node, error: executors[node - 1].worker.fail(error),
         )
         self._closed = trio.Event()
@@ -269,6 +274,7 @@ class _Daemon:
         async with trio.open_nursery() as service:
             await service.start(self._service.run)
             service.start_soon(self._destroy_doomed)
+            service.start_soon(self._processes.serve)
             async with trio.open_nursery() as mount:
                 mount.start_soon(self._await_signals)
                 mount.start_soon(self._announce, ready)
@@ -276,6 +282,7 @@ class _Daemon:
                 mount.cancel_scope.cancel()
             for worker in self._workers:
                 await worker.end()
+            await self._processes.end()
             service.cancel_scope.cancel()
 
     def _on_closed(self) -> None:

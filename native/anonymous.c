@@ -116,18 +116,22 @@ static int ask(struct hm_process *process, int slot, enum hm_slot_kind kind)
 /* The slot is free again when the helper has emptied its scratch. */
 static void release_slot(struct hm_process *process, int slot, bool scratch)
 {
+    process->control->slot[slot].runs = 0;
     if (scratch && !post(process, slot, HM_SLOT_RELEASE))
         return;
     process->slots &= ~(1u << slot);
 }
 
-/* The next runs of a mask as a request; false: there are no more. *page is where to go on. */
+/* The next runs of a mask as a request, none of which goes on past the first page of a mapping;
+ * false: there are no more. *page is where to go on. */
 static bool fill_runs(const struct transaction *t, struct hm_slot *request,
-                      const struct hm_mask *mask, uint32_t *page)
+                      const struct hm_mask *mask, const struct hm_mask *firsts, uint32_t *page)
 {
     uint32_t count;
     request->runs = 0;
     while (request->runs < HM_PRELOAD_RUNS && hm_next_run(mask->word, page, &count)) {
+        uint32_t next = hm_next_page(firsts->word, *page + 1);
+        count = next < *page + count ? next - *page : count;
         request->run[request->runs++] =
             (struct hm_run){page_address(t, *page), (uint64_t)count * HM_PAGE_SIZE};
         *page += count;
@@ -140,6 +144,7 @@ static bool fill_runs(const struct transaction *t, struct hm_slot *request,
 struct taking {
     struct hm_mask movable; /* of writable mappings: by moving */
     struct hm_mask fixed;   /* of read-only ones: by copying, and dropping */
+    struct hm_mask firsts;  /* pages that a mapping begins with */
     struct hm_mask there;   /* of both, those that have a page */
     struct hm_mask taken;   /* bytes of these are on the device */
     struct hm_mask holes;   /* there is nothing of these: they are zeros */
@@ -168,6 +173,7 @@ static int sort_pages(const struct transaction *t, const struct hm_mask *mask, s
         to = vma.end < end ? vma.end : end;
         part = hm_mask_range((uint32_t)((from - base) / HM_PAGE_SIZE),
                              (uint32_t)((to - from) / HM_PAGE_SIZE));
+        set_page(&out->firsts, (uint32_t)((from - base) / HM_PAGE_SIZE));
         part = both(&part, mask);
         if (!hm_bits(part.word) || !vma.anonymous || !vma.read || is_own(process, from) ||
             vma.end - vma.start < process->least)
@@ -244,13 +250,13 @@ static int no_news(const struct transaction *t)
     return hm_process_waits(process, base, base + HM_BLOCK_BYTES) ? -EBUSY : 0;
 }
 
-static int move_pages(const struct transaction *t, const struct hm_mask *mask, int slot)
+static int move_pages(const struct transaction *t, const struct taking *taking, int slot)
 {
     struct hm_process *process = t->region->process;
     struct hm_slot *request = &process->control->slot[slot];
     uint32_t page = 0;
     int error = 0;
-    while (!error && fill_runs(t, request, mask, &page)) {
+    while (!error && fill_runs(t, request, &taking->movable, &taking->firsts, &page)) {
         error = ask(process, slot, HM_SLOT_MOVE);
         if (error != -ESRCH && error != -EBUSY)
             error = 0; /* some stayed: pagemap tells which */
@@ -274,7 +280,7 @@ static int take_movable(const struct transaction *t, struct taking *taking)
         return slot;
     }
     scratch = process->scratch + (uint64_t)slot * HM_BLOCK_BYTES;
-    error = move_pages(t, &wanted, slot);
+    error = move_pages(t, taking, slot);
     if (!error)
         error = which_are_there(process, scratch, &wanted, &taking->taken);
     if (!error)
@@ -330,7 +336,7 @@ static int take_fixed(const struct transaction *t, struct taking *taking)
     error = which_are_there(process, page_address(t, 0), &wanted, &there);
     if (!error)
         error = read_into_pool(t, page_address(t, 0), &there);
-    while (!error && fill_runs(t, request, &wanted, &page)) {
+    while (!error && fill_runs(t, request, &wanted, &taking->firsts, &page)) {
         process->dropping = request->runs;
         error = ask(process, slot, HM_SLOT_DROP);
         process->dropping = 0;
@@ -566,6 +572,8 @@ static int give(const struct transaction *t, struct hm_mask *mask)
         run = hm_mask_range(first, n);
         error = hm_window_protect(t->region, owner, t->block, &run);
         done = error ? error : give_run(t, first, n);
+        if (done == -ENOENT && n > 1) /* it may go on into another mapping */
+            done = give_run(t, first, 1);
         if (done == -EEXIST)
             done = 1;
         if (done == -ENOENT) {

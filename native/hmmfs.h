@@ -464,7 +464,8 @@ enum hm_look {
     HM_LOOK_HUGE = 512,      /* part of a huge page */
     HM_LOOK_EXCLUSIVE = 1024 /* nobody else maps it */
 };
-#define HM_LOOK_OWNER 12 /* from this bit on: the node that has the page; 0: the program */
+/* From this bit on: the node that has the page; 0: the program. */
+#define HM_LOOK_OWNER 12
 /* What is at each page from an address on, without touching any; frame 0: none or unknown. */
 int hm_process_look(struct hm_core *core, uint64_t ino, uint64_t address, uint32_t pages,
                     uint16_t *state, uint64_t *frame);

@@ -7,6 +7,8 @@
 
 Words are split as a shell does, so a name with spaces takes quotes. A name whose end looks like a
 range (a colon, then a digit or a sign) is written with one: `a:1:0+4096` is 4096 bytes of `a:1`.
+In place of R:OFF+LEN there may be PID@ADDRESS+LENGTH, of the own memory of a program that runs under
+hmmfs run.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hmmfs.device.launches import Launch, decoded
 from hmmfs.errors import HmmfsError, UsageError
@@ -43,6 +45,7 @@ class Range:
     region: bytes
     offset: int = 0
     length: int | None = None
+    pid: int = 0  # of the program whose memory it is, by address; 0: it is a region's
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +171,7 @@ def _write(words: list[str]) -> Operation:
     if len(words) != 2:
         raise _form("write")
     target = _range(words[0], "write", bare_offset=True)
-    if ":" not in words[0] or target.length is not None:
+    if not (":" in words[0] or target.pid) or target.length is not None:
         raise _form("write")
     if not re.fullmatch(r"([0-9A-Fa-f]{2})+", words[1]):
         raise UsageError(
@@ -177,7 +180,7 @@ def _write(words: list[str]) -> Operation:
     data = bytes.fromhex(words[1])
     if len(data) > MAX_TRANSFER:
         raise _too_big("write", len(data))
-    return Write(Range(target.region, target.offset, len(data)), data)
+    return Write(replace(target, length=len(data)), data)
 
 
 def _fill(words: list[str]) -> Operation:
@@ -262,7 +265,19 @@ def _too_big(verb: str, length: int) -> HmmfsError:
     )
 
 
+# PID@ADDRESS+LENGTH, of the own memory of a program under hmmfs run
+_PROGRAM = re.compile(r"(\d{1,9})@([^+:]*)(?:\+([^+:]*))?", re.ASCII)
+
+
 def _range(word: str, verb: str, *, bare_offset: bool = False) -> Range:
+    program = _PROGRAM.fullmatch(word)
+    if program:
+        if program[3] is None and not bare_offset:
+            raise UsageError(
+                f"{shortened(word)} has no length: a program's memory is PID@ADDRESS+LENGTH."
+            )
+        bytes_ = None if program[3] is None else _size(program[3], verb)
+        return Range(b"", _number(program[2], verb), bytes_, int(program[1]))
     name, colon, span = word.rpartition(":")
     if not colon or not re.match(r"[-+0-9]", span):
         return Range(os.fsencode(_named(word, verb)))
@@ -272,10 +287,14 @@ def _range(word: str, verb: str, *, bare_offset: bool = False) -> Range:
     start = _number(offset, verb)
     if not plus:
         return Range(os.fsencode(_named(name, verb)), start)
-    size = _number(length, verb)
+    return Range(os.fsencode(_named(name, verb)), start, _size(length, verb))
+
+
+def _size(text: str, verb: str) -> int:
+    size = _number(text, verb)
     if size == 0:
         raise UsageError(f"A {verb} of no bytes does nothing: give a length above 0.")
-    return Range(os.fsencode(_named(name, verb)), start, size)
+    return size
 
 
 def _named(name: str, verb: str) -> str:

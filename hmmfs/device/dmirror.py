@@ -19,9 +19,10 @@ from typing import TypeVar
 import numpy as np
 
 from hmmfs.device.mirror_table import ATOMIC, VALID, WRITE, Entries, Mask, Table, View, readable
-from hmmfs.device.processes_protocol import Look, Process, Processes, State
+from hmmfs.device.processes_protocol import Process, Processes
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.memory import HOST, PAGE_SIZE
+from hmmfs.memory.programs import Look, State
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +118,11 @@ class Device:
         """A mirror of the memory of a program, for a file that it opens."""
         return Mirror(self, await self._processes.open(pid))
 
+    async def close(self, mirror: Mirror) -> None:
+        """The file is closed, and with it all that the device has goes home."""
+        await self.evict()
+        await self._processes.close(mirror.process)
+
     async def evict(self) -> None:
         """Every page of the device goes home, whoever brought it: at the end of any of its files,
         and when the device's memory is released."""
@@ -139,6 +145,10 @@ class Mirror:
         self._process = process
         self._table = Table()
         self._flags = 0
+
+    @property
+    def process(self) -> Process:
+        return self._process
 
     @property
     def pid(self) -> int:

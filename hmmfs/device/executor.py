@@ -20,6 +20,7 @@ from hmmfs.device.blocks import Blocks, Span, spans
 from hmmfs.device.commands import Operation, Range
 from hmmfs.device.launcher import Worker
 from hmmfs.device.launches import Launch
+from hmmfs.device.processes import Processes
 from hmmfs.device.zeros import crc32_zeros
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.memory import (
@@ -39,7 +40,6 @@ from hmmfs.memory import (
     page_set,
 )
 from hmmfs.memory.regions import show
-from hmmfs.service import Jobs, Rooms
 
 IN_FLIGHT = 4  # blocks at a time where order does not matter
 
@@ -106,10 +106,17 @@ class Executor:
     """One device. Submissions run one after the other, in the order in which they come."""
 
     def __init__(
-        self, core: Core, jobs: Jobs, rooms: Rooms, regions: RegionTable, node: int, path: str
+        self,
+        core: Core,
+        blocks: Blocks,
+        regions: RegionTable,
+        processes: Processes,
+        node: int,
+        path: str,
     ) -> None:
         self._core = core
-        self._blocks = Blocks(jobs, rooms, regions)
+        self._blocks = blocks
+        self._processes = processes
         self._regions = regions
         self._node = node
         self.worker = Worker(core, node, path)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hmmfs.device.processes_protocol import Look, State
 from hmmfs.memory import BLOCK_PAGES
+from hmmfs.memory.programs import Look, State
 
 VALID, WRITE, ATOMIC = 1, 2, 4  # of an entry
 ON_DEVICE = np.uint64(1 << 63)  # of a place: the node; without it the page frame

@@ -21,6 +21,7 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
+from hmmfs.device import processes_protocol
 from hmmfs.device.blocks import Blocks, Span, spans
 from hmmfs.errors import HmmfsError
 from hmmfs.memory import (
@@ -241,8 +242,10 @@ class Processes:
         self._by_ino[region.ino] = process
         return process
 
-    async def close(self, process: Process) -> None:
-        if not process.migrates and process.pid not in self._attached:
+    async def close(self, process: processes_protocol.Process) -> None:
+        """What `open` gave."""
+        assert isinstance(process, Process)
+        if self._attached.get(process.pid) is not process:
             await self._detach(process, home=False)
         self._table.release(process.region)
 

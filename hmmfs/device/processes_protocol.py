@@ -2,50 +2,13 @@
 
 from __future__ import annotations
 
-import enum
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-OWNER_SHIFT = 12  # the bits of a page's state from here on are the node that owns it
-
-
-class State(enum.IntFlag):
-    """Of one page; its owner's number is in the bits above."""
-
-    VMA = 1  # something is mapped there
-    READ = 2  # the rights of the mapping
-    WRITE = 4
-    ANON = 8  # private anonymous memory
-    SHARED = 16  # shared memory, or a file's
-    SPECIAL = 32  # a driver's: no memory that could be had
-    PRESENT = 64
-    SWAPPED = 128
-    ZERO = 256  # the page of zeros that is everybody's
-    HUGE = 512  # mapped by one entry with all of its 2 MiB
-    EXCLUSIVE = 1024  # nobody shares it by copy-on-write
-
-
-class Look(NamedTuple):
-    """A moment of some pages, an entry each."""
-
-    state: NDArray[np.uint16]
-    pfn: NDArray[np.uint64]  # the page frame; 0: unknown, or none
-
-    def all(self, bits: State) -> NDArray[np.bool_]:
-        """The pages of which all of that is true."""
-        found: NDArray[np.bool_] = (self.state & np.uint16(bits)) == np.uint16(bits)
-        return found
-
-    @property
-    def owner(self) -> NDArray[np.uint16]:
-        """Nodes; the host's pages are the program's own memory."""
-        return self.state >> np.uint16(OWNER_SHIFT)
-
-    def part(self, first: int, end: int) -> Look:
-        return Look(self.state[first:end], self.pfn[first:end])
-
+from hmmfs.memory.programs import Look
 
 class Process(Protocol):
     """One program's address space. Addresses and lengths are whole pages, but for copy_*. Every
@@ -95,10 +58,18 @@ class Process(Protocol):
 class Processes(Protocol):
     """The programs whose memory devices use."""
 
+    @property
+    def socket_name(self) -> str:
+        """Of the abstract socket that programs connect to."""
+        ...
+
     def get(self, pid: int) -> Process | None: ...
 
     async def open(self, pid: int) -> Process:
-        """ESRCH, EPERM: there is no such program, or it is somebody else's."""
+        """To be given to `close`. ESRCH, EPERM: there is no such program, or it is somebody
+        else's."""
         ...
 
-    def all(self) -> list[Process]: ...
+    async def close(self, process: Process) -> None: ...
+
+    def all(self) -> Sequence[Process]: ...

@@ -62,4 +62,4 @@ class OpenMirror:
         return error
 
     async def close(self) -> None:
-        await self._device.evict()
+        await self._device.close(self._mirror)

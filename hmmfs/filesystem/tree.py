@@ -7,7 +7,7 @@ devices/devN/{type,stats,faults,excluded,queue,last_error,submit,calls,reset,dmi
 devices/devN/{vram/{total,used,visible},links/{host,devM}}
 devices/devN/policy/{prefetch,eviction,placement,watermark}  policy/{prefetch,thrashing}
 stats thrashing trace trace_pipe trace_size trace_filter
-audit topology distances version last_error
+audit topology distances socket version last_error
 
 README.md beside this file says what is in each of them.
 """
@@ -264,6 +264,7 @@ class Tree:
             b"audit": self._text(lambda: line(core.audit() or "ok")),
             b"topology": self._text(topology.matrix),
             b"distances": self._text(topology.distances),
+            b"socket": self._text(lambda: line(processes.socket_name)),
             b"version": self._text(lambda: line(hmmfs.__version__)),
             b"last_error": self._text(lambda: line(self.errors.last)),
         }

@@ -123,6 +123,7 @@ class FaultService:
         on_lost: Callable[[int, HmmfsError], None],
         on_trace: Callable[[], Awaitable[None]],
         on_ioctl: Callable[[Ioctl], Awaitable[None]],
+        on_gone: Callable[[int], Awaitable[None]],
     ) -> None:
         self._core = core
         self._jobs = jobs
@@ -134,6 +135,7 @@ class FaultService:
         self._on_lost = on_lost
         self._on_trace = on_trace
         self._on_ioctl = on_ioctl
+        self._on_gone = on_gone
         self._faults: dict[BlockKey, _Fault] = {}
         self._serving: set[BlockKey] = set()
 
@@ -179,6 +181,8 @@ class FaultService:
             nursery.start_soon(self._rooms.ahead, event.node)
         elif event.kind == EventKind.TRACE:
             nursery.start_soon(self._on_trace)
+        elif event.kind == EventKind.GONE:
+            nursery.start_soon(self._on_gone, event.ino)
         elif event.kind == EventKind.IOCTL and event.ioctl is not None:
             nursery.start_soon(self._on_ioctl, event.ioctl)
         elif event.kind == EventKind.INTERRUPT:

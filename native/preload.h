@@ -9,7 +9,16 @@
  *   PENDING -> TAKEN  by the helper, which from then on carries it out whatever happens
  *   PENDING -> FREE   by the daemon, which does not want to wait any longer: nothing was done
  *   TAKEN -> DONE     by the helper, which has filled in `result`, and wakes the futex
- *   DONE -> FREE      by the daemon
+ *   DONE -> FREE      by the daemon, which has marked the pages as away
+ *
+ * The mark of a page that is away is write-protection without a page: a daemon that is killed
+ * leaves the userfaultfd to the program, which must tell such a page from one that never was. What
+ * is in a slot that is TAKEN or DONE counts as away too. If `leaving` is set when the socket ends,
+ * or if the program has no userfaultfd, nothing is away.
+ *
+ * The control memory is sealed against another size. It, and the memory that the library works
+ * with, are shared mappings: all that is private is the program's. A fork attaches itself anew,
+ * while its memory may still be registered with the descriptor that the daemon got with the event.
  *
  * Neither side trusts the other: a program can only do harm to its own memory.
  */
@@ -26,11 +35,12 @@ enum hm_hello_flags {
     HM_HELLO_MIGRATES = 1 /* the userfaultfd has all the features that migration takes */
 };
 
+/* With SCM_RIGHTS: the control memory, and if it migrates the userfaultfd. */
 struct hm_hello {
     uint64_t magic;
     uint32_t version, flags;
     uint64_t least; /* bytes of the smallest mapping that is the devices'; 0: all are */
-}; /* with SCM_RIGHTS: the control memory, and if it migrates the userfaultfd */
+};
 
 struct hm_welcome {
     int32_t error; /* 0, or -errno: the program runs on by itself */
@@ -44,7 +54,7 @@ struct hm_slot {
     uint32_t state; /* enum hm_slot_state; a shared futex */
     int32_t result; /* 0, or -errno of the first run that could not be dropped */
     uint32_t runs;
-    uint32_t done; /* runs that were dropped */
+    uint32_t done; /* runs that were dropped, from the first on; after a failure none is tried */
     struct hm_run {
         uint64_t address, length; /* bytes */
     } run[HM_PRELOAD_RUNS];

@@ -15,9 +15,9 @@
 
 #define PAGES 16
 #define FILLED 8
-#define MANY 4096 /* pages that hold a 1 */
+#define MANY 2048 /* pages that hold a 1 */
 #define THREADS 3
-#define FORKS 40
+#define FORKS 20
 
 static size_t page;
 static volatile unsigned char *memory, *many;

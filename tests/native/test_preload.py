@@ -376,8 +376,9 @@ def test_a_storm_among_the_abandoned(daemon: Daemon, program: Path) -> None:
     """A page that is away is a SIGBUS to threads and forks, whatever they do meanwhile."""
     running, attached, _ = begin(daemon, program)
     many = int(running.ask("many"))
-    attached.register(many, 4096)
-    attached.take(many, 4096)
+    attached.register(many, 2048)
+    attached.take(many, 2048)
+    daemon.listener.close()
     attached.vanish()
     assert running.ask("storm") == "wrong 0"
 
@@ -386,6 +387,7 @@ def test_many_forks_of_the_abandoned(daemon: Daemon, program: Path) -> None:
     """More than are served at a time, one after the other."""
     running, attached, start = begin(daemon, program)
     attached.take(start, 1)
+    daemon.listener.close()
     attached.vanish()
     assert running.ask("forks 600") == "600"
     assert running.ask("touch 0") == "SIGBUS"

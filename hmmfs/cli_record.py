@@ -15,7 +15,7 @@ from hmmfs.inspect.words import printable
 class BeforeDashes(click.Command):
     """What is behind the first "--" is a command of its own, whose options are not ours."""
 
-    nothing = "Nothing is to be recorded: its form is hmmfs record [DIR] -o FILE -- COMMAND..."
+    nothing = "Nothing is to be recorded: its form is hmmfs record [DIR] -o FILE -- COMMAND...."
     behind = "COMMAND..."
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -23,7 +23,7 @@ class BeforeDashes(click.Command):
         command = args[at + 1 :]
         rest = super().parse_args(ctx, args[:at])
         if not command:
-            raise UsageError(f"{self.nothing}.")
+            raise UsageError(self.nothing)
         ctx.params["command"] = command
         return rest
 

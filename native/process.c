@@ -660,7 +660,7 @@ int hm_process_detach(struct hm_core *core, uint64_t ino, int home)
     struct hm_region *region = hm_region_get(core, ino);
     struct hm_process *process = region ? region->process : NULL;
     uint64_t one = 1;
-    if (!process) {
+    if (!process || atomic_exchange(&process->detached, true)) {
         if (region)
             hm_region_put(region);
         return -ENOENT;

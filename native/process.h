@@ -28,7 +28,7 @@ struct hm_process {
     struct hm_control *control;
     uint64_t own, own_bytes, scratch, least; /* as in the hello */
     pthread_t thread;
-    _Atomic bool gone;
+    _Atomic bool gone, detached;
     /* Held for every reading of the userfaultfd, and by whoever takes pages from the program or
      * gives it some, from the moment that it looks which events wait until that is done. The
      * kernel refuses both while there is an event that was not read; so what is moved is what is

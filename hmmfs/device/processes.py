@@ -276,6 +276,9 @@ class Processes:
             log.info("A program was not attached: %s", error.sentence)
         except OSError as error:
             answer = -(error.errno or errno.EIO)
+        except Exception:
+            log.exception("A program could not be attached.")
+            answer = -errno.EIO
         try:
             with trio.move_on_after(HELLO_S):
                 await peer.send(WELCOME.pack(answer, VERSION))

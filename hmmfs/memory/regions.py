@@ -84,12 +84,13 @@ class RegionTable:
         self._drop(name, region)
 
     def remove_program(self, region: Region) -> None:
-        """The program is gone. Its name may be another's by now."""
+        """The program is gone. Its name may be its successor's by now."""
         if region.nlink:
             self._drop(region.name, region)
 
     def _drop(self, name: bytes, region: Region) -> None:
-        del self._names[name]
+        if self._names.get(name) is region:
+            del self._names[name]
         region.nlink = 0
         region.ctime = time.time_ns()
         self._settle(region)

@@ -15,10 +15,13 @@
 
 #define PAGES 16
 #define FILLED 8
+#define MANY 2048 /* pages that hold a 1 */
+#define THREADS 3
+#define FORKS 20
 
 static size_t page;
-static volatile unsigned char *memory;
-static sigjmp_buf failed;
+static volatile unsigned char *memory, *many;
+static _Thread_local sigjmp_buf failed;
 
 static void on_bus_error(int signal)
 {
@@ -84,6 +87,52 @@ static long fork_often(long times)
     return right;
 }
 
+static void make_many(void)
+{
+    many = mmap(NULL, MANY * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    for (size_t i = 0; i < MANY; i++)
+        many[i * page] = 1;
+    printf("%zu\n", (size_t)many);
+}
+
+/* How many of the pages were neither right nor a SIGBUS. */
+static size_t count_wrong(size_t from, size_t step)
+{
+    volatile size_t wrong = 0;
+    for (volatile size_t i = 0; i < MANY; i++)
+        if (!sigsetjmp(failed, 1))
+            wrong += many[(from + i * step) % MANY * page] != 1;
+    return wrong;
+}
+
+static void *toucher(void *arg)
+{
+    return (void *)count_wrong((size_t)arg * 1000, 2 * (size_t)arg + 1);
+}
+
+/* Everybody touches the many pages while forks change the address space. */
+static void storm(void)
+{
+    pthread_t thread[THREADS];
+    size_t wrong = 0;
+    for (size_t i = 0; i < THREADS; i++)
+        pthread_create(&thread[i], NULL, toucher, (void *)i);
+    for (size_t i = 0; i < FORKS; i++) {
+        int status;
+        pid_t child = fork();
+        if (child == 0)
+            _exit(count_wrong(i * 100, 7) != 0);
+        waitpid(child, &status, 0);
+        wrong += status != 0;
+    }
+    for (size_t i = 0; i < THREADS; i++) {
+        void *result;
+        pthread_join(thread[i], &result);
+        wrong += (size_t)result;
+    }
+    printf("wrong %zu\n", wrong);
+}
+
 static void try_open(const char *path)
 {
     int fd = open(path, O_RDONLY);
@@ -131,6 +180,10 @@ int main(int argc, char **argv)
             try_open(word);
         else if (sscanf(line, "forks %ld", &number) == 1)
             printf("%ld\n", fork_often(number));
+        else if (strcmp(line, "many\n") == 0)
+            make_many();
+        else if (strcmp(line, "storm\n") == 0)
+            storm();
         else if (strcmp(line, "grow\n") == 0)
             grow();
         else if (strcmp(line, "fork\n") == 0)

@@ -372,10 +372,22 @@ def test_forks_of_the_abandoned_see_no_zeros_either(daemon: Daemon, program: Pat
     assert running.end().count("\n") == 1
 
 
+def test_a_storm_among_the_abandoned(daemon: Daemon, program: Path) -> None:
+    """A page that is away is a SIGBUS to threads and forks, whatever they do meanwhile."""
+    running, attached, _ = begin(daemon, program)
+    many = int(running.ask("many"))
+    attached.register(many, 2048)
+    attached.take(many, 2048)
+    daemon.listener.close()
+    attached.vanish()
+    assert running.ask("storm") == "wrong 0"
+
+
 def test_many_forks_of_the_abandoned(daemon: Daemon, program: Path) -> None:
     """More than are served at a time, one after the other."""
     running, attached, start = begin(daemon, program)
     attached.take(start, 1)
+    daemon.listener.close()
     attached.vanish()
     assert running.ask("forks 600") == "600"
     assert running.ask("touch 0") == "SIGBUS"
@@ -459,14 +471,12 @@ def test_nothing_of_the_program_changes(daemon: Daemon, program: Path, tmp_path:
     assert sorted(os.listdir(f"/proc/{running.process.pid}/fd")) == ["0", "1", "2"]
     (tmp_path / "file").write_text("text")
     assert running.ask(f"open {tmp_path / 'file'}") == "3 text"
-    names = {
-        Path(f"/proc/{running.process.pid}/task/{task}/comm").read_text().strip()
-        for task in os.listdir(f"/proc/{running.process.pid}/task")
-    }
-    assert names == {"preloaded", "hmmfs helper", "hmmfs guard"}
-    for task in os.listdir(f"/proc/{running.process.pid}/task"):
-        kept = os.listdir(f"/proc/{running.process.pid}/task/{task}/fd")
-        assert len(kept) == (3 if int(task) == running.process.pid else 2)
+    tasks = Path(f"/proc/{running.process.pid}/task")
+    names = {"preloaded", "hmmfs helper", "hmmfs guard"}
+    until(lambda: {path.read_text().strip() for path in tasks.glob("*/comm")} == names)
+    for task in tasks.iterdir():
+        kept = list((task / "fd").iterdir())
+        assert len(kept) == (3 if int(task.name) == running.process.pid else 2)
     running.tell("leave")
     assert running.end() == "", "main's pthread_exit ends it"
 

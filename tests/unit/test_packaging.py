@@ -93,6 +93,11 @@ def test_a_wheel_has_what_shells_and_man_look_for(wheel: list[str]) -> None:
     assert "hmmfs/share/completions/_hmmfs" in wheel  # for `hmmfs completion`
 
 
+def test_a_wheel_has_the_library_of_hmmfs_run(wheel: list[str]) -> None:
+    assert "hmmfs/libhmmfs-run.so" in wheel
+    assert "hmmfs/cli_run.py" in wheel
+
+
 PAGES = sorted((ROOT / "hmmfs/share/man").glob("man?/*"))
 
 

@@ -1,0 +1,104 @@
+"""`hmmfs run` up to the point where the program takes its place."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hmmfs import cli, cli_run, mountinfo
+
+
+class Replaced(Exception):
+    pass
+
+
+@pytest.fixture
+def mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that passes for a mount. What a test sets in the environment is undone."""
+    entry = mountinfo.Entry(str(tmp_path), mountinfo.TYPE, "hmmfs", 0, 1)
+    monkeypatch.setattr(mountinfo, "require_hmmfs", lambda _: entry)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    (tmp_path / "socket").write_text("hmmfs-abc\n")
+    return tmp_path
+
+
+def ran(args: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command that would have been run."""
+    commands = []
+
+    def execvp(_: str, command: list[str]) -> None:
+        commands.append(command)
+        raise Replaced
+
+    monkeypatch.setattr(os, "execvp", execvp)
+    with pytest.raises(Replaced):
+        cli.main(args)
+    return commands[0]
+
+
+def test_environment(mount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.environ |= {"LD_PRELOAD": f"other.so {cli_run.LIBRARY}:more.so", "HMMFS_LEAST": "1"}
+    args = ["run", "--least", "2M", "elsewhere", "--", "prog", "--least", "--", "-x"]
+    assert ran(args, monkeypatch) == ["prog", "--least", "--", "-x"]
+    assert os.environ["HMMFS_SOCKET"] == "hmmfs-abc"
+    assert os.environ["HMMFS_DIR"] == str(mount)
+    assert os.environ["HMMFS_LEAST"] == str(2 << 20)
+    assert os.environ["LD_PRELOAD"] == f"{cli_run.LIBRARY}:other.so:more.so"
+
+
+def test_without_options(mount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.environ |= {"HMMFS_LEAST": "1"}
+    os.environ.pop("LD_PRELOAD", None)
+    assert ran(["run", str(mount), "--", "prog"], monkeypatch) == ["prog"]
+    assert "HMMFS_LEAST" not in os.environ
+    assert os.environ["LD_PRELOAD"] == str(cli_run.LIBRARY)
+
+
+def test_what_cannot_be_run(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = mount / "plain"
+    plain.write_text("")
+    for program, status, why in (
+        ("/nowhere/at-all", 127, "No such file or directory"),
+        ("no-program-of-this-name", 127, "No such file or directory"),
+        (str(plain), 126, "Permission denied"),
+        (str(mount), 126, "Permission denied"),
+    ):
+        assert cli.main(["run", str(mount), "--", program]) == status
+        assert capsys.readouterr().err == f"hmmfs: {program} can't be run: {why}.\n"
+
+
+@pytest.mark.parametrize("text", [None, "", "\n"])
+def test_a_mount_that_takes_no_programs(
+    mount: Path, capsys: pytest.CaptureFixture[str], text: str | None
+) -> None:
+    (mount / "socket").unlink()
+    if text is not None:
+        (mount / "socket").write_text(text)
+    assert cli.main(["run", str(mount), "--", "true"]) == 1
+    assert capsys.readouterr().err == (
+        f"hmmfs: The daemon of {mount} takes no programs: mount again with this version of hmmfs.\n"
+    )
+
+
+def test_wrongly_called(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", str(tmp_path), "--", "true"]) == 1
+    assert "is not an hmmfs mount" in capsys.readouterr().err
+    for args in (["run", str(tmp_path)], ["run", str(tmp_path), "--"]):
+        assert cli.main(args) == 2
+        assert capsys.readouterr().err == (
+            "hmmfs: Nothing is to be run: its form is hmmfs run DIR -- PROGRAM [ARGUMENT]...\n"
+        )
+    assert cli.main(["run", "--", "true"]) == 2
+    assert "DIR" in capsys.readouterr().err
+
+
+def test_a_path_that_cannot_be_preloaded(
+    mount: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = mount / "a b.so"
+    monkeypatch.setattr(cli_run, "LIBRARY", library)
+    assert cli.main(["run", str(mount), "--", "true"]) == 1
+    assert capsys.readouterr().err == f"hmmfs: There is no {library}: install hmmfs anew.\n"
+    library.touch()
+    assert cli.main(["run", str(mount), "--", "true"]) == 1
+    assert "no blank or colon" in capsys.readouterr().err

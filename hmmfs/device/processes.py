@@ -10,6 +10,7 @@ import ctypes
 import errno
 import mmap
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from typing import TypeVar
@@ -79,6 +80,7 @@ class RemoteProcess:
         self.migrates = False
         self._threads = threads
         self._zero = _zero_frame()
+        self._maps_turn = threading.Lock()
         self._fds: list[int] = []
         weakref.finalize(self, _close, self._fds)
         for name in ("maps", "pagemap"):
@@ -128,9 +130,11 @@ class RemoteProcess:
 
     def _maps(self) -> list[tuple[int, int, int]]:
         """(start, end, what is true of all pages between) of each mapping."""
-        text = b""
-        while piece := os.pread(self._fds[0], MAPS_BYTES, len(text)):
-            text += piece
+        # Read on, the file goes on at the next mapping whatever changes meanwhile; at an offset it
+        # would count bytes anew.
+        with self._maps_turn:
+            os.lseek(self._fds[0], 0, os.SEEK_SET)
+            text = b"".join(iter(lambda: os.read(self._fds[0], MAPS_BYTES), b""))
         return [_mapping(line) for line in os.fsdecode(text).split("\n")[:-1]]
 
     async def read(self, node: int, address: int, length: int) -> bytes:

@@ -109,13 +109,21 @@ def _unmapped(address: int, number: int = errno.EFAULT) -> HmmfsError:
 class Device:
     """One device as test_hmm has it: all open files of one dmirror."""
 
-    def __init__(self, processes: Processes, node: int, coherent: frozenset[int]) -> None:
+    def __init__(
+        self,
+        processes: Processes,
+        node: int,
+        coherent: frozenset[int],
+        regions: Callable[[Process], Process] = lambda process: process,
+    ) -> None:
+        """`regions` knows the parts of a program's memory that are regions of the mount."""
         self._processes = processes
+        self._regions = regions
         self.view = View(node, coherent)
 
     async def open(self, pid: int) -> Mirror:
         """A mirror of the memory of a program, for a file that it opens."""
-        return Mirror(self, await self._processes.open(pid))
+        return Mirror(self, self._regions(await self._processes.open(pid)))
 
     async def evict(self) -> None:
         """Every page of the device goes home, whoever brought it: at the end of any of its files,
@@ -280,7 +288,7 @@ class Mirror:
         for address, pages in windows(command.address, command.pages):
             look = await self._process.look(address, pages)
             good = leading(readable(look))
-            if good and self._process.migrates:
+            if good:
                 await self._bring(address, look.part(0, good))
             if good < pages:
                 raise _unmapped(address + good * PAGE_SIZE, errno.EINVAL)

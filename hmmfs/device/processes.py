@@ -10,7 +10,6 @@ import ctypes
 import errno
 import mmap
 import os
-import threading
 import weakref
 from collections.abc import Callable
 from typing import TypeVar
@@ -19,6 +18,7 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
+from hmmfs.device.maps import Maps, open_proc
 from hmmfs.device.processes_protocol import Look, Process, State
 from hmmfs.errors import HmmfsError
 from hmmfs.memory import PAGE_SIZE
@@ -28,8 +28,6 @@ T = TypeVar("T")
 # The words of /proc/PID/pagemap.
 FRAME = np.uint64((1 << 55) - 1)
 PRESENT, SWAPPED, EXCLUSIVE = (np.uint64(1 << bit) for bit in (63, 62, 56))
-MAPS_BYTES = 1 << 16
-SPECIAL = ("[vvar", "[vsyscall]")
 THREADS = 64  # a program's memory may be another file system's, which takes its time
 
 
@@ -80,19 +78,9 @@ class RemoteProcess:
         self.migrates = False
         self._threads = threads
         self._zero = _zero_frame()
-        self._maps_turn = threading.Lock()
-        self._fds: list[int] = []
-        weakref.finalize(self, _close, self._fds)
-        for name in ("maps", "pagemap"):
-            try:
-                self._fds.append(os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC))
-            except OSError as error:
-                number = errno.ESRCH if error.errno == errno.ENOENT else error.errno or errno.EIO
-                raise HmmfsError(
-                    number,
-                    f"The memory of process {pid} can't be had ({os.strerror(number)}): it must "
-                    "be of the user who mounted, or root must have mounted.",
-                ) from error
+        self._maps = Maps(pid)
+        self._pagemap = open_proc(pid, "pagemap")
+        weakref.finalize(self, os.close, self._pagemap)
 
     async def _apart(self, call: Callable[[], T]) -> T:
         """In a thread, which may stay for as long as the memory makes it wait."""
@@ -103,7 +91,7 @@ class RemoteProcess:
 
     def check(self) -> None:
         """ESRCH: the address space is gone."""
-        if not os.pread(self._fds[1], 8, 0):
+        if not os.pread(self._pagemap, 8, 0):
             raise HmmfsError(errno.ESRCH, f"Process {self.pid} has ended, or runs another program.")
 
     async def look(self, address: int, pages: int) -> Look:
@@ -111,14 +99,15 @@ class RemoteProcess:
 
     def _look(self, address: int, pages: int) -> Look:
         words = np.zeros(pages, np.uint64)
-        raw = os.pread(self._fds[1], pages * 8, address // PAGE_SIZE * 8)
+        raw = os.pread(self._pagemap, pages * 8, address // PAGE_SIZE * 8)
         words[: len(raw) // 8] = np.frombuffer(raw, np.uint64)
         present = words & PRESENT != 0
         pfn = np.where(present, words & FRAME, np.uint64(0))
         state = np.zeros(pages, np.uint16)
-        for low, high, rights in self._maps():
-            if high > address:
-                state[max(0, low - address) // PAGE_SIZE : (high - address) // PAGE_SIZE] = rights
+        for one in self._maps.read():
+            if one.end > address:
+                first, end = max(0, one.start - address), one.end - address
+                state[first // PAGE_SIZE : end // PAGE_SIZE] = one.state
         for bits, there in (
             (State.PRESENT, present),
             (State.SWAPPED, words & SWAPPED != 0),
@@ -127,15 +116,6 @@ class RemoteProcess:
         ):
             state |= np.where(there, np.uint16(bits), np.uint16(0))
         return Look(state, pfn)
-
-    def _maps(self) -> list[tuple[int, int, int]]:
-        """(start, end, what is true of all pages between) of each mapping."""
-        # Read on, the file goes on at the next mapping whatever changes meanwhile; at an offset it
-        # would count bytes anew.
-        with self._maps_turn:
-            os.lseek(self._fds[0], 0, os.SEEK_SET)
-            text = b"".join(iter(lambda: os.read(self._fds[0], MAPS_BYTES), b""))
-        return [_mapping(line) for line in os.fsdecode(text).split("\n")[:-1]]
 
     async def read(self, node: int, address: int, length: int) -> bytes:
         return await self._apart(lambda: _load(self.pid, address, length))
@@ -165,11 +145,6 @@ class RemoteProcess:
         """There is nothing on any device."""
 
 
-def _close(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)
-
-
 def _load(pid: int, address: int, length: int) -> bytes:
     buffer = ctypes.create_string_buffer(length)
     _copy(pid, address, buffer, store=False)
@@ -178,17 +153,6 @@ def _load(pid: int, address: int, length: int) -> bytes:
 
 def _store(pid: int, address: int, data: bytes) -> None:
     _copy(pid, address, ctypes.create_string_buffer(data, len(data)), store=True)
-
-
-def _mapping(line: str) -> tuple[int, int, int]:
-    place, rights, _, _, inode, *name = line.split(maxsplit=5)
-    low, high = (int(text, 16) for text in place.split("-"))
-    state = State.VMA
-    state |= State.READ if rights[0] == "r" else State(0)
-    state |= State.WRITE if rights[1] == "w" else State(0)
-    state |= State.ANON if rights[3] == "p" and inode == "0" else State.SHARED
-    state |= State.SPECIAL if name and name[0].startswith(SPECIAL) else State(0)
-    return low, high, int(state)
 
 
 class RemoteProcesses:

@@ -27,7 +27,6 @@ from typing import TypeVar
 import hmmfs
 from hmmfs.device import Executor, dmirror
 from hmmfs.device.links import Topology
-from hmmfs.device.processes_protocol import Processes
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.filesystem import advice, views
 from hmmfs.filesystem.advice import node_name
@@ -219,7 +218,7 @@ class Tree:
         core: Core,
         table: RegionTable,
         executors: list[Executor],
-        processes: Processes,
+        mirrored: list[dmirror.Device],
         policies: Policies,
         pid: int,
         *,
@@ -230,7 +229,7 @@ class Tree:
         self._core = core
         self._table = table
         self._policies = policies
-        self._processes = processes
+        self._mirrored = mirrored
         self._pid = pid
         self._born_ns = time.monotonic_ns()
         self._topology = topology
@@ -382,10 +381,7 @@ class Tree:
         )
 
     def _dmirror(self, number: int) -> Dmirror:
-        kinds = enumerate(self._core.device_kinds, 1)
-        coherent = frozenset(node for node, kind in kinds if kind is not Kind.PRIVATE)
-        mirrored = dmirror.Device(self._processes, number + 1, coherent)
-        mode = stat.S_IFREG | 0o666  # as a device's node
+        mode, mirrored = stat.S_IFREG | 0o666, self._mirrored[number]  # as a device's node
         return self._add(Dmirror(next(self._inos), mode, mirrored=mirrored, device=number))
 
     def _link(self, node: int, other: int) -> Text:

@@ -49,7 +49,8 @@ class Look(NamedTuple):
 
 class Process(Protocol):
     """One program's address space. Addresses and lengths are whole pages, but for copy_*. Every
-    method raises HmmfsError, and ESRCH once the address space is gone."""
+    method raises HmmfsError, and ESRCH once the address space is gone. Each can be cancelled, for
+    it may wait for the program, which may be about to end."""
 
     @property
     def pid(self) -> int: ...

@@ -8,10 +8,12 @@ import errno
 import fcntl
 import mmap
 import os
+import signal
 import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -348,3 +350,53 @@ def test_memory_that_is_gone(mount: Mount, end: str) -> None:
     fault, invalid = errno.EFAULT, errno.EINVAL
     assert [int(word) for word in done.stdout.split()] == [fault, fault, *[invalid] * 4]
     assert "is gone" in last_error(mount)
+
+
+def test_signals_that_are_not_deadly(mount: Mount) -> None:
+    """An ioctl goes on, however many come."""
+    came = []
+    before = signal.signal(signal.SIGALRM, lambda *_: came.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        with buffer(2000) as memory, buffer(2000) as mirror, opened(mount) as fd:
+            for step in range(50):
+                memory[step] = 7
+                done = ioctl(fd, Number.READ, memory.address, mirror.address, 2000)
+                assert done[0] == 2000
+                assert mirror[step] == 7
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert came
+
+
+# READ of memory that only this very program could provide, and never does.
+WAITS = """
+import ctypes, fcntl, mmap, os, struct, sys
+
+libc = ctypes.CDLL(None, use_errno=True)
+uffd = libc.syscall(323, os.O_CLOEXEC)
+assert uffd >= 0
+fcntl.ioctl(uffd, 0xC018AA3F, struct.pack("<3Q", 0xAA, 0, 0))
+memory = mmap.mmap(-1, 8192, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+fcntl.ioctl(uffd, 0xC020AA00, struct.pack("<4Q", address, 4096, 1, 0))
+fd = os.open(sys.argv[1], os.O_RDWR)
+print("ready", flush=True)
+fcntl.ioctl(fd, 0xC0284809, struct.pack("<5Q", address, address + 4096, 1, 0, 0))
+print("done", flush=True)
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are of x86-64")
+def test_a_deadly_signal(mount: Mount) -> None:
+    path = str(mount.path / "devices/dev0/dmirror")
+    waiting = subprocess.Popen([sys.executable, "-c", WAITS, path], stdout=subprocess.PIPE)
+    with waiting:
+        assert waiting.stdout
+        assert waiting.stdout.readline() == b"ready\n"
+        time.sleep(0.3)
+        assert waiting.poll() is None
+        waiting.kill()
+        assert waiting.wait(10) == -signal.SIGKILL
+        assert waiting.stdout.read() == b""

@@ -27,7 +27,10 @@ import trio
 from hmmfs.config import Config
 from hmmfs.device import Executor, links
 from hmmfs.device.blocks import Blocks
+from hmmfs.device.dmirror import Device
+from hmmfs.device.mapped_regions import MappedRegions
 from hmmfs.device.processes import Processes
+from hmmfs.device.processes_protocol import Process
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.filesystem import mounting, tracing
 from hmmfs.filesystem.mounting import Mounted
@@ -204,12 +207,13 @@ class _Daemon:
             core,
             self._table,
             executors,
-            self._processes,
+            self._mirrored(executors),
             policies,
             os.getpid(),
             topology=topology,
             trace=trace,
             shared=config.allow_other,
+            socket_name=self._processes.socket_name,
         )
         policies.on_failure = lambda node, sentence: self._tree.errors.say(
             sentence, node - 1 if node else None
@@ -232,6 +236,20 @@ class _Daemon:
         # Regions that nobody can reach any more: punching their pages takes a thread a while.
         self._doom, self._doomed = trio.open_memory_channel[int](10**9)
         self._table.on_doom(self._on_doom)
+
+    def _mirrored(self, executors: list[Executor]) -> list[Device]:
+        """What each device is to programs that open its dmirror."""
+        kinds = enumerate(self._core.device_kinds, 1)
+        coherent = frozenset(node for node, kind in kinds if kind is not Kind.PRIVATE)
+        number = f"00:{self._mounted.connection_id:02x}"
+
+        def device(node: int, executor: Executor) -> Device:
+            def regions(process: Process) -> Process:
+                return MappedRegions(process, self._table, executor, number)
+
+            return Device(self._processes, node, coherent, regions)
+
+        return [device(node, executor) for node, executor in enumerate(executors, 1)]
 
     def run(self, ready: Callable[[], None]) -> None:
         """Serve until the mount is gone."""

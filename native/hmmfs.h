@@ -238,7 +238,8 @@ struct hm_job {
 enum hm_event_kind {
     HM_EVENT_FAULT = 1, /* a CPU access that needs a decision; requests wait for it */
     HM_EVENT_JOB,       /* a job has ended */
-    HM_EVENT_INTERRUPT, /* the program that waits in a relayed WRITE on cookie (fh) got a signal */
+    HM_EVENT_INTERRUPT, /* the program that waits in a relayed READ or WRITE on cookie (fh), or in
+                           an ioctl, got a signal */
     HM_EVENT_CLOSED,    /* the kernel's side of the mount is gone */
     HM_EVENT_LOW,       /* `node` has fewer free pages than hm_watermark said */
     HM_EVENT_TOUCH,     /* a worker's faults that a quiet TOUCH could not serve: result, need;
@@ -251,8 +252,9 @@ enum hm_event_kind {
 enum hm_fault_reason { HM_FAULT_OWNER = 1, HM_FAULT_NO_ROOM };
 
 struct hm_event {
-    uint64_t cookie;       /* JOB: of the job. INTERRUPT: the file handle. IOCTL: of the request */
-    uint64_t ino, block;   /* IOCTL: the control file, and the file handle */
+    uint64_t cookie; /* JOB: of the job. INTERRUPT: the file handle, or 0. IOCTL: of the request */
+    uint64_t ino, block; /* IOCTL: the control file, and the file handle. INTERRUPT: without a file
+                            handle the request, which may be an ioctl's or a fault's */
     uint32_t kind, reason; /* IOCTL: reason is the caller's thread */
     /* FAULT: the pages touched. IOCTL: the command, the bytes that came with it, and the most that
      * may be answered. */

@@ -285,8 +285,8 @@ void hm_relay_interrupt(struct hm_relay *relay, uint64_t unique, uint64_t target
             found = true;
         }
     /* Another gate thread may have read the request and not tracked it yet: ask the kernel to
-     * send the interrupt once more, and no more than once, or it would spin. Faults and ioctls are
-     * finished normally, whatever signal came. */
+     * send the interrupt once more, and no more than once, or it would spin. Faults are finished
+     * normally, whatever signal came; of ioctls the service knows. */
     if (!found && !asked_again(relay, target)) {
         relay->again[relay->again_next++ % AGAIN] = target;
         again = true;
@@ -297,6 +297,9 @@ void hm_relay_interrupt(struct hm_relay *relay, uint64_t unique, uint64_t target
         hm_event_push(relay->core, &event);
     } else if (again) {
         hm_reply(relay->core, unique, EAGAIN, NULL, 0);
+    } else {
+        event.block = target;
+        hm_event_push(relay->core, &event);
     }
 }
 

@@ -110,18 +110,31 @@ def _unmapped(address: int, number: int = errno.EFAULT) -> HmmfsError:
 class Device:
     """One device as test_hmm has it: all open files of one dmirror."""
 
-    def __init__(self, processes: Processes, node: int, coherent: frozenset[int]) -> None:
+    def __init__(
+        self,
+        processes: Processes,
+        node: int,
+        coherent: frozenset[int],
+        regions: Callable[[Process], Process] = lambda process: process,
+    ) -> None:
+        """`regions` knows the parts of a program's memory that are regions of the mount."""
         self._processes = processes
+        self._regions = regions
         self.view = View(node, coherent)
 
     async def open(self, pid: int) -> Mirror:
         """A mirror of the memory of a program, for a file that it opens."""
-        return Mirror(self, await self._processes.open(pid))
+        program = await self._processes.open(pid)
+        try:
+            return Mirror(self, self._regions(program), program)
+        except BaseException:
+            await self._processes.close(program)
+            raise
 
     async def close(self, mirror: Mirror) -> None:
         """The file is closed, and with it all that the device has goes home."""
         await self.evict()
-        await self._processes.close(mirror.process)
+        await self._processes.close(mirror.program)
 
     async def evict(self) -> None:
         """Every page of the device goes home, whoever brought it: at the end of any of its files,
@@ -138,17 +151,15 @@ class Mirror:
     """One open file. Ioctls on it may run at the same time, since a fault in the program's memory
     may wait for another of its threads; only what lies between two awaits is atomic."""
 
-    def __init__(self, device: Device, process: Process) -> None:
+    def __init__(self, device: Device, process: Process, program: Process) -> None:
+        """`process` is `program` with what the mount knows of its files."""
+        self.program = program
         self._device = device
         self._view = device.view
         self._node = device.view.node
         self._process = process
         self._table = Table()
         self._flags = 0
-
-    @property
-    def process(self) -> Process:
-        return self._process
 
     @property
     def pid(self) -> int:
@@ -290,7 +301,7 @@ class Mirror:
         for address, pages in windows(command.address, command.pages):
             look = await self._process.look(address, pages)
             good = leading(readable(look))
-            if good and self._process.migrates:
+            if good:
                 await self._bring(address, look.part(0, good))
             if good < pages:
                 raise _unmapped(address + good * PAGE_SIZE, errno.EINVAL)

@@ -316,6 +316,23 @@ class Executor:
         with self._regions.using(*regions):
             return base64.b64encode(await self.worker.launch(regions, launch)).decode()
 
+    # ---- for a dmirror, whose turn it need not be
+
+    async def load(self, region: Region, start: int, end: int) -> bytearray:
+        """Bytes as the device sees them."""
+        with self._regions.using(region):
+            return await self._load(region, start, end)
+
+    async def store(self, region: Region, start: int, data: bytes) -> None:
+        with self._regions.using(region):
+            await self._store(region, start, data)
+
+    async def move(self, region: Region, start: int, end: int, node: int) -> None:
+        """Pages that have bytes, to any node."""
+        with self._regions.using(region):
+            for span in touched_spans(region, start, end):
+                await self._blocks.run(_migration(region, span, node, JobFlag.ASKED))
+
     # ---- pieces of two regions
 
     @staticmethod

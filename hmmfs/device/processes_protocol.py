@@ -12,7 +12,8 @@ from hmmfs.memory.programs import Look
 
 class Process(Protocol):
     """One program's address space. Addresses and lengths are whole pages, but for copy_*. Every
-    method raises HmmfsError, and ESRCH once the address space is gone."""
+    method raises HmmfsError, and ESRCH once the address space is gone. Each can be cancelled, for
+    it may wait for the program, which may be about to end."""
 
     @property
     def pid(self) -> int: ...

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import errno
+import logging
 import re
+import signal
+from collections import deque
 from collections.abc import Callable
 
 import trio
 
 from hmmfs.device.dmirror import Device, Mirror
 from hmmfs.errors import HmmfsError, UsageError
-from hmmfs.memory import Ioctl
+from hmmfs.memory import Core, Ioctl
+
+log = logging.getLogger(__name__)
+
+SIGNALS = re.compile(rb"^(?:SigPnd|ShdPnd):\s*([0-9a-f]+)$", flags=re.M)
+REMEMBERED = 64  # interrupts of ioctls of which nobody has heard yet
 
 
 def program_of(thread: int) -> int:
@@ -63,3 +71,56 @@ class OpenMirror:
 
     async def close(self) -> None:
         await self._device.close(self._mirror)
+
+
+def is_killed(thread: int) -> bool:
+    """Whether a thread that waits is to end, and will once it waits no longer."""
+    try:
+        with open(f"/proc/{thread}/status", "rb") as file:
+            pending = SIGNALS.findall(file.read())
+    except OSError:
+        return True
+    return any(int(word, 16) >> (signal.SIGKILL - 1) & 1 for word in pending)
+
+
+class Ioctls:
+    """Those under way. As in the kernel only a deadly signal cuts one short: the memory that it
+    waits for may be the business of the very program that is to end."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._running: dict[int, tuple[Ioctl, trio.CancelScope]] = {}
+        self._early: deque[int] = deque(maxlen=REMEMBERED)
+
+    async def run(self, request: Ioctl, mirror: OpenMirror | None) -> None:
+        """Carry out an ioctl and answer it; `mirror`: of the open file, if it is a dmirror."""
+        number, answer = errno.EINTR, b""
+        with trio.CancelScope() as scope:
+            self._running[request.unique] = request, scope
+            if request.unique in self._early:
+                self.interrupt(request.unique)
+            try:
+                number, answer = await self._carry_out(request, mirror)
+            finally:
+                del self._running[request.unique]
+        self._core.reply_ioctl(request.unique, number, answer[: request.room])
+
+    @staticmethod
+    async def _carry_out(request: Ioctl, mirror: OpenMirror | None) -> tuple[int, bytes]:
+        if mirror is None:
+            return errno.ENOTTY, b""
+        try:
+            return 0, await mirror.ioctl(request)
+        except HmmfsError as error:
+            return error.errno or errno.EIO, b""
+        except Exception:
+            log.exception("An ioctl failed.")
+            return errno.EIO, b""
+
+    def interrupt(self, unique: int) -> None:
+        """The kernel says that a program that waits got a signal."""
+        found = self._running.get(unique)
+        if found is None:
+            self._early.append(unique)
+        elif is_killed(found[0].thread):
+            found[1].cancel()

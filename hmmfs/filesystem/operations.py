@@ -23,7 +23,7 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from hmmfs.errors import HmmfsError, UsageError
-from hmmfs.filesystem.mirrors import OpenMirror
+from hmmfs.filesystem.mirrors import Ioctls, OpenMirror
 from hmmfs.filesystem.submit import MAX_READ, Submission
 from hmmfs.filesystem.tracing import Pipe
 from hmmfs.filesystem.tree import (
@@ -135,11 +135,15 @@ class Operations(pyfuse3.Operations):
         self._born = self._changed = time.time_ns()
         self._handles: dict[int, Handle] = {}
         self._fhs = itertools.count(1)
+        self._ioctls = Ioctls(core)
 
     # ---- for the daemon
 
-    def interrupted(self, fh: int) -> None:
-        """The program that waits for a write on this open file got a signal."""
+    def interrupted(self, fh: int, unique: int = 0) -> None:
+        """The program that waits for a read or a write on this open file, or for an ioctl, got a
+        signal."""
+        if not fh:
+            self._ioctls.interrupt(unique)
         handle = self._handles.get(fh)
         if isinstance(handle, SubmitHandle):
             handle.submission.interrupt(waits=self._core.waits(fh))
@@ -148,18 +152,8 @@ class Operations(pyfuse3.Operations):
 
     async def ioctl(self, request: Ioctl) -> None:
         """Carry out an ioctl on an open control file, and answer it."""
-        number, answer = 0, b""
         handle = self._handles.get(request.fh)
-        try:
-            if not isinstance(handle, OpenMirror):
-                raise HmmfsError(errno.ENOTTY, "Only a device's dmirror takes ioctls.")
-            answer = await handle.ioctl(request)
-        except HmmfsError as error:
-            number = error.errno or errno.EIO
-        except Exception:
-            log.exception("ioctl failed.")
-            number = errno.EIO
-        self._core.reply_ioctl(request.unique, number, answer[: request.room])
+        await self._ioctls.run(request, handle if isinstance(handle, OpenMirror) else None)
 
     def interrupt_all(self) -> None:
         """The mount is gone: nobody waits any more."""

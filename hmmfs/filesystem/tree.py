@@ -27,7 +27,6 @@ from typing import TypeVar
 import hmmfs
 from hmmfs.device import Executor, dmirror
 from hmmfs.device.links import Topology
-from hmmfs.device.processes_protocol import Processes
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.filesystem import advice, views
 from hmmfs.filesystem.advice import node_name
@@ -220,18 +219,19 @@ class Tree:
         core: Core,
         table: RegionTable,
         executors: list[Executor],
-        processes: Processes,
+        mirrored: list[dmirror.Device],
         policies: Policies,
         pid: int,
         *,
         topology: Topology,
         trace: Trace,
         shared: bool,
+        socket_name: str,
     ) -> None:
         self._core = core
         self._table = table
         self._policies = policies
-        self._processes = processes
+        self._mirrored = mirrored
         self._pid = pid
         self._born_ns = time.monotonic_ns()
         self._topology = topology
@@ -264,7 +264,7 @@ class Tree:
             b"audit": self._text(lambda: line(core.audit() or "ok")),
             b"topology": self._text(topology.matrix),
             b"distances": self._text(topology.distances),
-            b"socket": self._text(lambda: line(processes.socket_name)),
+            b"socket": self._text(lambda: line(socket_name)),
             b"version": self._text(lambda: line(hmmfs.__version__)),
             b"last_error": self._text(lambda: line(self.errors.last)),
         }
@@ -384,10 +384,7 @@ class Tree:
         )
 
     def _dmirror(self, number: int) -> Dmirror:
-        kinds = enumerate(self._core.device_kinds, 1)
-        coherent = frozenset(node for node, kind in kinds if kind is not Kind.PRIVATE)
-        mirrored = dmirror.Device(self._processes, number + 1, coherent)
-        mode = stat.S_IFREG | 0o666  # as a device's node
+        mode, mirrored = stat.S_IFREG | 0o666, self._mirrored[number]  # as a device's node
         return self._add(Dmirror(next(self._inos), mode, mirrored=mirrored, device=number))
 
     def _link(self, node: int, other: int) -> Text:

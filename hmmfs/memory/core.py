@@ -184,6 +184,11 @@ class Region:
             )
         check(ret, "Setting a region's size")
 
+    def allocate(self, offset: int, length: int) -> None:
+        """Give the holes of a range of bytes pages of zeros, on the host."""
+        ret = lib.hm_region_allocate(self._core.handle, self.ino, offset, length)
+        check(ret, "Filling holes with zeros")
+
     def blocks(self, first: int, count: int) -> NDArray[np.void]:
         """The records of blocks, zero-copy. Valid until the region is destroyed, so a view must
         not be kept across an await. Reading a block that nobody touched allocates its record."""

@@ -118,7 +118,7 @@ class FaultService:
         regions: RegionTable,
         policies: Policies,
         *,
-        on_interrupt: Callable[[int], None],
+        on_interrupt: Callable[[int, int], None],
         on_closed: Callable[[], None],
         on_lost: Callable[[int, HmmfsError], None],
         on_trace: Callable[[], Awaitable[None]],
@@ -186,7 +186,7 @@ class FaultService:
         elif event.kind == EventKind.IOCTL and event.ioctl is not None:
             nursery.start_soon(self._on_ioctl, event.ioctl)
         elif event.kind == EventKind.INTERRUPT:
-            self._on_interrupt(event.cookie)
+            self._on_interrupt(event.cookie, event.block)
         elif event.kind == EventKind.CLOSED:
             self._on_closed()
 

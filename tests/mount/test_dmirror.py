@@ -8,16 +8,18 @@ import errno
 import fcntl
 import mmap
 import os
+import signal
 import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
-from conftest import Mount, fails
+from conftest import Mount, MountFactory, fails
 
 from hmmfs.device.dmirror import IOWR, LAYOUT, Number
 
@@ -118,21 +120,99 @@ def test_shared_memory(mount: Mount) -> None:
         )
 
 
+@contextmanager
+def mapped(mount: Mount, pages: int) -> Iterator[Buffer]:
+    """A region of the mount, `a`, all of it."""
+    with open(mount.region("a", pages * PAGE), "r+b") as file:
+        memory = mmap.mmap(file.fileno(), pages * PAGE)
+    pointer = ctypes.c_char.from_buffer(memory)
+    yield Buffer(memory, ctypes.addressof(pointer))
+    del pointer
+    memory.close()
+
+
 def test_a_mapped_region(mount: Mount) -> None:
-    """The program's pages are faulted in from the same mount, by the daemon for the daemon."""
-    path = mount.region("a", 64 * PAGE)
-    mount.submit(0, "fill a 7")
-    with open(path, "r+b") as file, buffer(64) as mirror, opened(mount) as fd:
-        memory = mmap.mmap(file.fileno(), 64 * PAGE)
-        pointer = ctypes.c_char.from_buffer(memory)
-        address = ctypes.addressof(pointer)
-        assert ioctl(fd, Number.READ, address, mirror.address, 64) == (64, 1)
+    """Pages that the program would fault in from this daemon."""
+    with mapped(mount, 64) as memory, buffer(64) as mirror, opened(mount) as fd:
+        mount.submit(1, "fill a 7")
+        here = memory.address, mirror.address
+        assert ioctl(fd, Number.SNAPSHOT, *here, 64) == (64, 0)
+        assert mirror.memory[:64] == bytes(64), "another device's"
+        assert ioctl(fd, Number.READ, *here, 64) == (64, 1)
         assert mirror[63] == 7
+        assert ioctl(fd, Number.READ, *here, 64) == (64, 0)
+        assert ioctl(fd, Number.SNAPSHOT, *here, 64) == (64, 0)
+        assert mirror.memory[:64] == b"\x02" * 64
         mirror[0] = 8
-        assert ioctl(fd, Number.WRITE, address, mirror.address, 1)[0] == 1
+        assert ioctl(fd, Number.WRITE, *here, 1) == (1, 0)
         assert memory[0] == 8
-        del pointer
-        memory.close()
+
+
+def test_a_region_migrates(mount: Mount) -> None:
+    """By file and offset, though it is shared: migrate, migrate_fault, migrate_shared."""
+    with mapped(mount, 1200) as memory, buffer(1200) as mirror, opened(mount) as fd:
+        memory[0], memory[1199] = 5, 6
+        start = memory.address + 100 * PAGE
+        here = memory.address, mirror.address
+        assert ioctl(fd, Number.MIGRATE_TO_DEV, *here, 1200) == (1200, 0)
+        assert [mirror[page] for page in (0, 1, 1199)] == [5, 0, 6]
+        assert mount.residency("a")["pages_dev0"] == 1200
+        assert ioctl(fd, Number.SNAPSHOT, *here, 1200) == (1200, 0)
+        assert mirror.memory[:1200] == b"\x22" * 1200
+        mirror[0] = 9
+        assert ioctl(fd, Number.WRITE, start, mirror.address, 1) == (1, 0)
+        assert mount.residency("a")["pages_dev0"] == 1200
+        assert memory[100] == 9
+        home = mount.residency("a")["pages_host"]
+        assert 1 <= home < 1200
+        assert ioctl(fd, Number.MIGRATE_TO_DEV, *here, 1200) == (1200, 0)
+        assert ioctl(fd, Number.MIGRATE_TO_SYS, start, mirror.address, 50) == (50, 0)
+        assert ioctl(fd, Number.MIGRATE_TO_SYS, *here, 1200) == (1150, 0)
+        assert mount.residency("a")["pages_host"] == 1200
+        fails(errno.EOPNOTSUPP, lambda: ioctl(fd, Number.EXCLUSIVE, *here, 1))
+
+
+def test_a_region_and_two_devices(mount: Mount) -> None:
+    with mapped(mount, 8) as memory, buffer(8) as mirror, opened(mount) as fd:
+        here = memory.address, mirror.address
+        memory[3] = 4
+        with opened(mount, 1) as other:
+            assert ioctl(other, Number.MIGRATE_TO_DEV, *here, 8) == (8, 0)
+            fails(errno.ENOENT, lambda: ioctl(fd, Number.MIGRATE_TO_DEV, *here, 8))
+            assert ioctl(fd, Number.MIGRATE_TO_SYS, *here, 8) == (0, 0)
+            assert ioctl(fd, Number.READ, *here, 8) == (8, 1)
+        assert mirror[3] == 4
+        assert mount.residency("a")["pages_host"] == 8
+
+
+def test_coherent_regions(mount_factory: MountFactory) -> None:
+    mount = mount_factory(vram="8M", devices=2, type="coherent")
+    with mapped(mount, 8) as memory, buffer(8) as mirror, opened(mount) as fd:
+        for page in range(8):
+            memory[page] = page
+        here = memory.address, mirror.address
+        with opened(mount, 1) as other:
+            assert ioctl(fd, Number.MIGRATE_TO_DEV, *here, 4) == (4, 0)
+            assert ioctl(other, Number.MIGRATE_TO_DEV, here[0] + 4 * PAGE, here[1], 2) == (2, 0)
+        ioctl(fd, Number.SNAPSHOT, *here, 8)
+        assert mirror.memory[:8].hex(" ") == "42 42 42 42 52 52 02 02"
+        assert ioctl(fd, Number.READ, *here, 8)[0] == 8
+        assert [mirror[page] for page in range(8)] == list(range(8))
+
+
+def test_the_end_of_a_region(mount: Mount) -> None:
+    with mapped(mount, 8) as memory, buffer(8) as mirror, opened(mount) as fd:
+        here = memory.address, mirror.address
+        memory[0] = 1
+        os.truncate(mount.regions / "a", 2 * PAGE + 100)
+        fails(errno.EFAULT, lambda: ioctl(fd, Number.READ, *here, 8))
+        fails(errno.ENOENT, lambda: ioctl(fd, Number.MIGRATE_TO_DEV, *here, 8))
+        assert ioctl(fd, Number.MIGRATE_TO_DEV, *here, 3) == (3, 0)
+        assert mirror[0] == 1
+        mirror[2] = 5
+        assert ioctl(fd, Number.WRITE, *here, 3) == (3, 0)
+        os.truncate(mount.regions / "a", 3 * PAGE)
+        assert memory.memory[2 * PAGE : 2 * PAGE + 101] == b"\5" * 100 + b"\0"
 
 
 @pytest.mark.parametrize("number", list(Number))
@@ -270,3 +350,53 @@ def test_memory_that_is_gone(mount: Mount, end: str) -> None:
     fault, invalid = errno.EFAULT, errno.EINVAL
     assert [int(word) for word in done.stdout.split()] == [fault, fault, *[invalid] * 4]
     assert "is gone" in last_error(mount)
+
+
+def test_signals_that_are_not_deadly(mount: Mount) -> None:
+    """An ioctl goes on, however many come."""
+    came = []
+    before = signal.signal(signal.SIGALRM, lambda *_: came.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        with buffer(2000) as memory, buffer(2000) as mirror, opened(mount) as fd:
+            for step in range(50):
+                memory[step] = 7
+                done = ioctl(fd, Number.READ, memory.address, mirror.address, 2000)
+                assert done[0] == 2000
+                assert mirror[step] == 7
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert came
+
+
+# READ of memory that only this very program could provide, and never does.
+WAITS = """
+import ctypes, fcntl, mmap, os, struct, sys
+
+libc = ctypes.CDLL(None, use_errno=True)
+uffd = libc.syscall(323, os.O_CLOEXEC)
+assert uffd >= 0
+fcntl.ioctl(uffd, 0xC018AA3F, struct.pack("<3Q", 0xAA, 0, 0))
+memory = mmap.mmap(-1, 8192, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+fcntl.ioctl(uffd, 0xC020AA00, struct.pack("<4Q", address, 4096, 1, 0))
+fd = os.open(sys.argv[1], os.O_RDWR)
+print("ready", flush=True)
+fcntl.ioctl(fd, 0xC0284809, struct.pack("<5Q", address, address + 4096, 1, 0, 0))
+print("done", flush=True)
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are of x86-64")
+def test_a_deadly_signal(mount: Mount) -> None:
+    path = str(mount.path / "devices/dev0/dmirror")
+    waiting = subprocess.Popen([sys.executable, "-c", WAITS, path], stdout=subprocess.PIPE)
+    with waiting:
+        assert waiting.stdout
+        assert waiting.stdout.readline() == b"ready\n"
+        time.sleep(0.3)
+        assert waiting.poll() is None
+        waiting.kill()
+        assert waiting.wait(10) == -signal.SIGKILL
+        assert waiting.stdout.read() == b""

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from hmmfs.device.dmirror import IOWR, LAYOUT, Command, Device, Number, leading, runs
 from hmmfs.device.mirror_table import ATOMIC, Entries, Table
-from hmmfs.device.processes_protocol import OWNER_SHIFT, Look, Process, State
+from hmmfs.device.processes_protocol import Process
 from hmmfs.errors import HmmfsError, UsageError
+from hmmfs.memory.programs import OWNER as OWNER_SHIFT
+from hmmfs.memory.programs import Look, State
 
 PAGE = 4096
 BASE = 1 << 30  # where the program's pages begin
@@ -48,7 +50,6 @@ class Memory:
         self.user = bytearray(b"\xee") * (BUFFER * PAGE)
         self.gone = False
         self._frames = 100
-        self.calls: list[tuple[str, int, int]] = []
 
     # ---- the program
 
@@ -119,7 +120,8 @@ class Memory:
 
     async def migrate(self, node: int, address: int, pages: int) -> None:
         await trio.lowlevel.checkpoint()
-        self.calls.append(("migrate", node, pages))
+        if not self.migrates:
+            return
         at = self.at(address, pages)
         for page in range(at.start, at.stop):
             moves = self.kind[page] & State.ANON and not self.stuck[page]
@@ -434,7 +436,7 @@ def test_a_program_whose_pages_stay() -> None:
     ioctl.fails(errno.ENOENT, Number.MIGRATE_TO_DEV)
     assert ioctl(Number.MIGRATE_TO_SYS) == (0, 0)
     ioctl.fails(errno.EOPNOTSUPP, Number.EXCLUSIVE)
-    assert not memory.calls
+    assert not memory.owner.any()
 
 
 def test_two_devices() -> None:

@@ -86,7 +86,7 @@ class Machine:
             rooms,
             self.table,
             policies,
-            on_interrupt=lambda fh: None,
+            on_interrupt=lambda fh, unique: None,
             on_closed=lambda: None,
             on_lost=lambda node, error: None,
             on_trace=trio.lowlevel.checkpoint,

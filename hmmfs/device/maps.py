@@ -1,0 +1,67 @@
+"""/proc/PID/maps: what is mapped where in a program."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import weakref
+from typing import NamedTuple
+
+from hmmfs.errors import HmmfsError
+from hmmfs.memory.programs import State
+
+READ_BYTES = 1 << 16
+SPECIAL = ("[vvar", "[vsyscall]")
+
+
+class Mapping(NamedTuple):
+    start: int
+    end: int
+    state: State  # what is true of all its pages
+    offset: int  # of the file
+    device: str  # MAJOR:MINOR, in hex
+    ino: int  # 0: there is no file
+
+    @classmethod
+    def parse(cls, line: str) -> Mapping:
+        place, rights, offset, device, ino, *name = line.split(maxsplit=5)
+        start, end = (int(text, 16) for text in place.split("-"))
+        state = State.VMA
+        state |= State.READ if rights[0] == "r" else State(0)
+        state |= State.WRITE if rights[1] == "w" else State(0)
+        state |= State.ANON if rights[3] == "p" and ino == "0" else State.SHARED
+        state |= State.SPECIAL if name and name[0].startswith(SPECIAL) else State(0)
+        private = rights[3] == "p"
+        return cls(start, end, state, int(offset, 16), "" if private else device, int(ino))
+
+
+def open_proc(pid: int, name: str) -> int:
+    """A descriptor of one of /proc/PID, which stays with the address space of this moment."""
+    try:
+        return os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        number = errno.ESRCH if error.errno == errno.ENOENT else error.errno or errno.EIO
+        raise HmmfsError(
+            number,
+            f"The memory of process {pid} can't be had ({os.strerror(number)}): it must be of the "
+            "user who mounted, or root must have mounted.",
+        ) from error
+
+
+class Maps:
+    """Of the address space that the program has when this is made; nothing once that is gone."""
+
+    def __init__(self, pid: int) -> None:
+        self._fd = open_proc(pid, "maps")
+        weakref.finalize(self, os.close, self._fd)
+        self._turn = threading.Lock()
+
+    def read(self) -> list[Mapping]:
+        """In order. Waits for the program's own changes of it: call it from a thread."""
+        # Read on, the file goes on at the next mapping whatever changes meanwhile; at an offset it
+        # would count bytes anew.
+        with self._turn:
+            os.lseek(self._fd, 0, os.SEEK_SET)
+            text = b"".join(iter(lambda: os.read(self._fd, READ_BYTES), b""))
+        return [Mapping.parse(line) for line in os.fsdecode(text).split("\n")[:-1]]

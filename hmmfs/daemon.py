@@ -292,7 +292,7 @@ class _Daemon:
         async with trio.open_nursery() as service:
             await service.start(self._service.run)
             service.start_soon(self._destroy_doomed)
-            service.start_soon(self._processes.serve)
+            await service.start(self._processes.serve)
             async with trio.open_nursery() as mount:
                 mount.start_soon(self._await_signals)
                 mount.start_soon(self._announce, ready)

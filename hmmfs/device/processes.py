@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -63,10 +63,13 @@ class Process:
         pid: int,
         blocks: Blocks,
         threads: trio.CapacityLimiter,
+        background: Callable[[Callable[[], Awaitable[None]]], None],
         *,
         migrates: bool,
     ) -> None:
+        """`background` starts a task that nobody waits for."""
         self._core = core
+        self._background = background
         self._blocks = blocks
         self._threads = threads
         self.region = region
@@ -174,7 +177,26 @@ class Process:
                 length=span.length,
                 buffer=memoryview(data)[low : low + span.length],
             )
-            await self._blocks.run(job)
+            await self._without_us(job)
+
+    async def _without_us(self, job: Job) -> None:
+        """Run a job that may have to wait for the program. Who waits for it may be cancelled: then
+        it goes on by itself, until the program moves or ends."""
+        done = trio.Event()
+        failure: list[HmmfsError] = []
+
+        async def run() -> None:
+            try:
+                await self._blocks.run(job)
+            except HmmfsError as error:
+                failure.append(error)
+            finally:
+                done.set()
+
+        self._background(run)
+        await done.wait()
+        if failure:
+            raise failure[0]
 
     async def _apart(self, call: Callable[[], T]) -> T:
         """In a thread, which may stay for as long as the memory makes it wait."""
@@ -194,12 +216,17 @@ class Processes:
         self._threads = trio.CapacityLimiter(THREADS)
         self._attached: dict[int, Process] = {}  # by pid
         self._by_ino: dict[int, Process] = {}  # those that may tell that they are gone
-        self._leaving = trio.Event()
+        self._nursery: trio.Nursery | None = None  # while it serves
         self.socket_name = f"hmmfs-{uuid.uuid4().hex}"
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.bind(f"\0{self.socket_name}")
-        self._listener.listen(BACKLOG)
-        self._listener.setblocking(False)
+
+    def _process(self, region: Region, pid: int, *, migrates: bool) -> Process:
+        def background(run: Callable[[], Awaitable[None]]) -> None:
+            assert self._nursery is not None
+            self._nursery.start_soon(run)
+
+        return Process(
+            self._core, region, pid, self._blocks, self._threads, background, migrates=migrates
+        )
 
     def get(self, pid: int) -> Process | None:
         return self._attached.get(pid)
@@ -224,9 +251,7 @@ class Processes:
             self._table.acquire(found.region)
             return found
         region = self._table.add_program(0, 0, 0)
-        process = Process(
-            self._core, region, pid, self._blocks, self._threads, migrates=False
-        )
+        process = self._process(region, pid, migrates=False)
         self._table.acquire(region)
         self._table.remove_program(region)
         try:
@@ -251,18 +276,24 @@ class Processes:
 
     # ---- coming and going
 
-    async def serve(self) -> None:
+    async def serve(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Take in whoever connects, till cancelled."""
-        listener = trio.socket.from_stdlib_socket(self._listener)
-        async with trio.open_nursery() as nursery:
-            while True:
-                try:
-                    peer, _ = await listener.accept()
-                except OSError as error:
-                    log.warning("A program could not be attached: %s.", error.strerror)
-                    await trio.sleep(0.1)  # out of descriptors
-                    continue
-                nursery.start_soon(self._welcome, peer)
+        listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with listener:
+            await listener.bind(f"\0{self.socket_name}")
+            listener.listen(BACKLOG)
+            async with trio.open_nursery() as self._nursery:
+                task_status.started()
+                while True:
+                    try:
+                        peer, _ = await listener.accept()
+                    except OSError as error:
+                        log.warning("A program could not be attached: %s.", error.strerror)
+                        await trio.sleep(0.1)  # out of descriptors
+                        continue
+                    self._nursery.start_soon(self._welcome, peer)
 
     async def _welcome(self, peer: trio.socket.SocketType) -> None:
         answer = 0
@@ -334,14 +365,7 @@ class Processes:
         except BaseException:
             self._table.remove_program(region)
             raise
-        process = Process(
-            self._core,
-            region,
-            pid,
-            self._blocks,
-            self._threads,
-            migrates=sent.uffd >= 0,
-        )
+        process = self._process(region, pid, migrates=sent.uffd >= 0)
         self._attached[pid] = self._by_ino[region.ino] = process
         log.info("Process %d is attached%s.", pid, "" if process.migrates else ", for access only")
 
@@ -353,7 +377,6 @@ class Processes:
 
     async def end(self) -> None:
         """The mount goes: give all programs their pages back."""
-        self._listener.close()
         for process in list(self._by_ino.values()):
             await self._detach(process, home=True)
 

@@ -10,7 +10,9 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hmmfs.device.blocks import Blocks
 from hmmfs.device.executor import Executor, Span, merged, parse_all, spans
+from hmmfs.device.processes import Processes
 from hmmfs.device.zeros import crc32_zeros
 from hmmfs.errors import HmmfsError
 from hmmfs.filesystem.submit import Submission
@@ -76,8 +78,10 @@ class Machine:
         jobs = Jobs(core)
         policies = Policies(core)
         rooms = Rooms(core, jobs, self.table, policies, Trace(core, 0))
+        blocks = Blocks(jobs, rooms, self.table)
+        processes = Processes(core, self.table, blocks, shared=False)
         self.executors = [
-            Executor(core, jobs, rooms, self.table, node, "/nowhere")
+            Executor(core, blocks, self.table, processes, node, "/nowhere")
             for node in range(1, core.nodes)
         ]
         self.service = FaultService(
@@ -91,6 +95,7 @@ class Machine:
             on_lost=lambda node, error: None,
             on_trace=trio.lowlevel.checkpoint,
             on_ioctl=lambda ioctl: trio.lowlevel.checkpoint(),
+            on_gone=lambda ino: trio.lowlevel.checkpoint(),
         )
 
     async def do(self, text: str, device: int = 0) -> list[str]:

@@ -1,7 +1,8 @@
 """Programs' memory as devices reach it from afar: by process_vm_readv(2), and /proc/PID.
 
-`maps` and `pagemap` stay with the address space that they were opened in, so a program that ended
-or became another is noticed, whoever has its number then.
+Not by /proc/PID/mem, where a page that a userfaultfd has to bring is an error. `maps` and `pagemap`
+stay with the address space that they were opened in, so a program that ended or became another is
+noticed, whoever has its number then.
 """
 
 from __future__ import annotations
@@ -104,10 +105,9 @@ class RemoteProcess:
         present = words & PRESENT != 0
         pfn = np.where(present, words & FRAME, np.uint64(0))
         state = np.zeros(pages, np.uint16)
-        for one in self._maps.read():
-            if one.end > address:
-                first, end = max(0, one.start - address), one.end - address
-                state[first // PAGE_SIZE : end // PAGE_SIZE] = one.state
+        for one in self._maps.read(address, address + pages * PAGE_SIZE):
+            first, end = max(0, one.start - address), one.end - address
+            state[first // PAGE_SIZE : end // PAGE_SIZE] = one.state
         for bits, there in (
             (State.PRESENT, present),
             (State.SWAPPED, words & SWAPPED != 0),

@@ -90,11 +90,11 @@ class MappedRegions:
 
     async def _segments(self, address: int, pages: int) -> list[Segment]:
         """The whole range, in order."""
+        at, end = address, address + pages * PAGE_SIZE
         maps = await trio.to_thread.run_sync(
-            self._maps.read, abandon_on_cancel=True, limiter=self._threads
+            self._maps.read, address, end, abandon_on_cancel=True, limiter=self._threads
         )
         found: list[Segment] = []
-        at, end = address, address + pages * PAGE_SIZE
         for one in maps:
             low, high = max(address, one.start), min(end, one.end)
             region = self._regions.by_ino(one.ino) if one.device == self._device else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import errno
+import itertools
 import os
 import threading
 import weakref
@@ -57,11 +59,26 @@ class Maps:
         weakref.finalize(self, os.close, self._fd)
         self._turn = threading.Lock()
 
-    def read(self) -> list[Mapping]:
-        """In order. Waits for the program's own changes of it: call it from a thread."""
+    def read(self, start: int, end: int) -> list[Mapping]:
+        """What overlaps a range, in order. Waits for the program's own changes: call it from a
+        thread."""
         # Read on, the file goes on at the next mapping whatever changes meanwhile; at an offset it
         # would count bytes anew.
         with self._turn:
             os.lseek(self._fd, 0, os.SEEK_SET)
             text = b"".join(iter(lambda: os.read(self._fd, READ_BYTES), b""))
-        return [Mapping.parse(line) for line in os.fsdecode(text).split("\n")[:-1]]
+        lines = os.fsdecode(text).split("\n")[:-1]
+        # A program may have thousands of which hardly any is meant.
+        first = bisect.bisect_right(lines, start, key=_end)
+        return [
+            Mapping.parse(line)
+            for line in itertools.takewhile(lambda one: _start(one) < end, lines[first:])
+        ]
+
+
+def _start(line: str) -> int:
+    return int(line[: line.index("-")], 16)
+
+
+def _end(line: str) -> int:
+    return int(line[line.index("-") + 1 : line.index(" ")], 16)

@@ -276,9 +276,7 @@ class Processes:
 
     # ---- coming and going
 
-    async def serve(
-        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take in whoever connects, till cancelled."""
         listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with listener:
@@ -410,9 +408,7 @@ def _checked(data: bytes, fds: list[int]) -> Attachment:
         )
     if len(fds) != 1 + (flags & MIGRATES) or own + own_bytes >= 1 << 64:
         raise HmmfsError(errno.EPROTO, f"A hello came with {len(fds)} descriptors.")
-    if flags & MIGRATES and (
-        scratch % BLOCK_BYTES or not own <= scratch < own + own_bytes
-    ):
+    if flags & MIGRATES and (scratch % BLOCK_BYTES or not own <= scratch < own + own_bytes):
         raise HmmfsError(errno.EPROTO, "A hello names a scratch that is not its own.")
     uffd = -1
     if flags & MIGRATES:

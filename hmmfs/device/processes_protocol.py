@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hmmfs.memory.programs import Look
 
+
 class Process(Protocol):
     """One program's address space. Addresses and lengths are whole pages, but for copy_*. Every
     method raises HmmfsError, and ESRCH once the address space is gone. Each can be cancelled, for

@@ -71,9 +71,7 @@ class Attachment(NamedTuple):
 
 def attach(core: Core, region: Region, pid: int, pidfd: int, sent: Attachment) -> None:
     """The core takes all descriptors over if this succeeds."""
-    config = ffi.new(
-        "struct hm_process_config *", {"pid": pid, "pidfd": pidfd, **sent._asdict()}
-    )
+    config = ffi.new("struct hm_process_config *", {"pid": pid, "pidfd": pidfd, **sent._asdict()})
     ret = lib.hm_process_attach(core.handle, region.ino, config)
     if ret == -errno.ESRCH:
         raise HmmfsError(errno.ESRCH, f"There is no process {pid}, or it has just ended.")
@@ -124,11 +122,18 @@ def look(core: Core, region: Region, address: int, pages: int) -> Look:
     return found
 
 
-def set_exclusive(core: Core, region: Region, node: int, block: int, pages: NDArray[np.bool_]) -> None:
+def set_exclusive(
+    core: Core, region: Region, node: int, block: int, pages: NDArray[np.bool_]
+) -> None:
     """Of pages of a block that the device has: they are its alone, till they leave it."""
     words = np.frombuffer(page_words(pages), dtype=np.uint64)
     ret = lib.hm_process_exclusive(
-        core.handle, region.ino, node, block, ffi.cast("uint64_t *", ffi.from_buffer(words)), ffi.NULL
+        core.handle,
+        region.ino,
+        node,
+        block,
+        ffi.cast("uint64_t *", ffi.from_buffer(words)),
+        ffi.NULL,
     )
     check(ret, "Holding pages")
 
@@ -137,7 +142,12 @@ def exclusive(core: Core, region: Region, node: int, block: int) -> NDArray[np.b
     """The pages of a block that the device has for itself."""
     words = np.zeros(8, dtype=np.uint64)
     ret = lib.hm_process_exclusive(
-        core.handle, region.ino, node, block, ffi.NULL, ffi.cast("uint64_t *", ffi.from_buffer(words))
+        core.handle,
+        region.ino,
+        node,
+        block,
+        ffi.NULL,
+        ffi.cast("uint64_t *", ffi.from_buffer(words)),
     )
     check(ret, "Listing held pages")
     return page_set(words)

@@ -664,13 +664,15 @@ int hm_process_home(struct transaction *t, struct hm_mask *mask)
 static int bring_home(struct transaction *t, const struct hm_mask *mask, uint32_t limit)
 {
     struct hm_process *process = t->region->process;
-    struct hm_mask moving = {{0}};
+    struct hm_mask moving = {{0}}, stay = {{0}};
     uint8_t owners[HM_BLOCK_PAGES];
     uint32_t generation = t->record->generation;
     uint64_t began;
     int error;
+    if (t->job->flags & HM_JOB_EVICT && t->region->advised)
+        stay = hm_pinned(t->region, t->block); /* a touch brings them home all the same */
     HM_EACH_PAGE (page, mask->word)
-        if (hm_test(t->record->device, page) && limit && limit--)
+        if (hm_test(t->record->device, page) && !hm_test(stay.word, page) && limit && limit--)
             set_page(&moving, page);
     if (!hm_bits(moving.word))
         return 0;

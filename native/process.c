@@ -218,6 +218,10 @@ static void fill_holes(struct hm_process *process, uint64_t address, uint32_t pa
 {
     struct uffdio_zeropage zeros = {.range = {address, (uint64_t)pages * HM_PAGE_SIZE}};
     if (process_ioctl(process, UFFDIO_ZEROPAGE, &zeros) && zeros.zeropage <= 0) {
+        /* It reaches into another mapping; or there is a marker of what was forgotten since. */
+        struct uffdio_writeprotect clear = {.range = {address, HM_PAGE_SIZE},
+                                            .mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
+        process_ioctl(process, UFFDIO_WRITEPROTECT, &clear);
         zeros = (struct uffdio_zeropage){.range = {address, HM_PAGE_SIZE}};
         process_ioctl(process, UFFDIO_ZEROPAGE, &zeros);
     }
@@ -378,6 +382,23 @@ static bool cut(struct hm_process *process, uint64_t start, uint64_t end)
             return false;
     }
     return true;
+}
+
+int hm_process_forget(struct hm_core *core, uint64_t ino, uint64_t address, uint64_t length)
+{
+    struct hm_region *region = hm_region_get(core, ino);
+    struct hm_process *process = region ? region->process : NULL;
+    int error = process ? 0 : -ESRCH;
+    if (!error && (address % HM_PAGE_SIZE || length % HM_PAGE_SIZE))
+        error = -EINVAL;
+    if (!error) {
+        pthread_mutex_lock(&process->lock);
+        error = cut(process, address, address + length) ? 0 : -EBUSY;
+        pthread_mutex_unlock(&process->lock);
+    }
+    if (region)
+        hm_region_put(region);
+    return error;
 }
 
 /* Copies of all that devices have of [start, start+length), into another address space or another

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #define ANSWER_MS 1000 /* a helper has this long to begin; a stopped program's does not */
+#define HELP_MS 10
 #define NEWS_TRIES 200 /* times that the kernel may have news of a change before it is -EAGAIN */
 
 #ifndef UFFDIO_REGISTER_MODE_WP
@@ -89,7 +90,7 @@ static int await(struct hm_process *process, int slot, bool reads)
 {
     struct hm_slot *request = &process->control->slot[slot];
     struct timespec step = {0, reads ? 100000 : 20000000};
-    uint64_t end = hm_now() + ANSWER_MS * 1000000ULL;
+    uint64_t end = hm_now() + ANSWER_MS * 1000000ULL, begun = hm_now() + HELP_MS * 1000000ULL;
     uint32_t state;
     while ((state = __atomic_load_n(&request->state, __ATOMIC_ACQUIRE)) != HM_SLOT_DONE) {
         if (state == HM_SLOT_PENDING && hm_now() > end &&
@@ -103,6 +104,8 @@ static int await(struct hm_process *process, int slot, bool reads)
             return -ESRCH;
         if (reads)
             hm_process_read(process);
+        else if (state == HM_SLOT_TAKEN && hm_now() > begun)
+            hm_process_help(process);
     }
     return request->result;
 }
@@ -250,55 +253,6 @@ static int no_news(const struct transaction *t)
     return hm_process_waits(process, base, base + HM_BLOCK_BYTES) ? -EBUSY : 0;
 }
 
-static int move_pages(const struct transaction *t, const struct taking *taking, int slot)
-{
-    struct hm_process *process = t->region->process;
-    struct hm_slot *request = &process->control->slot[slot];
-    uint32_t page = 0;
-    int error = 0;
-    while (!error && fill_runs(t, request, &taking->movable, &taking->firsts, &page)) {
-        error = ask(process, slot, HM_SLOT_MOVE);
-        if (error != -ESRCH && error != -EBUSY)
-            error = 0; /* some stayed: pagemap tells which */
-    }
-    return error;
-}
-
-static int take_movable(const struct transaction *t, struct taking *taking)
-{
-    struct hm_process *process = t->region->process;
-    struct hm_mask wanted = taking->movable, there;
-    int slot, error;
-    uint64_t scratch;
-    if (!hm_bits(wanted.word))
-        return 0;
-    pthread_mutex_lock(&process->lock);
-    error = no_news(t);
-    slot = error ? error : claim_slot(process);
-    if (slot < 0) {
-        pthread_mutex_unlock(&process->lock);
-        return slot;
-    }
-    scratch = process->scratch + (uint64_t)slot * HM_BLOCK_BYTES;
-    error = move_pages(t, taking, slot);
-    if (!error)
-        error = which_are_there(process, scratch, &wanted, &taking->taken);
-    if (!error)
-        error = which_are_there(process, page_address(t, 0), &wanted, &there);
-    if (!error) {
-        taking->holes = hm_without(wanted, &there);
-        taking->holes = hm_without(taking->holes, &taking->taken);
-        error = read_into_pool(t, scratch, &taking->taken);
-    }
-    if (error && error != -ESRCH)
-        put_back(t, scratch, &taking->taken);
-    /* A helper that did not begin may still do so. */
-    if (error != -EBUSY)
-        release_slot(process, slot, true);
-    pthread_mutex_unlock(&process->lock);
-    return error;
-}
-
 static void protect(const struct transaction *t, const struct hm_mask *mask, bool on)
 {
     for (uint32_t first = 0, count; hm_next_run(mask->word, &first, &count); first += count) {
@@ -311,6 +265,65 @@ static void protect(const struct transaction *t, const struct hm_mask *mask, boo
              i++)
             hm_process_read(t->region->process);
     }
+}
+
+/* marked: whether there is a marker for all that is not there. */
+static int move_pages(const struct transaction *t, const struct taking *taking, int slot,
+                      bool *marked)
+{
+    struct hm_process *process = t->region->process;
+    struct hm_slot *request = &process->control->slot[slot];
+    uint32_t page = 0;
+    int error = 0;
+    while (!error && fill_runs(t, request, &taking->movable, &taking->firsts, &page)) {
+        error = ask(process, slot, HM_SLOT_MOVE);
+        *marked &= error != -EAGAIN;
+        if (error != -ESRCH && error != -EBUSY)
+            error = 0; /* some stayed: pagemap tells which */
+    }
+    return error;
+}
+
+static int take_movable(const struct transaction *t, struct taking *taking)
+{
+    struct hm_process *process = t->region->process;
+    struct hm_mask wanted = taking->movable, there;
+    bool marked = true;
+    int slot, error;
+    uint64_t scratch;
+    if (!hm_bits(wanted.word))
+        return 0;
+    pthread_mutex_lock(&process->lock);
+    error = no_news(t);
+    slot = error ? error : claim_slot(process);
+    if (slot < 0) {
+        pthread_mutex_unlock(&process->lock);
+        return slot;
+    }
+    scratch = process->scratch + (uint64_t)slot * HM_BLOCK_BYTES;
+    error = move_pages(t, taking, slot, &marked);
+    if (!error)
+        error = which_are_there(process, scratch, &wanted, &taking->taken);
+    if (!error)
+        error = which_are_there(process, page_address(t, 0), &wanted, &there);
+    if (!error) {
+        taking->holes = hm_without(wanted, &there);
+        taking->holes = hm_without(taking->holes, &taking->taken);
+        error = read_into_pool(t, scratch, &taking->taken);
+    }
+    if (!error && !marked) {
+        struct hm_mask away;
+        HM_EACH_WORD (w)
+            away.word[w] = taking->taken.word[w] | taking->holes.word[w];
+        protect(t, &away, true);
+    }
+    if (error && error != -ESRCH)
+        put_back(t, scratch, &taking->taken);
+    /* A helper that did not begin may still do so. */
+    if (error != -EBUSY)
+        release_slot(process, slot, true);
+    pthread_mutex_unlock(&process->lock);
+    return error;
 }
 
 /* Pages of read-only mappings. Should the program make one writable meanwhile its stores wait, too.

@@ -543,6 +543,7 @@ static void helper(void *arg)
     long error = close_others(link);
     CALL(chdir, "/", 0, 0, 0, 0, 0);
     CALL(prctl, PR_SET_NAME, "hmmfs helper", 0, 0, 0, 0);
+    link->control->helper = (uint32_t)CALL(gettid, 0, 0, 0, 0, 0, 0);
     if (!error && link->uffd >= 0) {
         error =
             start_thread(THREAD | CLONE_FILES | CLONE_FS, &threads->stack1[HM_PART], guard, link);

@@ -70,6 +70,7 @@ struct hm_slot {
 struct hm_control {
     struct hm_slot slot[HM_PRELOAD_SLOTS];
     uint32_t leaving; /* set by the daemon: all pages are home, so that its end is no accident */
+    uint32_t helper;  /* the helper's thread number, as the program has it */
 };
 
 #endif

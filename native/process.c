@@ -14,6 +14,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
@@ -94,26 +95,33 @@ uint64_t hm_process_address_of(struct hm_core *core, uint64_t ino, uint64_t offs
     return address;
 }
 
-/* Of addresses [*start, end) the part in one block of the region that may have pages on a device;
- * false: there is none. *start is left at the part's end. */
+/* Of addresses [*start, end) the next part in one block of the region that may have pages on a
+ * device; false: there is none. *start is left at the part's end. */
 static bool next_part(const struct hm_process *process, uint64_t *start, uint64_t end,
                       uint64_t *block, struct hm_mask *mask)
 {
+    const struct hm_region *region = process->region;
     while (*start < end) {
-        uint64_t offset = *start % HM_MAX_BYTES, next = *start - *start % HM_BLOCK_BYTES;
-        uint64_t area = atomic_load(&process->area[offset / HM_AREA_BYTES]), last;
+        uint64_t offset = *start % HM_MAX_BYTES, last, next;
+        uint64_t area = atomic_load(&process->area[offset / HM_AREA_BYTES]);
+        uint64_t area_end = (*start / HM_AREA_BYTES + 1) * HM_AREA_BYTES;
         uint32_t first = (uint32_t)(offset % HM_BLOCK_BYTES / HM_PAGE_SIZE);
-        next += HM_BLOCK_BYTES;
         *block = offset / HM_BLOCK_BYTES;
-        if (area != *start / HM_MAX_BYTES + 1) {
-            *start = (*start / HM_AREA_BYTES + 1) * HM_AREA_BYTES;
+        if (area != *start / HM_MAX_BYTES + 1 ||
+            hm_region_touched(process->core, region->ino, *block, &next, 1) != 1) {
+            *start = area_end;
             continue;
         }
-        last = next < end ? next : end;
+        if (next != *block) {
+            uint64_t to = *start - *start % HM_BLOCK_BYTES + (next - *block) * HM_BLOCK_BYTES;
+            *start = to < area_end ? to : area_end;
+            continue;
+        }
+        last = *start - *start % HM_BLOCK_BYTES + HM_BLOCK_BYTES;
+        last = last < end ? last : end;
         *mask = hm_mask_range(first, (uint32_t)((last - *start) / HM_PAGE_SIZE));
         *start = last;
-        if (hm_region_is_touched(process->region, *block))
-            return true;
+        return true;
     }
     return false;
 }
@@ -267,6 +275,9 @@ static void put_aside(struct hm_process *process, const struct uffd_msg *message
 
 static bool is_ours(const struct hm_process *process, uint32_t thread)
 {
+    if (process->control && thread &&
+        thread == __atomic_load_n(&process->control->helper, __ATOMIC_RELAXED))
+        return true;
     for (int i = 0; i < HM_MAX_MOVERS; i++)
         if (thread && atomic_load(&process->remote[i]) == thread)
             return true;
@@ -288,29 +299,54 @@ static void fill_holes(struct hm_process *process, uint64_t address, uint32_t pa
     hm_process_wake(process, address, HM_PAGE_SIZE); /* it may have been there */
 }
 
+/* A thread of ours faults, or the program's helper, with a block held: the page is a hole, or was
+ * protected in vain. */
+static void serve_own(struct hm_process *process, const struct uffd_msg *message)
+{
+    uint64_t address = message->arg.pagefault.address & ~(HM_PAGE_SIZE - 1ULL);
+    struct uffdio_writeprotect request = {.range = {address, HM_PAGE_SIZE}};
+    if (message->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP)
+        process_ioctl(process, UFFDIO_WRITEPROTECT, &request);
+    else
+        fill_holes(process, address, 1);
+}
+
 /* One system call; false: there is nothing more. */
-static bool read_some(struct hm_process *process)
+static bool read_some(struct hm_process *process, size_t most)
 {
     struct uffd_msg messages[BATCH];
-    ssize_t n = read(process->uffd, messages, sizeof(messages));
+    ssize_t n = read(process->uffd, messages, most * sizeof(*messages));
     for (ssize_t i = 0; i < n / (ssize_t)sizeof(*messages); i++) {
         const struct uffd_msg *message = &messages[i];
-        /* A thread of ours that holds the block waits for it: the page is a hole. */
         if (message->event == UFFD_EVENT_PAGEFAULT &&
             is_ours(process, message->arg.pagefault.feat.ptid))
-            fill_holes(process, message->arg.pagefault.address & ~(HM_PAGE_SIZE - 1ULL), 1);
+            serve_own(process, message);
         else if (message->event == UFFD_EVENT_REMOVE && process->dropping)
             process->dropping--;
         else
             put_aside(process, message);
     }
-    return n == sizeof(messages);
+    return n == (ssize_t)(most * sizeof(*messages));
 }
 
 void hm_process_read(struct hm_process *process)
 {
-    while (read_some(process))
+    while (read_some(process, BATCH))
         ;
+}
+
+void hm_process_help(struct hm_process *process)
+{
+    uint32_t helper = __atomic_load_n(&process->control->helper, __ATOMIC_RELAXED);
+    char path[80], where[32] = "";
+    int fd;
+    snprintf(path, sizeof(path), "/proc/%d/task/%u/wchan", process->pid, helper);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    if (read(fd, where, sizeof(where) - 1) > 0 && !strcmp(where, "handle_userfault"))
+        read_some(process, 1);
+    close(fd);
 }
 
 /* ---- faults --------------------------------------------------------------------------------- */
@@ -468,62 +504,112 @@ int hm_process_forget(struct hm_core *core, uint64_t ino, uint64_t address, uint
     return error;
 }
 
-/* Copies of all that devices have of [start, start+length), into another address space or another
- * place of this one. False: a transaction holds one of the blocks, or the kernel has news. */
-static bool copy_out(struct hm_process *process, int uffd, uint64_t start, uint64_t length,
+/* Give an address space a copy of a device's page. A hole there is not what the page came from: it
+ * was dropped since, and stays one. -EAGAIN: the kernel has news of that address space. */
+static int give_copy(struct hm_process *process, int uffd, uint64_t block, uint32_t page,
                      uint64_t to)
+{
+    uint32_t owner = process->region->blocks[block].owner[page];
+    uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE;
+    const struct hm_mask one = hm_mask_range(page, 1);
+    struct uffdio_zeropage zeros = {.range = {to, HM_PAGE_SIZE}};
+    struct uffdio_copy copy = {.dst = to, .len = HM_PAGE_SIZE};
+    if (ioctl(uffd, UFFDIO_ZEROPAGE, &zeros) == 0)
+        return 0;
+    if (errno == EAGAIN)
+        return -EAGAIN;
+    hm_window_protect(process->region, owner, block, &one);
+    copy.src = (uintptr_t)hm_pool_map(&process->region->pools[owner], offset);
+    return copy.src && ioctl(uffd, UFFDIO_COPY, &copy) < 0 && errno == EAGAIN ? -EAGAIN : 0;
+}
+
+/* Copies of all that devices have of [start, start+length), into another address space or another
+ * place of this one. -EBUSY: a transaction holds one of the blocks; -EAGAIN: as above. */
+static int copy_out(struct hm_process *process, int uffd, uint64_t start, uint64_t length,
+                    uint64_t to)
 {
     uint64_t at = start, block;
     struct hm_mask mask;
-    while (next_part(process, &at, start + length, &block, &mask)) {
+    int error = 0;
+    while (!error && next_part(process, &at, start + length, &block, &mask)) {
         struct hm_stripe *stripe = hm_stripe_of(process->core, process->region->ino, block);
         const struct hm_block *record = &process->region->blocks[block];
-        int error = 0;
         pthread_mutex_lock(&stripe->lock);
         if (record->busy)
-            error = -EAGAIN;
-        else
-            HM_EACH_WORD (w)
-                mask.word[w] &= record->device[w];
-        HM_EACH_PAGE (page, mask.word) {
-            struct hm_pool *pool = &process->region->pools[record->owner[page]];
-            uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE;
-            uint64_t was = page_address(process, block, page);
-            struct uffdio_copy copy = {.dst = was - start + to,
-                                       .src = (uintptr_t)hm_pool_map(pool, offset),
-                                       .len = HM_PAGE_SIZE};
-            if (error)
-                break;
-            hm_window_protect(process->region, record->owner[page], block, &mask);
-            if (ioctl(uffd, UFFDIO_COPY, &copy) < 0 && errno == EAGAIN)
-                error = -EAGAIN;
-        }
+            error = -EBUSY;
+        HM_EACH_WORD (w)
+            mask.word[w] &= error ? 0 : record->device[w];
+        HM_EACH_PAGE (page, mask.word)
+            if (!error)
+                error = give_copy(process, uffd, block, page,
+                                  page_address(process, block, page) - start + to);
         pthread_mutex_unlock(&stripe->lock);
-        if (error)
-            return false;
     }
-    return true;
+    return error;
 }
 
-/* A child has all that its parent had: of what devices have, copies. Its own library sends another
- * userfaultfd; this one ends, and with it the watch over its pages. */
-static bool serve_fork(struct hm_process *process, const struct uffd_msg *message)
+/* Read what the kernel has to say of a child: it may have forked itself, and moved pages. */
+static int hear_heir(struct hm_process *process, int uffd)
 {
-    int uffd = (int)message->arg.fork.ufd;
+    struct uffd_msg message;
+    while (process->heirs < HM_HEIRS && read(uffd, &message, sizeof(message)) > 0) {
+        int error = 0;
+        if (message.event == UFFD_EVENT_FORK)
+            process->heir[process->heirs++] = (int)message.arg.fork.ufd;
+        while (message.event == UFFD_EVENT_REMAP &&
+               (error = copy_out(process, uffd, message.arg.remap.from, message.arg.remap.len,
+                                 message.arg.remap.to)) == -EAGAIN &&
+               hear_heir(process, uffd) == 0)
+            sched_yield();
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+static int copy_to_heir(struct hm_process *process, int uffd)
+{
     for (uint64_t area = 0; area < HM_AREAS; area++) {
         uint64_t start = hm_process_address(process, area * HM_AREA_BYTES / HM_BLOCK_BYTES);
-        if (atomic_load(&process->area[area]) &&
-            !copy_out(process, uffd, start, HM_AREA_BYTES, start))
-            return false;
+        int error;
+        if (!atomic_load(&process->area[area]))
+            continue;
+        while ((error = copy_out(process, uffd, start, HM_AREA_BYTES, start)) == -EAGAIN)
+            if ((error = hear_heir(process, uffd)))
+                return error;
+            else
+                sched_yield();
+        if (error)
+            return error;
     }
-    close(uffd);
+    return 0;
+}
+
+/* A child has all that its parent had: of what devices have, copies; and so have its children that
+ * it made before it had all. Its own library sends another userfaultfd; this one ends, and with it
+ * the watch over its pages. A fork that we have not read of by then began when all was there, or
+ * the kernel would have refused the last page. */
+static bool serve_fork(struct hm_process *process, const struct uffd_msg *message)
+{
+    if (!process->heirs)
+        process->heir[process->heirs++] = (int)message->arg.fork.ufd;
+    while (process->heirs) {
+        uint32_t last = process->heirs - 1;
+        int uffd = process->heir[last];
+        if (copy_to_heir(process, uffd) || hear_heir(process, uffd))
+            return false;
+        if (process->heirs - 1 > last) /* it has children: they go first, as it may have more */
+            continue;
+        close(uffd);
+        process->heirs--;
+    }
     return true;
 }
 
 static bool serve_remap(struct hm_process *process, const struct uffd_msg *message)
 {
     uint64_t from = message->arg.remap.from, length = message->arg.remap.len;
-    return copy_out(process, process->uffd, from, length, message->arg.remap.to) &&
+    return !copy_out(process, process->uffd, from, length, message->arg.remap.to) &&
            cut(process, from, from + length);
 }
 
@@ -548,7 +634,7 @@ static bool serve(struct hm_process *process, const struct uffd_msg *message)
 static bool serve_all(struct hm_process *process)
 {
     struct hm_pending *first;
-    read_some(process);
+    read_some(process, BATCH);
     while ((first = process->pending)) {
         if (!serve(process, &first->message))
             return false;
@@ -642,8 +728,10 @@ static void process_free(struct hm_process *process)
     while (process->pending) {
         struct hm_pending *pending = process->pending;
         process->pending = pending->next;
-        if (pending->message.event == UFFD_EVENT_FORK)
+        if (pending->message.event == UFFD_EVENT_FORK && !process->heirs)
             close((int)pending->message.arg.fork.ufd);
+        while (process->heirs) /* the first of these is that one */
+            close(process->heir[--process->heirs]);
         free(pending);
     }
     hm_side_deinit(&process->exclusive);

@@ -12,6 +12,7 @@
 #define HM_AREA_BYTES (1ULL << 40)
 #define HM_AREAS (HM_MAX_BYTES / HM_AREA_BYTES)
 
+#define HM_HEIRS 64
 #define HM_LATE_BLOCKS 64
 #define HM_LATE_PAGES 8192 /* most that are late, and for HM_LATE_MS when nothing happens */
 #define HM_LATE_MS 2
@@ -39,7 +40,10 @@ struct hm_process {
      * meant. Taken before any stripe; waits for the program's helper thread, within a time. */
     pthread_mutex_t lock;
     struct hm_pending *pending, **pending_end; /* in the order in which they came */
-    uint32_t slots;                            /* a bit for each that is in use */
+    int heir[HM_HEIRS]; /* userfaultfds of children that are being given copies, for the first event
+                           that waits; with the lock */
+    uint32_t heirs;
+    uint32_t slots; /* a bit for each that is in use */
     /* Pages of devices' memory that went home by faults, and whose room is free again, but that are
      * not punched yet: one by one that would be a fifth of a fault. With the stripe. Of which
      * blocks, and how many in all: with the lock. A worker's window would show them, so there are
@@ -82,6 +86,9 @@ uint64_t hm_process_address(const struct hm_process *process, uint64_t block); /
 bool hm_process_waits(const struct hm_process *process, uint64_t start, uint64_t end);
 /* With the lock held: read what events there are, to be dealt with later. */
 void hm_process_read(struct hm_process *process);
+/* With the lock held: the helper takes its time. If it is in a page fault, read one message: faults
+ * come before events, of which none may be read now. In the same pid namespace only. */
+void hm_process_help(struct hm_process *process);
 /* A transaction on the block has ended: who waits for it may try again. */
 void hm_process_let_go(struct hm_region *region, uint64_t block);
 /* Punch what is late, all of it, but for blocks that a transaction holds. The lock is held. */

@@ -394,9 +394,8 @@ static bool copy_out(struct hm_process *process, int uffd, uint64_t start, uint6
         pthread_mutex_lock(&stripe->lock);
         if (record->busy)
             error = -EAGAIN;
-        else
-            HM_EACH_WORD (w)
-                mask.word[w] &= record->device[w];
+        HM_EACH_WORD (w)
+            mask.word[w] &= error ? 0 : record->device[w];
         HM_EACH_PAGE (page, mask.word) {
             struct hm_pool *pool = &process->region->pools[record->owner[page]];
             uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE;

@@ -228,6 +228,18 @@ static void fill_holes(struct hm_process *process, uint64_t address, uint32_t pa
     hm_process_wake(process, address, HM_PAGE_SIZE); /* it may have been there */
 }
 
+static bool is_dropped(const struct hm_process *process, const struct uffd_msg *message)
+{
+    const struct hm_slot *slot = process->dropping;
+    uint64_t start = message->arg.remove.start, end = message->arg.remove.end;
+    if (!slot || message->event != UFFD_EVENT_REMOVE)
+        return false;
+    for (uint32_t i = 0; i < HM_PRELOAD_RUNS && i < slot->runs; i++)
+        if (slot->run[i].address == start && slot->run[i].length == end - start)
+            return true;
+    return false;
+}
+
 void hm_process_read(struct hm_process *process)
 {
     struct uffd_msg messages[BATCH];
@@ -239,9 +251,7 @@ void hm_process_read(struct hm_process *process)
             if (message->event == UFFD_EVENT_PAGEFAULT &&
                 is_ours(process, message->arg.pagefault.feat.ptid))
                 fill_holes(process, message->arg.pagefault.address & ~(HM_PAGE_SIZE - 1ULL), 1);
-            else if (message->event == UFFD_EVENT_REMOVE && process->dropping)
-                process->dropping--;
-            else
+            else if (!is_dropped(process, message))
                 put_aside(process, message);
         }
 }

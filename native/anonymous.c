@@ -565,6 +565,7 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
         others.word[w] &= record->device[w];
         record->recalling[w] |= absent.word[w];
     }
+    hm_process_flush_block(t->region->process, t->block);
     pthread_mutex_unlock(&t->stripe->lock);
     error = choose(t, &absent, populate, &taking);
     room = hm_bits(others.word) + hm_bits(taking.movable.word) + hm_bits(taking.fixed.word);
@@ -707,6 +708,37 @@ static void punch(struct transaction *t, const uint8_t owners[HM_BLOCK_PAGES],
     }
 }
 
+/* The same later; the process's lock and the stripe are held. */
+static void punch_later(struct transaction *t, const uint8_t owners[HM_BLOCK_PAGES],
+                        const struct hm_mask *mask)
+{
+    struct hm_process *process = t->region->process;
+    struct hm_mask now = {{0}};
+    struct hm_side *side;
+    uint32_t i = 0;
+    while (i < process->late_blocks && process->late_block[i] != t->block)
+        i++;
+    if (i == HM_LATE_BLOCKS || hm_side_init(t->region, &process->late)) {
+        punch(t, owners, mask);
+        return;
+    }
+    if (i == process->late_blocks)
+        process->late_block[process->late_blocks++] = t->block;
+    side = hm_side(&process->late, t->block);
+    HM_EACH_PAGE (page, mask->word) {
+        uint32_t node = owners[page];
+        if (atomic_load(&t->region->window[node])) {
+            set_page(&now, page);
+            continue;
+        }
+        side->on[node][page / 64] |= 1ULL << (page % 64);
+        hm_release(t->core, node, 1);
+        process->late_pages++;
+    }
+    if (hm_bits(now.word))
+        punch(t, owners, &now);
+}
+
 int hm_process_home(struct transaction *t, struct hm_mask *mask)
 {
     uint8_t owners[HM_BLOCK_PAGES];
@@ -717,7 +749,7 @@ int hm_process_home(struct transaction *t, struct hm_mask *mask)
     error = give(t, mask);
     if (hm_bits(mask->word)) {
         flip_home(t, mask, began);
-        punch(t, owners, mask);
+        punch_later(t, owners, mask);
     }
     return error;
 }

@@ -273,7 +273,11 @@ class Daemon:
 
     def accept(self) -> Attached:
         connection, _ = self.listener.accept()
-        self.attached.append(Attached(connection))
+        try:
+            self.attached.append(Attached(connection))
+        except BaseException:
+            connection.close()  # left open, it would fail whichever test is next to collect garbage
+            raise
         return self.attached[-1]
 
     def close(self) -> None:

@@ -427,6 +427,21 @@ def test_move_nothing_from_where_nothing_is_mapped(daemon: Daemon, program: Path
     assert attached.scratch_pages(1) == "-" * 16
 
 
+def test_move_nothing_while_the_address_space_changes(daemon: Daemon, program: Path) -> None:
+    running = daemon.start(program)
+    attached = daemon.accept().welcome()
+    start = running.address()
+    attached.register(start, 16)
+    running.tell("discard 12")
+    select.select([attached.uffd], [], [], SECONDS)
+    assert attached.ask(0, MOVE, [(start + PAGE, BLOCK), (start, 16 * PAGE)]) == -errno.EAGAIN
+    assert attached.pages(start, 16) == "p" * 8 + "-" * 8
+    assert attached.read_event()[0] == REMOVE
+    assert running.hear() == "0"
+    assert attached.ask(0, MOVE, [(start, 16 * PAGE)]) == 0
+    assert attached.pages(start, 16) == "a" * 16
+
+
 def test_wrong_requests(daemon: Daemon, program: Path) -> None:
     running, attached, start = begin(daemon, program)
     for number in (struct.pack("I", SLOTS), struct.pack("I", 0xFFFFFFFF), b"", b"xy", b"x" * 99):

@@ -329,6 +329,7 @@ def test_hello(daemon: Daemon, program: Path) -> None:
 
 def own_pages(running: Running) -> int:
     """Of its memory, those that are no file's."""
+    running.ask("state")  # its first line from us takes it a buffer
     rollup = Path(f"/proc/{running.process.pid}/smaps_rollup").read_text()
     return int(rollup.split("Anonymous:")[1].split()[0]) * 1024 // PAGE
 

@@ -56,8 +56,9 @@ static int claim_slot(struct hm_process *process)
     for (int i = 0; i < HM_PRELOAD_SLOTS; i++) {
         struct hm_slot *slot = &process->control->slot[i];
         bool used = process->slots >> i & 1;
-        if (used && (slot->kind != HM_SLOT_RELEASE ||
-                     __atomic_load_n(&slot->state, __ATOMIC_ACQUIRE) != HM_SLOT_DONE))
+        if (used &&
+            (slot->kind != HM_SLOT_RELEASE ||
+             __atomic_load_n(&slot->state, __ATOMIC_ACQUIRE) != HM_SLOT_DONE || slot->result))
             continue;
         process->slots |= 1u << i;
         __atomic_store_n(&slot->state, HM_SLOT_FREE, __ATOMIC_RELEASE);
@@ -69,13 +70,19 @@ static int claim_slot(struct hm_process *process)
 static int post(struct hm_process *process, int slot, enum hm_slot_kind kind)
 {
     struct hm_slot *request = &process->control->slot[slot];
-    uint32_t number = (uint32_t)slot;
+    uint32_t number = (uint32_t)slot, state = HM_SLOT_PENDING;
     request->kind = kind;
     request->result = 0;
     __atomic_store_n(&request->state, HM_SLOT_PENDING, __ATOMIC_RELEASE);
-    if (send(process->socket, &number, sizeof(number), MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
-        return errno == EAGAIN ? -EBUSY : -ESRCH;
-    return 0;
+    if (send(process->socket, &number, sizeof(number), MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+        return 0;
+    if (errno != EAGAIN)
+        return -ESRCH;
+    /* An older message about the slot may have led the helper to it. */
+    return __atomic_compare_exchange_n(&request->state, &state, HM_SLOT_FREE, false,
+                                       __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
+               ? -EBUSY
+               : 0;
 }
 
 static bool is_there(const struct hm_process *process)
@@ -85,7 +92,8 @@ static bool is_there(const struct hm_process *process)
 }
 
 /* Wait for the helper, with the process's lock held. reads: what it does is an event, which is read
- * here. -EBUSY: it did not begin in time. Once it has begun it can't be left while it lives. */
+ * here. -EBUSY: it did not begin in time, and won't. Once it has begun it can't be left while it
+ * lives. What came of it is the request's result. */
 static int await(struct hm_process *process, int slot, bool reads)
 {
     struct hm_slot *request = &process->control->slot[slot];
@@ -107,7 +115,7 @@ static int await(struct hm_process *process, int slot, bool reads)
         else if (state == HM_SLOT_TAKEN && hm_now() > begun)
             hm_process_help(process);
     }
-    return request->result;
+    return 0;
 }
 
 static int ask(struct hm_process *process, int slot, enum hm_slot_kind kind)
@@ -116,13 +124,14 @@ static int ask(struct hm_process *process, int slot, enum hm_slot_kind kind)
     return error ? error : await(process, slot, kind == HM_SLOT_DROP);
 }
 
-/* The slot is free again when the helper has emptied its scratch. */
+/* With scratch, the slot is free again when the helper has emptied that. */
 static void release_slot(struct hm_process *process, int slot, bool scratch)
 {
     process->control->slot[slot].runs = 0;
-    if (scratch && !post(process, slot, HM_SLOT_RELEASE))
-        return;
-    process->slots &= ~(1u << slot);
+    if (scratch)
+        post(process, slot, HM_SLOT_RELEASE);
+    else
+        process->slots &= ~(1u << slot);
 }
 
 /* The next runs of a mask as a request, none of which goes on past the first page of a mapping;
@@ -206,6 +215,21 @@ static int which_are_there(const struct hm_process *process, uint64_t address,
     return error;
 }
 
+/* The same for scratch, where no markers are: a page that is swapped out keeps its protection when
+ * it is moved, and looks like one. */
+static int which_were_moved(const struct hm_process *process, uint64_t scratch,
+                            const struct hm_mask *mask, struct hm_mask *moved)
+{
+    uint64_t entry[HM_BLOCK_PAGES];
+    int error = hm_pagemap(process, scratch, HM_BLOCK_PAGES, entry);
+    memset(moved, 0, sizeof(*moved));
+    if (!error)
+        HM_EACH_PAGE (page, mask->word)
+            if (entry[page] & (HM_PM_PRESENT | HM_PM_SWAPPED))
+                set_page(moved, page);
+    return error;
+}
+
 /* ---- taking --------------------------------------------------------------------------------- */
 
 /* Read pages of the program, or of its scratch, into the device's pool. */
@@ -267,28 +291,32 @@ static void protect(const struct transaction *t, const struct hm_mask *mask, boo
     }
 }
 
-/* marked: whether there is a marker for all that is not there. */
+/* What can't be moved stays: pagemap tells which. 0 if any request was carried out, for what that
+ * one moved has to be seen to. */
 static int move_pages(const struct transaction *t, const struct taking *taking, int slot,
-                      bool *marked)
+                      bool *unmarked)
 {
     struct hm_process *process = t->region->process;
     struct hm_slot *request = &process->control->slot[slot];
+    bool some = false;
     uint32_t page = 0;
-    int error = 0;
-    while (!error && fill_runs(t, request, &taking->movable, &taking->firsts, &page)) {
-        error = ask(process, slot, HM_SLOT_MOVE);
-        *marked &= error != -EAGAIN;
-        if (error != -ESRCH && error != -EBUSY)
-            error = 0; /* some stayed: pagemap tells which */
+    while (fill_runs(t, request, &taking->movable, &taking->firsts, &page)) {
+        int error = ask(process, slot, HM_SLOT_MOVE);
+        if (error == -EBUSY && some)
+            *unmarked = true;
+        if (error)
+            return error == -EBUSY && some ? 0 : error;
+        *unmarked |= request->result == -EAGAIN;
+        some = true;
     }
-    return error;
+    return 0;
 }
 
 static int take_movable(const struct transaction *t, struct taking *taking)
 {
     struct hm_process *process = t->region->process;
     struct hm_mask wanted = taking->movable, there;
-    bool marked = true;
+    bool unmarked = false;
     int slot, error;
     uint64_t scratch;
     if (!hm_bits(wanted.word))
@@ -301,28 +329,45 @@ static int take_movable(const struct transaction *t, struct taking *taking)
         return slot;
     }
     scratch = process->scratch + (uint64_t)slot * HM_BLOCK_BYTES;
-    error = move_pages(t, taking, slot, &marked);
+    error = move_pages(t, taking, slot, &unmarked);
+    if (error == -EBUSY) {
+        release_slot(process, slot, false);
+        pthread_mutex_unlock(&process->lock);
+        return error;
+    }
     if (!error)
-        error = which_are_there(process, scratch, &wanted, &taking->taken);
+        error = which_were_moved(process, scratch, &wanted, &taking->taken);
     if (!error)
         error = which_are_there(process, page_address(t, 0), &wanted, &there);
     if (!error) {
         taking->holes = hm_without(wanted, &there);
+        wanted = taking->holes;
         taking->holes = hm_without(taking->holes, &taking->taken);
         error = read_into_pool(t, scratch, &taking->taken);
     }
-    if (!error && !marked) {
-        struct hm_mask away;
-        HM_EACH_WORD (w)
-            away.word[w] = taking->taken.word[w] | taking->holes.word[w];
-        protect(t, &away, true);
-    }
+    if (!error && unmarked)
+        protect(t, &wanted, true);
     if (error && error != -ESRCH)
         put_back(t, scratch, &taking->taken);
-    /* A helper that did not begin may still do so. */
-    if (error != -EBUSY)
-        release_slot(process, slot, true);
+    release_slot(process, slot, true);
     pthread_mutex_unlock(&process->lock);
+    return error;
+}
+
+/* Drop pages that were copied; those that can't be dropped stay. */
+static int drop_pages(const struct transaction *t, const struct taking *taking, int slot,
+                      bool *unmarked)
+{
+    struct hm_process *process = t->region->process;
+    struct hm_slot *request = &process->control->slot[slot];
+    uint32_t page = 0;
+    int error = 0;
+    while (!error && fill_runs(t, request, &taking->fixed, &taking->firsts, &page)) {
+        process->dropping = request;
+        error = ask(process, slot, HM_SLOT_DROP);
+        process->dropping = NULL;
+        *unmarked |= !error && request->result == -EAGAIN;
+    }
     return error;
 }
 
@@ -331,9 +376,8 @@ static int take_movable(const struct transaction *t, struct taking *taking)
 static int take_fixed(const struct transaction *t, struct taking *taking)
 {
     struct hm_process *process = t->region->process;
-    struct hm_mask wanted = taking->fixed, there;
-    struct hm_slot *request;
-    uint32_t page = 0;
+    struct hm_mask wanted = taking->fixed, there, still, gone;
+    bool unmarked = false;
     int slot, error;
     if (!hm_bits(wanted.word))
         return 0;
@@ -344,25 +388,33 @@ static int take_fixed(const struct transaction *t, struct taking *taking)
         pthread_mutex_unlock(&process->lock);
         return slot;
     }
-    request = &process->control->slot[slot];
     protect(t, &wanted, true);
     error = which_are_there(process, page_address(t, 0), &wanted, &there);
+    still = there;
     if (!error)
         error = read_into_pool(t, page_address(t, 0), &there);
-    while (!error && fill_runs(t, request, &wanted, &taking->firsts, &page)) {
-        process->dropping = request->runs;
-        error = ask(process, slot, HM_SLOT_DROP);
-        process->dropping = 0;
+    if (!error) {
+        error = drop_pages(t, taking, slot, &unmarked);
+        /* Whatever failed then, what was dropped is nowhere else. */
+        if (which_are_there(process, page_address(t, 0), &wanted, &still))
+            error = -ESRCH;
     }
-    if (error && error != -ESRCH)
+    gone = hm_without(there, &still);
+    if (!error) {
+        struct hm_mask holes = hm_without(wanted, &there);
+        HM_EACH_WORD (w)
+            taking->holes.word[w] |= holes.word[w];
+        wanted = hm_without(wanted, &holes);
+    }
+    wanted = hm_without(wanted, &gone);
+    HM_EACH_WORD (w)
+        taking->taken.word[w] |= gone.word[w];
+    if (error != -ESRCH) {
         protect(t, &wanted, false);
-    if (!error)
-        HM_EACH_WORD (w) {
-            taking->taken.word[w] |= there.word[w];
-            taking->holes.word[w] |= wanted.word[w] & ~there.word[w];
-        }
-    if (error != -EBUSY)
-        release_slot(process, slot, false);
+        if (unmarked)
+            protect(t, &gone, true);
+    }
+    release_slot(process, slot, false);
     pthread_mutex_unlock(&process->lock);
     return error;
 }
@@ -416,7 +468,7 @@ static int carry(struct transaction *t, const struct hm_mask *others, struct tak
         return error;
     if (!error) {
         error = take_fixed(t, taking);
-        if (error == -EBUSY) /* what was moved is on the device, the rest stays */
+        if (error != -ESRCH) /* what was taken is on the device, the rest stays */
             error = 0;
     }
     zeros = taking->holes;

@@ -311,6 +311,19 @@ static void serve_own(struct hm_process *process, const struct uffd_msg *message
         fill_holes(process, address, 1);
 }
 
+/* Whether it is what the helper was asked to drop. */
+static bool is_dropped(const struct hm_process *process, const struct uffd_msg *message)
+{
+    const struct hm_slot *slot = process->dropping;
+    uint64_t start = message->arg.remove.start, end = message->arg.remove.end;
+    if (!slot || message->event != UFFD_EVENT_REMOVE)
+        return false;
+    for (uint32_t i = 0; i < HM_PRELOAD_RUNS && i < slot->runs; i++)
+        if (slot->run[i].address == start && slot->run[i].length == end - start)
+            return true;
+    return false;
+}
+
 /* One system call; false: there is nothing more. */
 static bool read_some(struct hm_process *process, size_t most)
 {
@@ -321,9 +334,7 @@ static bool read_some(struct hm_process *process, size_t most)
         if (message->event == UFFD_EVENT_PAGEFAULT &&
             is_ours(process, message->arg.pagefault.feat.ptid))
             serve_own(process, message);
-        else if (message->event == UFFD_EVENT_REMOVE && process->dropping)
-            process->dropping--;
-        else
+        else if (!is_dropped(process, message))
             put_aside(process, message);
     }
     return n == (ssize_t)(most * sizeof(*messages));

@@ -51,8 +51,8 @@ struct hm_process {
     hm_side_table late;
     uint64_t late_block[HM_LATE_BLOCKS];
     uint32_t late_blocks, late_pages;
-    hm_side_table exclusive; /* pages that a device has for itself; with the stripe */
-    uint32_t dropping;       /* REMOVE events to come of what the helper drops, which are our own */
+    hm_side_table exclusive;  /* pages that a device has for itself; with the stripe */
+    struct hm_slot *dropping; /* what the helper drops: REMOVE events of its runs are our own */
     _Atomic uint64_t area[HM_AREAS];        /* 1 + the high bits of its addresses; 0: free */
     _Atomic uint32_t remote[HM_MAX_MOVERS]; /* threads of ours that access its memory */
 };

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def test_version_and_entry_point() -> None:
     assert metadata.version("hmmfs") == hmmfs.__version__
     (entry,) = metadata.entry_points(group="console_scripts", name="hmmfs")
-    assert entry.value == "hmmfs.cli:main"
+    assert entry.value == "hmmfs.__main__:main"
 
 
 def test_typed() -> None:

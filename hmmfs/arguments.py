@@ -6,15 +6,21 @@ import json
 import math
 import os
 import re
+from typing import Any
 
 import numpy as np
 
 from hmmfs.api import Argument, Machine, Region, checked_name, connect
 from hmmfs.device.launches import USES
 from hmmfs.errors import UsageError
+from hmmfs.process import View
 from hmmfs.units import parse_size
 
 FORM = re.compile(rf"({'|'.join(USES)}):(.+?)(?::([A-Za-z]\w*)(?::(\d+(?:x\d+)*))?)?")
+
+
+# PID@ADDRESS[+LENGTH]: the own memory of a program under hmmfs run
+PROGRAM = re.compile(r"(\d{1,9})@(0[xX][0-9A-Fa-f]{1,16}|\d{1,20})(?:\+(\w+))?", re.ASCII)
 
 
 def parse_kernel(word: str) -> str:
@@ -64,12 +70,15 @@ def _argument(machine: Machine, word: str) -> object:
         except json.JSONDecodeError:
             return word
     use, name, dtype, shape = found.groups()
-    path = _existing(machine, name).path
     try:
         kind = np.dtype(dtype or "uint8")
     except TypeError:
         raise UsageError(f"{dtype!r} is not a dtype of numpy: give one as float32.") from None
     dimensions = tuple(map(int, shape.split("x"))) if shape else None
+    program = PROGRAM.fullmatch(name)
+    if program:
+        return Argument(_memory(machine, program, kind, dimensions), use)
+    path = _existing(machine, name).path
     if (
         use == "reads"
         and dimensions
@@ -79,3 +88,22 @@ def _argument(machine: Machine, word: str) -> object:
             f"Region {name!r} is shorter than {shape} of {kind}: read no more than it has."
         )
     return Argument(machine.region(name, dimensions, kind), use)
+
+
+def _memory(
+    machine: Machine,
+    program: re.Match[str],
+    kind: np.dtype[Any],
+    dimensions: tuple[int, ...] | None,
+) -> View:
+    pid, address, length = program.groups()
+    if length is None and dimensions is None:
+        raise UsageError(
+            f"{program[0]} has no end: a program's memory is PID@ADDRESS+LENGTH, or has a shape."
+        )
+    size = parse_size(length) if length else 0
+    shape = dimensions or (size // max(1, kind.itemsize),)
+    view = machine.process(int(pid)).view(int(address, 0), shape, kind)
+    if length and view.nbytes > size:
+        raise UsageError(f"{program[0]} is shorter than the {view.nbytes} bytes of its shape.")
+    return view

@@ -20,6 +20,11 @@ def fill(out: Floats, value: float) -> None:
     out[...] = value
 
 
+def scale(x: Floats, by: float) -> None:
+    """x[i] *= by"""
+    x *= by
+
+
 def copy(source: Floats, out: Floats) -> None:
     """out[i] = source[i]; equal shapes."""
     np.copyto(out, source)

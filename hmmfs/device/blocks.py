@@ -79,6 +79,9 @@ class Blocks:
             elif result.result != -errno.ENOSPC:
                 break
         if result.result:
+            region = self._regions.by_ino(job.ino)
+            if region is not None and region.pid:
+                raise _program_failure(-result.result, region.pid)
             raise _failure(-result.result)
         return result
 
@@ -126,3 +129,28 @@ def _failure(number: int) -> HmmfsError:
     if number == errno.EOPNOTSUPP:
         return HmmfsError(number, "DAX memory never moves: mount with type=coherent for that.")
     return HmmfsError(number, f"{errno.errorcode.get(number, number)} from the native core.")
+
+
+def _program_failure(number: int, pid: int) -> HmmfsError:
+    """The same of a program's own memory."""
+    if number == errno.EPERM:
+        return HmmfsError(number, f"Process {pid} may not store there itself: see its maps.")
+    if number == errno.EFAULT:
+        return HmmfsError(
+            number,
+            f"Process {pid} has no memory there that a device may have: private memory of no file, "
+            "which it may read.",
+        )
+    if number == errno.EOPNOTSUPP:
+        return HmmfsError(
+            number,
+            f"Nothing of process {pid} can move, only be reached where it is: that takes root or "
+            "CAP_SYS_PTRACE when it starts.",
+        )
+    if number == errno.EBUSY:
+        return HmmfsError(
+            number, f"Process {pid} does not answer, or keeps changing that memory: try again."
+        )
+    if number in (errno.ESRCH, errno.ENOENT):
+        return HmmfsError(errno.ESRCH, f"Process {pid} has ended, or runs another program.")
+    return _failure(number)

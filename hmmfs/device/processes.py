@@ -311,7 +311,7 @@ class Processes:
         if found is not None:
             self._table.acquire(found.region)
             return found
-        region = self._table.add_program(0, 0, 0)
+        region = self._table.add_program(pid, 0, 0)
         process = self._process(region, pid, migrates=False)
         self._table.acquire(region)
         self._table.remove_program(region)

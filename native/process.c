@@ -213,13 +213,23 @@ static bool is_ours(const struct hm_process *process, uint32_t thread)
     return false;
 }
 
+/* MADV_FREE takes a device's page but leaves its marker, which the page of zeros does not replace.
+ */
+static void replace_marker(struct hm_process *process, uint64_t address)
+{
+    static const uint8_t zeros[HM_PAGE_SIZE];
+    struct uffdio_copy copy = {.dst = address, .src = (uintptr_t)zeros, .len = HM_PAGE_SIZE};
+    process_ioctl(process, UFFDIO_COPY, &copy);
+}
+
 /* Give a page, and holes that follow it in the block, their zeros. */
 static void fill_holes(struct hm_process *process, uint64_t address, uint32_t pages)
 {
     struct uffdio_zeropage zeros = {.range = {address, (uint64_t)pages * HM_PAGE_SIZE}};
     if (process_ioctl(process, UFFDIO_ZEROPAGE, &zeros) && zeros.zeropage <= 0) {
         zeros = (struct uffdio_zeropage){.range = {address, HM_PAGE_SIZE}};
-        process_ioctl(process, UFFDIO_ZEROPAGE, &zeros);
+        if (process_ioctl(process, UFFDIO_ZEROPAGE, &zeros) == -EEXIST)
+            replace_marker(process, address);
     }
     hm_process_wake(process, address, HM_PAGE_SIZE); /* it may have been there */
 }

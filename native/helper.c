@@ -211,6 +211,17 @@ static struct uffdio_range range_of(uint64_t start, uint64_t length)
     return (struct uffdio_range){start, length};
 }
 
+static struct uffdio_range page_at(const struct hm_link *link, uint64_t address)
+{
+    return (struct uffdio_range){address & ~(link->page - 1), link->page};
+}
+
+static long let_store(int uffd, struct uffdio_range page, uint64_t mode)
+{
+    struct uffdio_writeprotect request = {page, mode};
+    return uffd_ioctl(uffd, UFFDIO_WRITEPROTECT, &request);
+}
+
 /* Have the slot's scratch take pages, which takes a userfaultfd; or not, which a drop of them does.
  */
 static long watch_scratch(const struct hm_link *link, uint32_t slot, bool on)
@@ -227,6 +238,15 @@ static void mark(const struct hm_link *link, const struct hm_run *run)
     struct uffdio_writeprotect request = {range_of(run->address, run->length),
                                           UFFDIO_WRITEPROTECT_MODE_WP};
     uffd_ioctl(link->uffd, UFFDIO_WRITEPROTECT, &request);
+}
+
+/* End a page's being shared since a fork. A fault of ours would wait for the daemon, which waits
+ * for us: so if an earlier try left the page protected, that goes first; and it can't go away
+ * meanwhile, for the daemon would have to hear of that. */
+static void make_own(const struct hm_link *link, uint64_t at)
+{
+    if (!let_store(link->uffd, page_at(link, at), UFFDIO_WRITEPROTECT_MODE_DONTWAKE))
+        CALL(madvise, at, link->page, MADV_POPULATE_WRITE, 0, 0, 0);
 }
 
 /* Move what there is of a run. A page that is shared since a fork, or is being used, gets a few
@@ -252,7 +272,7 @@ static long move_run(const struct hm_link *link, uint32_t slot, const struct hm_
         if (error == -ENOENT || error == -EINVAL || error == -ESRCH)
             return error;
         if (error == -EBUSY && tries == 1)
-            CALL(madvise, at, link->page, MADV_POPULATE_WRITE, 0, 0, 0);
+            make_own(link, at);
         if (tries < MOVE_TRIES)
             continue;
         first = first ? first : error;
@@ -316,17 +336,6 @@ static bool take(struct hm_link *link)
 }
 
 /* ---- in the daemon's place ---------------------------------------------------------------- */
-
-static struct uffdio_range page_at(const struct hm_link *link, uint64_t address)
-{
-    return (struct uffdio_range){address & ~(link->page - 1), link->page};
-}
-
-static long let_store(int uffd, struct uffdio_range page, uint64_t mode)
-{
-    struct uffdio_writeprotect request = {page, mode};
-    return uffd_ioctl(uffd, UFFDIO_WRITEPROTECT, &request);
-}
 
 static long poison(int uffd, struct uffdio_range page)
 {

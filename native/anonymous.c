@@ -104,7 +104,8 @@ static int await(struct hm_process *process, int slot, bool reads)
         if (reads)
             hm_process_read(process);
     }
-    return request->result;
+    /* A run's own -EBUSY is of pages that are pinned or shared, and another thing. */
+    return request->result == -EBUSY ? -EAGAIN : request->result;
 }
 
 static int ask(struct hm_process *process, int slot, enum hm_slot_kind kind)

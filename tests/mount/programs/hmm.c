@@ -716,12 +716,12 @@ static void migrate_remap_fault(void)
 }
 
 /* A page of memory that came to the device in small ones comes back by itself. */
-static void one_page_home(int *memory, int from)
+static void one_page_home(int *memory, int value, uint8_t rights)
 {
-    size_t page = 5;
-    EQUAL(memory[page * INTS], from < 0 ? 0 : (int)(page * INTS) + from);
+    int *page = memory + 5 * INTS;
+    EQUAL(*page, value);
     if (!coherent)
-        SEEN(dev, memory + page * INTS, 1, 0x02);
+        SEEN(dev, page, 1, rights);
 }
 
 static void migrate_anon_huge_err(void)
@@ -733,10 +733,12 @@ static void migrate_anon_huge_err(void)
     to_device(memory, pages, mirror);
     HOLDS(mirror, pages, 0);
     SEEN(dev, memory, pages, here(2));
-    one_page_home(memory, 0);
+    one_page_home(memory, 5 * INTS, 2);
     HOLDS(memory, pages, 0);
     to = aligned(HUGE, PROT_READ | PROT_WRITE);
     move((char *)memory, (char *)to, HUGE, false);
+    HOLDS(to, pages, 0);
+    to = huge(HUGE, PROT_READ | PROT_WRITE);
     fill(to, pages, 7);
     to_device(to, pages, mirror);
     HOLDS(mirror, pages, 7);
@@ -756,7 +758,7 @@ static void migrate_anon_huge_zero_err(void)
     to_device(memory, pages, mirror);
     ALL(mirror, HUGE, 0);
     SEEN(dev, memory, pages, here(1));
-    one_page_home(memory, -1);
+    one_page_home(memory, 0, 1);
     ALL(memory, HUGE, 0);
     memory = huge(HUGE, PROT_READ);
     CHECK(*(volatile int *)memory == 0);

@@ -65,6 +65,16 @@ static int claim_slot(struct hm_process *process)
     return -EBUSY;
 }
 
+/* -EBUSY: nothing will come of the request. 0: the helper has begun, on an earlier message. */
+static int withdraw(struct hm_slot *request)
+{
+    uint32_t state = HM_SLOT_PENDING;
+    return __atomic_compare_exchange_n(&request->state, &state, HM_SLOT_FREE, false,
+                                       __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
+               ? -EBUSY
+               : 0;
+}
+
 static int post(struct hm_process *process, int slot, enum hm_slot_kind kind)
 {
     struct hm_slot *request = &process->control->slot[slot];
@@ -73,7 +83,7 @@ static int post(struct hm_process *process, int slot, enum hm_slot_kind kind)
     request->result = 0;
     __atomic_store_n(&request->state, HM_SLOT_PENDING, __ATOMIC_RELEASE);
     if (send(process->socket, &number, sizeof(number), MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
-        return errno == EAGAIN ? -EBUSY : -ESRCH;
+        return errno == EAGAIN ? withdraw(request) : -ESRCH;
     return 0;
 }
 
@@ -84,7 +94,8 @@ static bool is_there(const struct hm_process *process)
 }
 
 /* Wait for the helper, with the process's lock held. reads: what it does is an event, which is read
- * here. -EBUSY: it did not begin in time. Once it has begun it can't be left while it lives. */
+ * here. -EBUSY: it did not begin in time. -EIO: not all of it was done. Once it has begun it can't
+ * be left while it lives. */
 static int await(struct hm_process *process, int slot, bool reads)
 {
     struct hm_slot *request = &process->control->slot[slot];
@@ -92,9 +103,7 @@ static int await(struct hm_process *process, int slot, bool reads)
     uint64_t end = hm_now() + ANSWER_MS * 1000000ULL;
     uint32_t state;
     while ((state = __atomic_load_n(&request->state, __ATOMIC_ACQUIRE)) != HM_SLOT_DONE) {
-        if (state == HM_SLOT_PENDING && hm_now() > end &&
-            __atomic_compare_exchange_n(&request->state, &state, HM_SLOT_FREE, false,
-                                        __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+        if (state == HM_SLOT_PENDING && hm_now() > end && withdraw(request))
             return -EBUSY;
         if (state != HM_SLOT_PENDING && state != HM_SLOT_TAKEN)
             return -ESRCH; /* no helper of ours writes that */
@@ -104,7 +113,7 @@ static int await(struct hm_process *process, int slot, bool reads)
         if (reads)
             hm_process_read(process);
     }
-    return request->result;
+    return request->result ? -EIO : 0;
 }
 
 static int ask(struct hm_process *process, int slot, enum hm_slot_kind kind)
@@ -235,9 +244,11 @@ static void put_back(const struct transaction *t, uint64_t scratch, const struct
             .dst = page_address(t, page), .src = (uintptr_t)bytes, .len = sizeof(bytes)};
         if (process_vm_readv(process->pid, &local, 1, &remote, 1, 0) != sizeof(bytes))
             continue;
-        for (int i = 0;
-             i < NEWS_TRIES && ioctl(process->uffd, UFFDIO_COPY, &copy) < 0 && errno == EAGAIN; i++)
+        while (ioctl(process->uffd, UFFDIO_COPY, &copy) < 0 && errno == EAGAIN &&
+               is_there(process)) {
             hm_process_read(process);
+            usleep(50);
+        }
     }
 }
 
@@ -250,7 +261,9 @@ static int no_news(const struct transaction *t)
     return hm_process_waits(process, base, base + HM_BLOCK_BYTES) ? -EBUSY : 0;
 }
 
-static int move_pages(const struct transaction *t, const struct taking *taking, int slot)
+/* *some: the scratch may have pages. */
+static int move_pages(const struct transaction *t, const struct taking *taking, int slot,
+                      bool *some)
 {
     struct hm_process *process = t->region->process;
     struct hm_slot *request = &process->control->slot[slot];
@@ -258,7 +271,8 @@ static int move_pages(const struct transaction *t, const struct taking *taking, 
     int error = 0;
     while (!error && fill_runs(t, request, &taking->movable, &taking->firsts, &page)) {
         error = ask(process, slot, HM_SLOT_MOVE);
-        if (error != -ESRCH && error != -EBUSY)
+        *some |= error != -EBUSY;
+        if (error == -EIO)
             error = 0; /* some stayed: pagemap tells which */
     }
     return error;
@@ -268,7 +282,8 @@ static int take_movable(const struct transaction *t, struct taking *taking)
 {
     struct hm_process *process = t->region->process;
     struct hm_mask wanted = taking->movable, there;
-    int slot, error;
+    bool some = false;
+    int slot, error, asked;
     uint64_t scratch;
     if (!hm_bits(wanted.word))
         return 0;
@@ -280,9 +295,9 @@ static int take_movable(const struct transaction *t, struct taking *taking)
         return slot;
     }
     scratch = process->scratch + (uint64_t)slot * HM_BLOCK_BYTES;
-    error = move_pages(t, taking, slot);
-    if (!error)
-        error = which_are_there(process, scratch, &wanted, &taking->taken);
+    asked = move_pages(t, taking, slot, &some);
+    error = which_are_there(process, scratch, &wanted, &taking->taken);
+    error = asked ? asked : error;
     if (!error)
         error = which_are_there(process, page_address(t, 0), &wanted, &there);
     if (!error) {
@@ -292,9 +307,7 @@ static int take_movable(const struct transaction *t, struct taking *taking)
     }
     if (error && error != -ESRCH)
         put_back(t, scratch, &taking->taken);
-    /* A helper that did not begin may still do so. */
-    if (error != -EBUSY)
-        release_slot(process, slot, true);
+    release_slot(process, slot, some);
     pthread_mutex_unlock(&process->lock);
     return error;
 }
@@ -311,6 +324,25 @@ static void protect(const struct transaction *t, const struct hm_mask *mask, boo
              i++)
             hm_process_read(t->region->process);
     }
+}
+
+/* What was dropped is the device's, whatever became of the rest: that stays. */
+static int finish_fixed(const struct transaction *t, const struct hm_mask *wanted,
+                        const struct hm_mask *copied, struct taking *taking)
+{
+    struct hm_mask left, holes;
+    int error = which_are_there(t->region->process, page_address(t, 0), wanted, &left);
+    if (error)
+        return error;
+    protect(t, &left, false);
+    holes = hm_without(*wanted, copied);
+    holes = hm_without(holes, &left);
+    left = hm_without(*copied, &left);
+    HM_EACH_WORD (w) {
+        taking->taken.word[w] |= left.word[w];
+        taking->holes.word[w] |= holes.word[w];
+    }
+    return 0;
 }
 
 /* Pages of read-only mappings. Should the program make one writable meanwhile its stores wait, too.
@@ -337,19 +369,16 @@ static int take_fixed(const struct transaction *t, struct taking *taking)
     if (!error)
         error = read_into_pool(t, page_address(t, 0), &there);
     while (!error && fill_runs(t, request, &wanted, &taking->firsts, &page)) {
-        process->dropping = request->runs;
+        process->dropping = request;
         error = ask(process, slot, HM_SLOT_DROP);
-        process->dropping = 0;
+        process->dropping = NULL;
+        if (error == -EIO)
+            error = 0; /* some stayed, of a locked mapping for one: pagemap tells which */
     }
-    if (error && error != -ESRCH)
-        protect(t, &wanted, false);
-    if (!error)
-        HM_EACH_WORD (w) {
-            taking->taken.word[w] |= there.word[w];
-            taking->holes.word[w] |= wanted.word[w] & ~there.word[w];
-        }
-    if (error != -EBUSY)
-        release_slot(process, slot, false);
+    if (error != -ESRCH && !finish_fixed(t, &wanted, &there, taking) &&
+        (hm_any(taking->taken.word, wanted.word) || hm_any(taking->holes.word, wanted.word)))
+        error = 0;
+    release_slot(process, slot, false);
     pthread_mutex_unlock(&process->lock);
     return error;
 }
@@ -399,20 +428,22 @@ static int carry(struct transaction *t, const struct hm_mask *others, struct tak
         error = copy_between(t, others);
     if (!error)
         error = take_movable(t, taking);
-    if (error == -EBUSY || error == -ESRCH)
+    if (error)
         return error;
-    if (!error) {
-        error = take_fixed(t, taking);
-        if (error == -EBUSY) /* what was moved is on the device, the rest stays */
-            error = 0;
-    }
+    /* What was moved is nowhere else from here on, and the rest stays if it must. */
+    error = take_fixed(t, taking);
+    if (error && !hm_bits(taking->movable.word))
+        return error;
+    error = 0;
     zeros = taking->holes;
     for (uint32_t first = 0, count; !error && hm_next_run(zeros.word, &first, &count);
          first += count)
         error = hm_pool_zero(hm_region_pool(t->region, t->job->node),
                              t->block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE,
                              (uint64_t)count * HM_PAGE_SIZE);
-    return error;
+    if (error)
+        memset(&taking->holes, 0, sizeof(taking->holes));
+    return 0;
 }
 
 /* The device becomes the owner; the stripe is held. What other devices lose comes back. */

@@ -221,19 +221,22 @@ static long watch_scratch(const struct hm_link *link, uint32_t slot, bool on)
               : uffd_ioctl(link->uffd, UFFDIO_UNREGISTER, &range);
 }
 
-/* Wherever a run has no page, a marker: that there was one, which is not here. */
-static void mark(const struct hm_link *link, const struct hm_run *run)
+/* Wherever there is no page, a marker: that there was one, which is not here. */
+static void mark(const struct hm_link *link, uint64_t start, uint64_t end)
 {
-    struct uffdio_writeprotect request = {range_of(run->address, run->length),
+    struct uffdio_writeprotect request = {range_of(start, end - start),
                                           UFFDIO_WRITEPROTECT_MODE_WP};
-    uffd_ioctl(link->uffd, UFFDIO_WRITEPROTECT, &request);
+    if (start < end)
+        uffd_ioctl(link->uffd, UFFDIO_WRITEPROTECT, &request);
 }
 
-/* Move what there is of a run. A page that is shared since a fork, or is being used, gets a few
- * tries, after it was made the program's alone; then it stays. */
+/* Move what there is of a run, and leave markers. A page that is shared since a fork, or is being
+ * used, gets a few tries, after it was made the program's alone; then it stays. It gets no marker:
+ * that would have the program wait at its next store, and us here, while the daemon waits for us.
+ */
 static long move_run(const struct hm_link *link, uint32_t slot, const struct hm_run *run)
 {
-    uint64_t at = run->address, end = run->address + run->length;
+    uint64_t at = run->address, from = at, end = run->address + run->length;
     uint64_t to = scratch_of(link, slot) + run->address % HM_SCRATCH;
     long first = 0;
     int tries = 0;
@@ -244,28 +247,36 @@ static long move_run(const struct hm_link *link, uint32_t slot, const struct hm_
                                          HM_MOVE_DONTWAKE | HM_MOVE_ALLOW_SRC_HOLES, 0};
         long error = uffd_ioctl(link->uffd, HM_UFFDIO_MOVE, &request);
         uint64_t done = request.moved > 0 ? (uint64_t)request.moved : 0;
-        at += done;
+        at += error ? done : end - at;
         to += done;
+        tries = done ? 0 : tries + 1;
         if (!error)
             break;
-        tries = done ? 1 : tries + 1;
-        if (error == -ENOENT || error == -EINVAL || error == -ESRCH)
-            return error;
+        if (error == -ENOENT || error == -EINVAL || error == -ESRCH) {
+            first = error;
+            break;
+        }
         if (error == -EBUSY && tries == 1)
             CALL(madvise, at, link->page, MADV_POPULATE_WRITE, 0, 0, 0);
         if (tries < MOVE_TRIES)
             continue;
+        mark(link, from, at);
         first = first ? first : error;
         tries = 0;
         at += link->page;
         to += link->page;
+        from = at;
     }
+    mark(link, from, at);
     return first;
 }
 
-static long drop_run(const struct hm_run *run)
+static long drop_run(const struct hm_link *link, const struct hm_run *run)
 {
-    return CALL(madvise, run->address, run->length, MADV_DONTNEED, 0, 0, 0);
+    long error = CALL(madvise, run->address, run->length, MADV_DONTNEED, 0, 0, 0);
+    if (!error)
+        mark(link, run->address, run->address + run->length);
+    return error;
 }
 
 static long release(const struct hm_link *link, uint32_t number)
@@ -285,9 +296,7 @@ static void carry_out(const struct hm_link *link, uint32_t number)
         first = error = watch_scratch(link, number, true);
     for (uint32_t i = 0; !error && kind != HM_SLOT_RELEASE && i < runs; i++) {
         struct hm_run run = slot->run[i];
-        long result = kind == HM_SLOT_MOVE ? move_run(link, number, &run) : drop_run(&run);
-        if (kind == HM_SLOT_MOVE || !result)
-            mark(link, &run);
+        long result = kind == HM_SLOT_MOVE ? move_run(link, number, &run) : drop_run(link, &run);
         first = first ? first : result;
     }
     if (!error && kind == HM_SLOT_RELEASE)

@@ -213,13 +213,30 @@ static bool is_ours(const struct hm_process *process, uint32_t thread)
     return false;
 }
 
-/* Give a page, and holes that follow it in the block, their zeros. */
+/* The program may discard other memory at that moment, and lose a device's copy by it. */
+static bool is_our_drop(const struct hm_process *process, const struct uffd_msg *message)
+{
+    const struct hm_slot *slot = process->dropping;
+    if (message->event != UFFD_EVENT_REMOVE || !slot)
+        return false;
+    for (uint32_t i = 0; i < slot->runs && i < HM_PRELOAD_RUNS; i++)
+        if (message->arg.remove.start >= slot->run[i].address &&
+            message->arg.remove.end <= slot->run[i].address + slot->run[i].length)
+            return true;
+    return false;
+}
+
+/* Give a page, and holes that follow it in the block, their zeros. A marker of ours, left by what
+ * was given up, would be in the way for ever. */
 static void fill_holes(struct hm_process *process, uint64_t address, uint32_t pages)
 {
     struct uffdio_zeropage zeros = {.range = {address, (uint64_t)pages * HM_PAGE_SIZE}};
     if (process_ioctl(process, UFFDIO_ZEROPAGE, &zeros) && zeros.zeropage <= 0) {
         zeros = (struct uffdio_zeropage){.range = {address, HM_PAGE_SIZE}};
-        process_ioctl(process, UFFDIO_ZEROPAGE, &zeros);
+        if (process_ioctl(process, UFFDIO_ZEROPAGE, &zeros) == -EEXIST) {
+            struct uffdio_writeprotect marker = {.range = {address, HM_PAGE_SIZE}};
+            process_ioctl(process, UFFDIO_WRITEPROTECT, &marker);
+        }
     }
     hm_process_wake(process, address, HM_PAGE_SIZE); /* it may have been there */
 }
@@ -235,9 +252,7 @@ void hm_process_read(struct hm_process *process)
             if (message->event == UFFD_EVENT_PAGEFAULT &&
                 is_ours(process, message->arg.pagefault.feat.ptid))
                 fill_holes(process, message->arg.pagefault.address & ~(HM_PAGE_SIZE - 1ULL), 1);
-            else if (message->event == UFFD_EVENT_REMOVE && process->dropping)
-                process->dropping--;
-            else
+            else if (!is_our_drop(process, message))
                 put_aside(process, message);
         }
 }

@@ -36,9 +36,9 @@ struct hm_process {
     pthread_mutex_t lock;
     struct hm_pending *pending, **pending_end; /* in the order in which they came */
     uint32_t slots;                            /* a bit for each that is in use */
-    hm_side_table exclusive; /* pages that a device has for itself; with the stripe */
-    uint32_t dropping;       /* REMOVE events to come of what the helper drops, which are our own */
-    _Atomic uint64_t area[HM_AREAS];        /* 1 + the high bits of its addresses; 0: free */
+    hm_side_table exclusive;         /* pages that a device has for itself; with the stripe */
+    const struct hm_slot *dropping;  /* REMOVE events of these runs are our own helper's */
+    _Atomic uint64_t area[HM_AREAS]; /* 1 + the high bits of its addresses; 0: free */
     _Atomic uint32_t remote[HM_MAX_MOVERS]; /* threads of ours that access its memory */
 };
 

@@ -6,10 +6,13 @@ __version__ = "0.1.0"
 __all__ = [
     "Device",
     "Handle",
+    "Hmadvise",
     "HmmfsError",
     "KernelError",
     "Machine",
+    "Process",
     "Region",
+    "View",
     "connect",
     "mount",
     "reads",
@@ -31,12 +34,13 @@ if TYPE_CHECKING:
         writes,
     )
     from hmmfs.errors import HmmfsError
+    from hmmfs.process import Hmadvise, Process, View
 
 
 def __getattr__(name: str) -> object:
     """The API, imported when first asked for: the command line starts without numpy."""
     if name in __all__:
-        from hmmfs import api
+        from hmmfs import api, process
 
-        return getattr(api, name)
+        return getattr(api if hasattr(api, name) else process, name)
     raise AttributeError(f"module 'hmmfs' has no attribute {name!r}")

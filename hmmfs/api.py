@@ -36,6 +36,7 @@ from hmmfs import mountinfo
 from hmmfs.attributes import query
 from hmmfs.device.launches import Array, Launch, Use, encoded, payload_of
 from hmmfs.errors import HmmfsError, UsageError
+from hmmfs.process import Process, View
 from hmmfs.units import LARGEST
 
 if TYPE_CHECKING:
@@ -58,24 +59,25 @@ class KernelError(HmmfsError):
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """A region as an argument of a launch; made by `reads`, `writes` or `updates`."""
+    """A region, or memory of a program, as an argument of a launch; made by `reads`, `writes` or
+    `updates`."""
 
-    region: Region
+    region: Region | View
     use: str
 
 
-def reads(region: Region) -> Argument:
+def reads(region: Region | View) -> Argument:
     """The kernel only loads from it: its array is read-only."""
     return Argument(region, "reads")
 
 
-def writes(region: Region) -> Argument:
+def writes(region: Region | View) -> Argument:
     """The kernel stores to all of it, and needs nothing of what is there: pages need not be copied
     to the device. Where it does not store after all, or ends early, old bytes or zeros are left."""
     return Argument(region, "writes")
 
 
-def updates(region: Region) -> Argument:
+def updates(region: Region | View) -> Argument:
     """The kernel loads from it and stores to it."""
     return Argument(region, "updates")
 
@@ -108,11 +110,11 @@ class Region:
 
     def residency(self) -> dict[str, int]:
         """Pages of 4 KiB by node (`pages_host`, `pages_dev0`, …) and by condition."""
-        return _table(self._state / "residency")
+        return table(self._state / "residency")
 
     def faults(self) -> dict[str, int]:
         """Faults on it by who had them, and pages of it that were evicted and that thrash."""
-        return _table(self._state / "faults")
+        return table(self._state / "faults")
 
     def advise(self, *words: str, part: slice | None = None) -> None:
         """Say how it is used: read_mostly, preferred_location=dev0, accessed_by=dev0,dev1,
@@ -134,7 +136,7 @@ class Region:
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENODEV, errno.ERANGE, errno.ENOSPC):
                 raise
-            raise _refused(error, self.machine.path) from None
+            raise refused(error, self.machine.path) from None
 
     def attributes(self, part: slice = slice(None)) -> dict[str, Any]:
         """What was said of all of it, or of all of `part` of its first axis, as
@@ -291,14 +293,20 @@ class Device:
         uses: list[Use] = []
         words: list[Any] = []
         for argument in arguments:
-            if isinstance(argument, Region):
+            if isinstance(argument, Region | View):
                 raise UsageError("Say how the kernel uses a region: reads, writes or updates.")
             if isinstance(argument, Argument):
                 region = argument.region
                 if region.machine.path != self.machine.path:
                     raise UsageError(f"Region {region.name} is of another machine.")
-                words.append(Array(len(uses), argument.use, region.dtype, region.shape, offset=0))
-                uses.append(Use(os.fsencode(region.name), argument.use, region.nbytes))
+                offset, pid, address = 0, 0, 0
+                if isinstance(region, View):
+                    offset, pid, address = region.offset, region.process.pid, region.address
+                words.append(
+                    Array(len(uses), argument.use, region.dtype, region.shape, offset=offset)
+                )
+                end = offset + region.nbytes
+                uses.append(Use(os.fsencode(region.name), argument.use, end, pid, address))
             else:
                 words.append(argument)
         payload = payload_of(kernel, words, [os.getcwd(), *filter(None, sys.path)])
@@ -306,11 +314,11 @@ class Device:
         return Handle(self, line, uuid.uuid4().hex, kernel=True)
 
     def stats(self) -> dict[str, int]:
-        return _table(self.files / "stats")
+        return table(self.files / "stats")
 
     def faults(self) -> dict[str, int]:
         """Its faults by access, and by what became of them."""
-        return _table(self.files / "faults")
+        return table(self.files / "faults")
 
     @property
     def kind(self) -> str:
@@ -333,7 +341,7 @@ class Device:
             try:
                 files[name].write_text(text)
             except OSError as error:
-                raise _refused(error, self.files) from None
+                raise refused(error, self.files) from None
         return {name: file.read_text().strip() for name, file in sorted(files.items())}
 
 
@@ -371,7 +379,7 @@ class Machine:
             )
         if shape is None:
             shape = (os.stat(path).st_size // kind.itemsize,)
-        region = Region(self, name, _checked_shape(shape, kind), kind)
+        region = Region(self, name, checked_shape(shape, kind), kind)
         # Opened for writing only if need be: that would end the copies of read-mostly pages.
         if not path.exists() or path.stat().st_size < region.nbytes:
             with open(path, "ab") as file:
@@ -379,8 +387,12 @@ class Machine:
                     file.truncate(region.nbytes)
         return region
 
+    def process(self, pid: int) -> Process:
+        """The memory of a program under ``hmmfs run``. HmmfsError with ESRCH: it is none."""
+        return Process(self, pid)
+
     def stats(self) -> dict[str, int]:
-        return _table(self.path / "stats")
+        return table(self.path / "stats")
 
     def thrashing(self) -> list[dict[str, Any]]:
         """What thrashes or did, most pages first: region, device, cause (capacity or sharing),
@@ -436,7 +448,7 @@ def checked_name(name: str) -> str:
     return name
 
 
-def _checked_shape(shape: Any, kind: np.dtype[Any]) -> tuple[int, ...]:
+def checked_shape(shape: Any, kind: np.dtype[Any]) -> tuple[int, ...]:
     try:
         sizes = tuple(map(operator.index, shape if isinstance(shape, tuple | list) else (shape,)))
     except TypeError:
@@ -500,12 +512,13 @@ def _failure(error: OSError, answer: str) -> HmmfsError:
     return HmmfsError(error.errno or errno.EIO, sentence)
 
 
-def _refused(error: OSError, where: Path) -> HmmfsError:
+def refused(error: OSError, where: Path) -> HmmfsError:
     """What the `last_error` there says of a write that failed."""
     said = (where / "last_error").read_text().strip()
     return HmmfsError(error.errno or errno.EIO, said)
 
 
-def _table(path: Path) -> dict[str, int]:
+def table(path: Path) -> dict[str, int]:
+    """A file of keys and numbers."""
     lines = path.read_text().splitlines()
     return {key: int(value) for key, value in (line.split(" ", 1) for line in lines)}

@@ -213,7 +213,7 @@ class _Daemon:
             topology=topology,
             trace=trace,
             shared=config.allow_other,
-            socket_name=self._processes.socket_name,
+            processes=self._processes,
         )
         policies.on_failure = lambda node, sentence: self._tree.errors.say(
             sentence, node - 1 if node else None

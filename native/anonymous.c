@@ -113,7 +113,7 @@ static int await(struct hm_process *process, int slot, bool reads)
         if (reads)
             hm_process_read(process);
     }
-    return request->result ? -EIO : 0;
+    return request->result && request->result != -EAGAIN ? -EIO : request->result;
 }
 
 static int ask(struct hm_process *process, int slot, enum hm_slot_kind kind)
@@ -272,7 +272,7 @@ static int move_pages(const struct transaction *t, const struct taking *taking, 
     while (!error && fill_runs(t, request, &taking->movable, &taking->firsts, &page)) {
         error = ask(process, slot, HM_SLOT_MOVE);
         *some |= error != -EBUSY;
-        if (error == -EIO)
+        if (error == -EIO || error == -EAGAIN)
             error = 0; /* some stayed: pagemap tells which */
     }
     return error;
@@ -372,7 +372,7 @@ static int take_fixed(const struct transaction *t, struct taking *taking)
         process->dropping = request;
         error = ask(process, slot, HM_SLOT_DROP);
         process->dropping = NULL;
-        if (error == -EIO)
+        if (error == -EIO || error == -EAGAIN)
             error = 0; /* some stayed, of a locked mapping for one: pagemap tells which */
     }
     if (error != -ESRCH && !finish_fixed(t, &wanted, &there, taking) &&
@@ -534,6 +534,7 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
         others.word[w] &= record->device[w];
         record->recalling[w] |= absent.word[w];
     }
+    hm_process_flush_block(t->region->process, t->block);
     pthread_mutex_unlock(&t->stripe->lock);
     error = choose(t, &absent, populate, &taking);
     room = hm_bits(others.word) + hm_bits(taking.movable.word) + hm_bits(taking.fixed.word);
@@ -676,6 +677,37 @@ static void punch(struct transaction *t, const uint8_t owners[HM_BLOCK_PAGES],
     }
 }
 
+/* The same later; the process's lock and the stripe are held. */
+static void punch_later(struct transaction *t, const uint8_t owners[HM_BLOCK_PAGES],
+                        const struct hm_mask *mask)
+{
+    struct hm_process *process = t->region->process;
+    struct hm_mask now = {{0}};
+    struct hm_side *side;
+    uint32_t i = 0;
+    while (i < process->late_blocks && process->late_block[i] != t->block)
+        i++;
+    if (i == HM_LATE_BLOCKS || hm_side_init(t->region, &process->late)) {
+        punch(t, owners, mask);
+        return;
+    }
+    if (i == process->late_blocks)
+        process->late_block[process->late_blocks++] = t->block;
+    side = hm_side(&process->late, t->block);
+    HM_EACH_PAGE (page, mask->word) {
+        uint32_t node = owners[page];
+        if (atomic_load(&t->region->window[node])) {
+            set_page(&now, page);
+            continue;
+        }
+        side->on[node][page / 64] |= 1ULL << (page % 64);
+        hm_release(t->core, node, 1);
+        process->late_pages++;
+    }
+    if (hm_bits(now.word))
+        punch(t, owners, &now);
+}
+
 int hm_process_home(struct transaction *t, struct hm_mask *mask)
 {
     uint8_t owners[HM_BLOCK_PAGES];
@@ -686,7 +718,7 @@ int hm_process_home(struct transaction *t, struct hm_mask *mask)
     error = give(t, mask);
     if (hm_bits(mask->word)) {
         flip_home(t, mask, began);
-        punch(t, owners, mask);
+        punch_later(t, owners, mask);
     }
     return error;
 }
@@ -695,13 +727,15 @@ int hm_process_home(struct transaction *t, struct hm_mask *mask)
 static int bring_home(struct transaction *t, const struct hm_mask *mask, uint32_t limit)
 {
     struct hm_process *process = t->region->process;
-    struct hm_mask moving = {{0}};
+    struct hm_mask moving = {{0}}, stay = {{0}};
     uint8_t owners[HM_BLOCK_PAGES];
     uint32_t generation = t->record->generation;
     uint64_t began;
     int error;
+    if (t->job->flags & HM_JOB_EVICT && t->region->advised)
+        stay = hm_pinned(t->region, t->block); /* a touch brings them home all the same */
     HM_EACH_PAGE (page, mask->word)
-        if (hm_test(t->record->device, page) && limit && limit--)
+        if (hm_test(t->record->device, page) && !hm_test(stay.word, page) && limit && limit--)
             set_page(&moving, page);
     if (!hm_bits(moving.word))
         return 0;

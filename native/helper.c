@@ -221,62 +221,78 @@ static long watch_scratch(const struct hm_link *link, uint32_t slot, bool on)
               : uffd_ioctl(link->uffd, UFFDIO_UNREGISTER, &range);
 }
 
-/* Wherever there is no page, a marker: that there was one, which is not here. */
-static void mark(const struct hm_link *link, uint64_t start, uint64_t end)
+/* Wherever a run has no page, a marker: that there was one, which is not here. -EAGAIN while the
+ * address space changes: the daemon, which has yet to hear of that, sees to them. */
+static long mark(const struct hm_link *link, const struct hm_run *run)
 {
-    struct uffdio_writeprotect request = {range_of(start, end - start),
+    struct uffdio_writeprotect request = {range_of(run->address, run->length),
                                           UFFDIO_WRITEPROTECT_MODE_WP};
-    if (start < end)
-        uffd_ioctl(link->uffd, UFFDIO_WRITEPROTECT, &request);
+    return uffd_ioctl(link->uffd, UFFDIO_WRITEPROTECT, &request);
 }
 
-/* Move what there is of a run, and leave markers. A page that is shared since a fork, or is being
- * used, gets a few tries, after it was made the program's alone; then it stays. It gets no marker:
- * that would have the program wait at its next store, and us here, while the daemon waits for us.
- */
+/* Break a page's sharing with a fork by a store that changes nothing. It may not be a fault that
+ * waits for the daemon, which waits for this thread: a page that stayed is write-protected. */
+static void make_private(const struct hm_link *link, uint64_t address)
+{
+    struct uffdio_writeprotect request = {range_of(address, link->page),
+                                          UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
+    if (!uffd_ioctl(link->uffd, UFFDIO_WRITEPROTECT, &request))
+        CALL(madvise, address, link->page, MADV_POPULATE_WRITE, 0, 0, 0);
+}
+
+/* Move what there is of a run. A page that is shared since a fork, or is being used, gets a few
+ * tries, after it was made the program's alone; then it stays. Where a marker is (-EFAULT) there is
+ * no page. A call that moves some says nothing of why it stopped, but the next one does. */
 static long move_run(const struct hm_link *link, uint32_t slot, const struct hm_run *run)
 {
-    uint64_t at = run->address, from = at, end = run->address + run->length;
+    uint64_t at = run->address, end = run->address + run->length;
     uint64_t to = scratch_of(link, slot) + run->address % HM_SCRATCH;
     long first = 0;
     int tries = 0;
-    if (run->length > HM_SCRATCH - run->address % HM_SCRATCH)
-        return -EINVAL;
     while (at < end) {
         struct hm_uffdio_move request = {to, at, end - at,
                                          HM_MOVE_DONTWAKE | HM_MOVE_ALLOW_SRC_HOLES, 0};
         long error = uffd_ioctl(link->uffd, HM_UFFDIO_MOVE, &request);
         uint64_t done = request.moved > 0 ? (uint64_t)request.moved : 0;
-        at += error ? done : end - at;
-        to += done;
-        tries = done ? 0 : tries + 1;
         if (!error)
             break;
-        if (error == -ENOENT || error == -EINVAL || error == -ESRCH) {
-            first = error;
-            break;
+        if (!done) {
+            if (error == -ENOENT || error == -EINVAL || error == -ESRCH)
+                return error;
+            if (error == -EBUSY && !tries)
+                make_private(link, at);
+            if (error != -EFAULT && ++tries < MOVE_TRIES)
+                continue;
+            if (error != -EFAULT && !first)
+                first = error;
+            done = link->page;
         }
-        if (error == -EBUSY && tries == 1)
-            CALL(madvise, at, link->page, MADV_POPULATE_WRITE, 0, 0, 0);
-        if (tries < MOVE_TRIES)
-            continue;
-        mark(link, from, at);
-        first = first ? first : error;
         tries = 0;
-        at += link->page;
-        to += link->page;
-        from = at;
+        at += done;
+        to += done;
     }
-    mark(link, from, at);
     return first;
 }
 
-static long drop_run(const struct hm_link *link, const struct hm_run *run)
+static bool is_sound(const struct hm_link *link, const struct hm_run *run)
 {
-    long error = CALL(madvise, run->address, run->length, MADV_DONTNEED, 0, 0, 0);
-    if (!error)
-        mark(link, run->address, run->address + run->length);
-    return error;
+    return !((run->address | run->length) & (link->page - 1)) &&
+           run->length <= HM_SCRATCH - run->address % HM_SCRATCH;
+}
+
+static long take_run(const struct hm_link *link, uint32_t slot, uint32_t kind,
+                     const struct hm_run *run)
+{
+    long error, unmarked = 0;
+    if (!is_sound(link, run))
+        return -EINVAL;
+    if (kind == HM_SLOT_MOVE)
+        error = move_run(link, slot, run);
+    else
+        error = CALL(madvise, run->address, run->length, MADV_DONTNEED, 0, 0, 0);
+    if (kind == HM_SLOT_MOVE || !error)
+        unmarked = mark(link, run);
+    return unmarked == -EAGAIN ? unmarked : error;
 }
 
 static long release(const struct hm_link *link, uint32_t number)
@@ -291,16 +307,19 @@ static void carry_out(const struct hm_link *link, uint32_t number)
     struct hm_slot *slot = &link->control->slot[number];
     uint32_t runs = __atomic_load_n(&slot->runs, __ATOMIC_RELAXED);
     uint32_t kind = __atomic_load_n(&slot->kind, __ATOMIC_RELAXED);
-    long error = runs > HM_PRELOAD_RUNS || link->uffd < 0 ? -EINVAL : 0, first = error;
+    bool wrong = runs > HM_PRELOAD_RUNS || kind > HM_SLOT_RELEASE || link->uffd < 0;
+    long error = wrong ? -EINVAL : 0, first;
     if (!error && kind == HM_SLOT_MOVE)
-        first = error = watch_scratch(link, number, true);
+        error = watch_scratch(link, number, true);
+    if (!error && kind == HM_SLOT_RELEASE)
+        error = release(link, number);
+    first = error;
     for (uint32_t i = 0; !error && kind != HM_SLOT_RELEASE && i < runs; i++) {
         struct hm_run run = slot->run[i];
-        long result = kind == HM_SLOT_MOVE ? move_run(link, number, &run) : drop_run(link, &run);
-        first = first ? first : result;
+        long result = take_run(link, number, kind, &run);
+        if (!first || result == -EAGAIN)
+            first = result;
     }
-    if (!error && kind == HM_SLOT_RELEASE)
-        first = release(link, number);
     slot->result = (int32_t)first;
     __atomic_store_n(&slot->state, HM_SLOT_DONE, __ATOMIC_RELEASE);
     wake_futex(&slot->state);

@@ -453,6 +453,9 @@ uint64_t hm_process_address_of(struct hm_core *core, uint64_t ino, uint64_t offs
 int hm_process_exclusive(struct hm_core *core, uint64_t ino, uint32_t node, uint64_t block,
                          const uint64_t *set, uint64_t *out);
 
+/* Drop what devices have of whole pages: the program finds zeros. EBUSY: some of it is moving. */
+int hm_process_forget(struct hm_core *core, uint64_t ino, uint64_t address, uint64_t length);
+
 enum hm_look {
     HM_LOOK_VMA = 1, /* there is a mapping; its rights */
     HM_LOOK_READ = 2,

@@ -59,7 +59,8 @@ enum hm_slot_kind {
 struct hm_slot {
     uint32_t state; /* enum hm_slot_state; a shared futex */
     uint32_t kind;
-    int32_t result; /* 0, or -errno of the first run of which something failed */
+    int32_t result; /* 0, or -errno of the first run of which something failed; before all others
+                     * -EAGAIN: while the address space changes, so that markers may be missing */
     uint32_t runs;
     struct hm_run {
         uint64_t address, length; /* bytes; within one block of 2 MiB */

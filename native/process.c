@@ -158,6 +158,66 @@ int hm_process_exclusive(struct hm_core *core, uint64_t ino, uint32_t node, uint
     return error;
 }
 
+/* ---- pages that are punched late ----------------------------------------------------------------
+ */
+
+/* Of one block, whose stripe is held. */
+static uint32_t punch_late(struct hm_process *process, uint64_t block)
+{
+    struct hm_side *side = hm_side(&process->late, block);
+    uint32_t all = 0;
+    for (uint32_t node = 1; side && node < process->core->config.nodes; node++) {
+        uint32_t pages = hm_bits(side->on[node]);
+        if (!pages)
+            continue;
+        hm_punch_runs(process->region, node, block, side->on[node]);
+        memset(side->on[node], 0, sizeof(side->on[node]));
+        all += pages;
+    }
+    return all;
+}
+
+void hm_process_flush(struct hm_process *process)
+{
+    uint32_t kept = 0, waiting = 0;
+    for (uint32_t i = 0; i < process->late_blocks; i++) {
+        uint64_t block = process->late_block[i];
+        struct hm_stripe *stripe = hm_stripe_of(process->core, process->region->ino, block);
+        pthread_mutex_lock(&stripe->lock);
+        if (process->region->blocks[block].busy) {
+            process->late_block[kept++] = block;
+            for (uint32_t node = 1; node < process->core->config.nodes; node++)
+                waiting += hm_bits(hm_side(&process->late, block)->on[node]);
+        } else {
+            punch_late(process, block);
+        }
+        pthread_mutex_unlock(&stripe->lock);
+    }
+    process->late_blocks = kept;
+    process->late_pages = waiting;
+}
+
+void hm_process_flush_block(struct hm_process *process, uint64_t block)
+{
+    struct hm_side *side = hm_side(&process->late, block), late;
+    struct hm_stripe *stripe = hm_stripe_of(process->core, process->region->ino, block);
+    if (!side)
+        return;
+    late = *side;
+    memset(side, 0, sizeof(*side));
+    pthread_mutex_unlock(&stripe->lock);
+    for (uint32_t node = 1; node < process->core->config.nodes; node++)
+        hm_punch_runs(process->region, node, block, late.on[node]);
+    pthread_mutex_lock(&stripe->lock);
+}
+
+void hm_process_window(struct hm_region *region)
+{
+    pthread_mutex_lock(&region->process->lock);
+    hm_process_flush(region->process);
+    pthread_mutex_unlock(&region->process->lock);
+}
+
 /* ---- what waits ----------------------------------------------------------------------------- */
 
 static void range_of(const struct uffd_msg *message, uint64_t *start, uint64_t *end)
@@ -226,35 +286,42 @@ static bool is_our_drop(const struct hm_process *process, const struct uffd_msg 
     return false;
 }
 
-/* Give a page, and holes that follow it in the block, their zeros. A marker of ours, left by what
- * was given up, would be in the way for ever. */
+/* Give a page, and holes that follow it in the block, their zeros. */
 static void fill_holes(struct hm_process *process, uint64_t address, uint32_t pages)
 {
     struct uffdio_zeropage zeros = {.range = {address, (uint64_t)pages * HM_PAGE_SIZE}};
     if (process_ioctl(process, UFFDIO_ZEROPAGE, &zeros) && zeros.zeropage <= 0) {
+        /* It reaches into another mapping; or there is a marker of what was forgotten since. */
+        struct uffdio_writeprotect clear = {.range = {address, HM_PAGE_SIZE},
+                                            .mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
+        process_ioctl(process, UFFDIO_WRITEPROTECT, &clear);
         zeros = (struct uffdio_zeropage){.range = {address, HM_PAGE_SIZE}};
-        if (process_ioctl(process, UFFDIO_ZEROPAGE, &zeros) == -EEXIST) {
-            struct uffdio_writeprotect marker = {.range = {address, HM_PAGE_SIZE}};
-            process_ioctl(process, UFFDIO_WRITEPROTECT, &marker);
-        }
+        process_ioctl(process, UFFDIO_ZEROPAGE, &zeros);
     }
     hm_process_wake(process, address, HM_PAGE_SIZE); /* it may have been there */
 }
 
-void hm_process_read(struct hm_process *process)
+/* One system call; false: there is nothing more. */
+static bool read_some(struct hm_process *process)
 {
     struct uffd_msg messages[BATCH];
-    ssize_t n;
-    while ((n = read(process->uffd, messages, sizeof(messages))) > 0)
-        for (ssize_t i = 0; i < n / (ssize_t)sizeof(*messages); i++) {
-            const struct uffd_msg *message = &messages[i];
-            /* A thread of ours that holds the block waits for it: the page is a hole. */
-            if (message->event == UFFD_EVENT_PAGEFAULT &&
-                is_ours(process, message->arg.pagefault.feat.ptid))
-                fill_holes(process, message->arg.pagefault.address & ~(HM_PAGE_SIZE - 1ULL), 1);
-            else if (!is_our_drop(process, message))
-                put_aside(process, message);
-        }
+    ssize_t n = read(process->uffd, messages, sizeof(messages));
+    for (ssize_t i = 0; i < n / (ssize_t)sizeof(*messages); i++) {
+        const struct uffd_msg *message = &messages[i];
+        /* A thread of ours that holds the block waits for it: the page is a hole. */
+        if (message->event == UFFD_EVENT_PAGEFAULT &&
+            is_ours(process, message->arg.pagefault.feat.ptid))
+            fill_holes(process, message->arg.pagefault.address & ~(HM_PAGE_SIZE - 1ULL), 1);
+        else if (!is_our_drop(process, message))
+            put_aside(process, message);
+    }
+    return n == sizeof(messages);
+}
+
+void hm_process_read(struct hm_process *process)
+{
+    while (read_some(process))
+        ;
 }
 
 /* ---- faults --------------------------------------------------------------------------------- */
@@ -395,6 +462,23 @@ static bool cut(struct hm_process *process, uint64_t start, uint64_t end)
     return true;
 }
 
+int hm_process_forget(struct hm_core *core, uint64_t ino, uint64_t address, uint64_t length)
+{
+    struct hm_region *region = hm_region_get(core, ino);
+    struct hm_process *process = region ? region->process : NULL;
+    int error = process ? 0 : -ESRCH;
+    if (!error && (address % HM_PAGE_SIZE || length % HM_PAGE_SIZE))
+        error = -EINVAL;
+    if (!error) {
+        pthread_mutex_lock(&process->lock);
+        error = cut(process, address, address + length) ? 0 : -EBUSY;
+        pthread_mutex_unlock(&process->lock);
+    }
+    if (region)
+        hm_region_put(region);
+    return error;
+}
+
 /* Copies of all that devices have of [start, start+length), into another address space or another
  * place of this one. False: a transaction holds one of the blocks, or the kernel has news. */
 static bool copy_out(struct hm_process *process, int uffd, uint64_t start, uint64_t length,
@@ -475,7 +559,7 @@ static bool serve(struct hm_process *process, const struct uffd_msg *message)
 static bool serve_all(struct hm_process *process)
 {
     struct hm_pending *first;
-    hm_process_read(process);
+    read_some(process);
     while ((first = process->pending)) {
         if (!serve(process, &first->message))
             return false;
@@ -517,15 +601,24 @@ static void *process_thread(void *arg)
                              {.fd = process->socket, .events = POLLIN}};
     for (;;) {
         uint64_t count;
-        bool waits = false;
+        int limit = -1, n;
         if (process->uffd >= 0) {
             pthread_mutex_lock(&process->lock);
-            waits = !serve_all(process);
+            /* Most of what waits does so for a transaction, which pokes; the rest is the kernel's.
+             */
+            limit = !serve_all(process) ? 1 : process->late_pages ? HM_LATE_MS : -1;
+            if (process->late_pages >= HM_LATE_PAGES || process->late_blocks == HM_LATE_BLOCKS)
+                hm_process_flush(process);
             pthread_mutex_unlock(&process->lock);
         }
-        /* Most of what waits does so for a transaction, which pokes; the rest is the kernel's. */
-        if (poll(ready, 5, waits ? 1 : -1) < 0 && errno != EINTR)
+        n = poll(ready, 5, limit);
+        if (n < 0 && errno != EINTR)
             break;
+        if (!n && process->uffd >= 0) {
+            pthread_mutex_lock(&process->lock);
+            hm_process_flush(process);
+            pthread_mutex_unlock(&process->lock);
+        }
         if (ready[1].revents && read(process->poke, &count, sizeof(count)) < 0)
             continue;
         if (ready[2].revents)
@@ -565,6 +658,7 @@ static void process_free(struct hm_process *process)
         free(pending);
     }
     hm_side_deinit(&process->exclusive);
+    hm_side_deinit(&process->late);
     if (process->control)
         munmap(process->control, sizeof(*process->control));
     pthread_mutex_destroy(&process->lock);
@@ -688,6 +782,7 @@ int hm_process_detach(struct hm_core *core, uint64_t ino, int home)
         one = 0; /* it is signalled already */
     pthread_join(process->thread, NULL);
     pthread_mutex_lock(&process->lock);
+    hm_process_flush(process);
     atomic_store(&process->gone, true);
     if (process->uffd >= 0)
         close(process->uffd);

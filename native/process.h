@@ -12,6 +12,10 @@
 #define HM_AREA_BYTES (1ULL << 40)
 #define HM_AREAS (HM_MAX_BYTES / HM_AREA_BYTES)
 
+#define HM_LATE_BLOCKS 64
+#define HM_LATE_PAGES 8192 /* most that are late, and for HM_LATE_MS when nothing happens */
+#define HM_LATE_MS 2
+
 /* An event that waits for the block that it is about. */
 struct hm_pending {
     struct hm_pending *next;
@@ -36,6 +40,13 @@ struct hm_process {
     pthread_mutex_t lock;
     struct hm_pending *pending, **pending_end; /* in the order in which they came */
     uint32_t slots;                            /* a bit for each that is in use */
+    /* Pages of devices' memory that went home by faults, and whose room is free again, but that are
+     * not punched yet: one by one that would be a fifth of a fault. With the stripe. Of which
+     * blocks, and how many in all: with the lock. A worker's window would show them, so there are
+     * none while there is one. */
+    hm_side_table late;
+    uint64_t late_block[HM_LATE_BLOCKS];
+    uint32_t late_blocks, late_pages;
     hm_side_table exclusive;         /* pages that a device has for itself; with the stripe */
     const struct hm_slot *dropping;  /* REMOVE events of these runs are our own helper's */
     _Atomic uint64_t area[HM_AREAS]; /* 1 + the high bits of its addresses; 0: free */
@@ -73,6 +84,10 @@ bool hm_process_waits(const struct hm_process *process, uint64_t start, uint64_t
 void hm_process_read(struct hm_process *process);
 /* A transaction on the block has ended: who waits for it may try again. */
 void hm_process_let_go(struct hm_region *region, uint64_t block);
+/* Punch what is late, all of it, but for blocks that a transaction holds. The lock is held. */
+void hm_process_flush(struct hm_process *process);
+/* And of a block that a transaction holds, with the stripe, which is dropped meanwhile. */
+void hm_process_flush_block(struct hm_process *process, uint64_t block);
 int hm_process_wake(struct hm_process *process, uint64_t start, uint64_t length);
 
 /* anonymous.c: as hm_bring and hm_operate, for pages of a program. */

@@ -600,6 +600,8 @@ int hm_device_map(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t ad
     pthread_rwlock_unlock(&device->lock);
     if (!error)
         error = protect_all(region, node);
+    if (!error && region->process)
+        hm_process_window(region);
     hm_region_put(region);
     return error;
 }

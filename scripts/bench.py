@@ -42,7 +42,7 @@ def build(directory: Path) -> None:
         ["pkg-config", "--cflags", "--libs", "fuse3"], check=True, capture_output=True, text=True
     ).stdout.split()
     flags = ["gcc", "-O2", "-D_GNU_SOURCE", "-pthread"]
-    for name, libraries in (("client", []), ("uffd", []), ("lowlevel", fuse)):
+    for name, libraries in (("client", []), ("uffd", []), ("home", []), ("lowlevel", fuse)):
         command = [*flags, "-o", str(directory / name), str(PEERS / f"{name}.c"), *libraries]
         subprocess.run(command, check=True)
 
@@ -254,6 +254,7 @@ def main() -> None:
             [ours, bare],
             lambda s: bench.run("bare", PAGES // 512) if s is bare else both_ways(s),
         )
+        of_programs(bench, work, ours)
         bench.show()
         memory(ours)
 
@@ -391,6 +392,76 @@ def on_devices(bench: Bench, work: Path, keeping: System, freeing: System) -> No
         bench.measure("its faults a batch, 4 threads", "/ 100", [keeping], batches)
         bench.measure("axpy inside VRAM", "us", [ours, plain], lambda s: 1e3 * resident(s))
         bench.measure("axpy over 4 x VRAM", "MB/s", [ours, bare], streaming)
+
+
+# ---- programs' own memory
+
+
+class Program:
+    """A program that fills memory of its own, and touches all of it whenever it is asked to."""
+
+    def __init__(self, work: Path, system: System, cpus: set[int]) -> None:
+        command = [sys.executable, "-m", "hmmfs", "run", str(system.top), "--"]
+        self._child = subprocess.Popen(
+            [*command, str(work / "home"), str(PAGES)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, cpus),
+        )
+        self.place = self._line()
+
+    def _line(self) -> str:
+        assert self._child.stdout is not None
+        return self._child.stdout.readline().strip()
+
+    def touch(self) -> float:
+        assert self._child.stdin is not None
+        self._child.stdin.write("\n")
+        self._child.stdin.flush()
+        return float(self._line())
+
+    def end(self) -> None:
+        self._child.communicate()
+
+
+def of_programs(bench: Bench, work: Path, ours: System) -> None:
+    """ours: a mount with prefetch=none."""
+    raw, bare = System("raw uffd", work), System("by itself", work)
+
+    def touched(system: System, *, moved: bool) -> float:
+        if system is raw:
+            command = [str(work / "uffd"), str(PAGES), "own"]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            return float(done.stdout)
+        program = Program(work, ours, os.sched_getaffinity(0))
+        try:
+            if moved:
+                ours.submit(f"migrate {program.place} to dev0")
+            return program.touch()
+        finally:
+            program.end()
+
+    def new_pages(system: System) -> float:
+        command = [str(work / "home"), str(PAGES), "new"]
+        if system is ours:
+            command = [sys.executable, "-m", "hmmfs", "run", str(ours.top), "--", *command]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return float(done.stdout)
+
+    def start(system: System) -> float:
+        command = ["true"]
+        if system is ours:
+            command = [sys.executable, "-m", "hmmfs", "run", str(ours.top), "--", *command]
+        begin = time.perf_counter()
+        subprocess.run(command, check=True)
+        return (time.perf_counter() - begin) * 1e6
+
+    bench.measure(
+        "4 KiB fault home of a program", "ns", [ours, raw], lambda s: touched(s, moved=True)
+    )
+    bench.measure("first touch of a program's page", "ns", [ours, bare], new_pages)
+    bench.measure("start of a program", "us", [ours, bare], start)
 
 
 def memory(system: System) -> None:

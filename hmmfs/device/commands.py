@@ -7,8 +7,8 @@
 
 Words are split as a shell does, so a name with spaces takes quotes. A name whose end looks like a
 range (a colon, then a digit or a sign) is written with one: `a:1:0+4096` is 4096 bytes of `a:1`.
-In place of R:OFF+LEN there may be PID@ADDRESS+LENGTH, of the own memory of a program that runs under
-hmmfs run.
+In place of R:OFF+LEN there may be PID@ADDRESS+LENGTH, of the own memory of a program that runs
+under hmmfs run.
 """
 
 from __future__ import annotations

@@ -19,25 +19,22 @@ from hmmfs.device import commands
 from hmmfs.device.blocks import Blocks, Span, spans
 from hmmfs.device.commands import Operation, Range
 from hmmfs.device.launcher import Worker
-from hmmfs.device.launches import Launch
-from hmmfs.device.processes import Processes
+from hmmfs.device.launches import Launch, Use
+from hmmfs.device.processes import Process, Processes
 from hmmfs.device.zeros import crc32_zeros
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.memory import (
     BLOCK_BYTES,
     BLOCK_PAGES,
-    HOST,
     PAGE_SIZE,
     AdviceField,
-    BlockKey,
     Core,
     Job,
     JobFlag,
     JobKind,
-    JobResult,
     Region,
     RegionTable,
-    page_set,
+    programs,
 )
 from hmmfs.memory.regions import show
 
@@ -193,7 +190,7 @@ class Executor:
     def _bounds(self, place: Range) -> tuple[Region, int, int]:
         """The region and the bytes [start, end) meant."""
         if place.pid:
-            process = self._processes.named(place.pid)
+            process = self._program(place.pid)
             length = place.length or 0
             start = process.offset(place.offset, length)
             return process.region, start, start + length
@@ -306,6 +303,9 @@ class Executor:
         """The pickle of what the kernel returned, in base64."""
         regions = []
         for use in launch.uses:
+            if use.pid:
+                regions.append(self._memory(use))
+                continue
             region, _, end = self._bounds(Range(use.region))
             if use.end > end:
                 raise HmmfsError(
@@ -315,6 +315,19 @@ class Executor:
             regions.append(region)
         with self._regions.using(*regions):
             return base64.b64encode(await self.worker.launch(regions, launch)).decode()
+
+    def _memory(self, use: Use) -> Region:
+        """The own memory of a program that a launch uses."""
+        length = use.end - use.address % programs.OFFSETS
+        process = self._program(use.pid)
+        if length < 0 or process.offset(use.address, length) + length != use.end:
+            raise HmmfsError(errno.EFAULT, f"Process {use.pid} has no memory up to {use.end:#x}.")
+        return process.region
+
+    def _program(self, pid: int) -> Process:
+        process = self._processes.named(pid)
+        process.check_attached(self._node)
+        return process
 
     # ---- for a dmirror, whose turn it need not be
 

@@ -91,7 +91,7 @@ class Worker:
             for region, use in zip(regions, launch.uses, strict=True)
             if use.use != "reads"
         }
-        named = {region.ino: region.name for region in regions if region.nlink}
+        named = {region.ino: region.name for region in regions if region.nlink and not region.pid}
         return [
             (ino, os.path.join(self._regions, name), ino in stored) for ino, name in named.items()
         ]
@@ -168,7 +168,7 @@ class Worker:
         if region.ino in self._windows:
             await self._unmap(region.ino)
         pool = self._core.pool_descriptor(region.ino, self._node)
-        faults = self._core.kind is Kind.PRIVATE
+        faults = region.pid != 0 or self._core.kind is Kind.PRIVATE
         try:
             address = await self._ask(("map", region.ino, size, faults), pool)
         finally:
@@ -186,7 +186,7 @@ class Worker:
         needed = {use.region for use in launch.uses if use.use != "writes"}
         written: dict[int, int] = {}
         for region, use in zip(regions, launch.uses, strict=True):
-            if use.region not in needed:
+            if use.region not in needed and not region.pid:
                 written[region.ino] = max(use.end, written.get(region.ino, 0))
         for ino, end in written.items():
             self._core.device_discard(self._node, ino, end)

@@ -38,11 +38,14 @@ class Array:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A region as a launch uses it; `end` is the byte that its arrays reach to."""
+    """A region as a launch uses it; `end` is the byte that its arrays reach to. pid: it is memory
+    of that program, from `address` on; 0: it is a region."""
 
     region: bytes
     use: str
     end: int
+    pid: int = 0
+    address: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,9 @@ def _is_installed(module: ModuleType) -> bool:
 def encoded(launch: Launch) -> str:
     """The operation as a line."""
     header = {
-        "uses": [[os.fsdecode(use.region), use.use, use.end] for use in launch.uses],
+        "uses": [
+            [os.fsdecode(use.region), use.use, use.end, use.pid, use.address] for use in launch.uses
+        ],
         "limit": launch.limit,
         "payload": base64.b64encode(launch.payload).decode(),
     }
@@ -98,7 +103,10 @@ def encoded(launch: Launch) -> str:
 def decoded(word: str) -> Launch:
     try:
         header = json.loads(base64.b64decode(word, validate=True))
-        uses = tuple(Use(os.fsencode(name), use, int(end)) for name, use, end in header["uses"])
+        uses = tuple(
+            Use(os.fsencode(name), use, *map(int, numbers))
+            for name, use, *numbers in header["uses"]
+        )
         limit = header["limit"]
         limit = None if limit is None else float(limit)
         launch = Launch(uses, base64.b64decode(header["payload"]), limit)
@@ -111,7 +119,7 @@ def decoded(word: str) -> Launch:
         RecursionError,
     ) as error:
         raise UsageError(f"That is not a call: {error}; use hmmfs launch, or the API.") from None
-    if any(use.use not in USES or use.end < 0 for use in uses):
+    if any(use.use not in USES or min(use.end, use.pid, use.address) < 0 for use in uses):
         raise UsageError(f"A region of a call is used in another way than {', '.join(USES)}.")
     if launch.limit is not None and not (launch.limit > 0 and math.isfinite(launch.limit)):
         raise UsageError("The limit of a call is a number of seconds above 0.")

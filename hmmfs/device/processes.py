@@ -11,6 +11,7 @@ import ctypes
 import errno
 import logging
 import os
+import re
 import socket
 import struct
 import uuid
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from hmmfs.device import processes_protocol
 from hmmfs.device.blocks import Blocks, Span, spans
-from hmmfs.errors import HmmfsError
+from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.memory import (
     BLOCK_BYTES,
     BLOCK_PAGES,
@@ -49,6 +50,13 @@ MAGIC, VERSION, MIGRATES = 0x68656C6C6F6D6D68, 1, 1
 HELLO_S = 5.0  # for a program to say hello
 BACKLOG = 128
 THREADS = 64  # accesses under way; a program's memory may be another file system's, and slow
+FORGET_TRIES = 100
+_NUMBER = r"(?:0[xX][0-9A-Fa-f]{1,16}|\d{1,19})"
+COMMAND = re.compile(
+    r"(?P<verb>attach|detach)\s+dev(?P<device>\d{1,4})"
+    rf"|(?P<place>forget)\s+(?P<address>{_NUMBER})\+(?P<length>{_NUMBER})",
+    re.ASCII,
+)
 CREDENTIALS = struct.Struct("3i")
 
 
@@ -76,6 +84,7 @@ class Process:
         self.pid = pid
         self.migrates = migrates
         self.gone = False
+        self.detached: set[int] = set()  # nodes of devices that may not use it
 
     async def look(self, address: int, pages: int) -> Look:
         """Faults nothing in, and changes nothing."""
@@ -150,6 +159,55 @@ class Process:
                     window=mine,
                 )
                 await self._blocks.run(job)
+
+    # ---- which devices may use it
+
+    def check_attached(self, node: int) -> None:
+        if node in self.detached:
+            raise HmmfsError(
+                errno.EPERM,
+                f"dev{node - 1} is not attached to process {self.pid}: write `attach dev{node - 1}`"
+                f" to state/@{self.pid}/devices.",
+            )
+
+    async def detach(self, node: int) -> None:
+        """What the device has of it comes home, and it gets no more."""
+        self.detached.add(node)
+        await self.evict_all(node)
+
+    def attached(self) -> str:
+        """What state/@PID/devices says."""
+        nodes = (node for node in range(1, self._core.nodes) if node not in self.detached)
+        return "".join(f"dev{node - 1}\n" for node in nodes)
+
+    async def command(self, text: str) -> None:
+        """What may be written there: `attach devN`, `detach devN`, `forget ADDRESS+LENGTH`."""
+        found = COMMAND.fullmatch(text)
+        if found is None:
+            raise UsageError(
+                f"{text[:80]!r} is wrong: write attach devN, detach devN, or forget ADDRESS+LENGTH."
+            )
+        if found["place"]:
+            await self.forget(int(found["address"], 0), int(found["length"], 0))
+            return
+        node = int(found["device"]) + 1
+        if node >= self._core.nodes:
+            raise HmmfsError(
+                errno.ENODEV, f"There is no dev{node - 1}: there are {self._core.nodes - 1}."
+            )
+        if found["verb"] == "attach":
+            self.detached.discard(node)
+        else:
+            await self.detach(node)
+
+    async def forget(self, address: int, length: int) -> None:
+        """What devices have of whole pages is dropped; the program finds zeros there."""
+        self.offset(address, length)
+        for _ in range(FORGET_TRIES):
+            if programs.forget(self._core, self.region, address, length):
+                return
+            await trio.sleep(0.001)
+        raise HmmfsError(errno.EBUSY, "Some of these pages keep moving: try again.")
 
     # ---- pieces
 
@@ -230,6 +288,9 @@ class Processes:
 
     def get(self, pid: int) -> Process | None:
         return self._attached.get(pid)
+
+    def of(self, region: Region) -> Process:
+        return self._by_ino[region.ino]
 
     def all(self) -> list[Process]:
         return list(self._attached.values())
@@ -385,13 +446,13 @@ class Processes:
         if self._attached.get(process.pid) is process:
             del self._attached[process.pid]
         self._table.acquire(region)
+        self._table.remove_program(region)
         try:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(
                     lambda: programs.detach(self._core, region, home=home), limiter=self._threads
                 )
             process.gone = True
-            self._table.remove_program(region)
         finally:
             self._table.release(region)
 

@@ -60,11 +60,6 @@ class Process(Protocol):
 class Processes(Protocol):
     """The programs whose memory devices use."""
 
-    @property
-    def socket_name(self) -> str:
-        """Of the abstract socket that programs connect to."""
-        ...
-
     def get(self, pid: int) -> Process | None: ...
 
     async def open(self, pid: int) -> Process:

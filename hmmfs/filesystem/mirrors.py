@@ -18,6 +18,7 @@ from hmmfs.memory import Core, Ioctl
 log = logging.getLogger(__name__)
 
 SIGNALS = re.compile(rb"^(?:SigPnd|ShdPnd):\s*([0-9a-f]+)$", flags=re.M)
+WATCH_S = 0.1  # between looks whether a program that got a signal is to end
 REMEMBERED = 64  # interrupts of ioctls of which nobody has heard yet
 
 
@@ -89,20 +90,21 @@ class Ioctls:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._running: dict[int, tuple[Ioctl, trio.CancelScope]] = {}
+        self._running: dict[int, tuple[Ioctl, trio.Nursery]] = {}
         self._early: deque[int] = deque(maxlen=REMEMBERED)
 
     async def run(self, request: Ioctl, mirror: OpenMirror | None) -> None:
         """Carry out an ioctl and answer it; `mirror`: of the open file, if it is a dmirror."""
         number, answer = errno.EINTR, b""
-        with trio.CancelScope() as scope:
-            self._running[request.unique] = request, scope
+        async with trio.open_nursery() as nursery:
+            self._running[request.unique] = request, nursery
             if request.unique in self._early:
                 self.interrupt(request.unique)
             try:
                 number, answer = await self._carry_out(request, mirror)
             finally:
                 del self._running[request.unique]
+            nursery.cancel_scope.cancel()
         self._core.reply_ioctl(request.unique, number, answer[: request.room])
 
     @staticmethod
@@ -118,9 +120,15 @@ class Ioctls:
             return errno.EIO, b""
 
     def interrupt(self, unique: int) -> None:
-        """The kernel says that a program that waits got a signal."""
+        """The kernel says that a program that waits got a signal. It says so of the first only."""
         found = self._running.get(unique)
         if found is None:
             self._early.append(unique)
-        elif is_killed(found[0].thread):
-            found[1].cancel()
+        else:
+            found[1].start_soon(self._watch, *found)
+
+    @staticmethod
+    async def _watch(request: Ioctl, nursery: trio.Nursery) -> None:
+        while not is_killed(request.thread):
+            await trio.sleep(WATCH_S)
+        nursery.cancel_scope.cancel()

@@ -442,7 +442,7 @@ class Operations(pyfuse3.Operations):
             await handle.act()
             return len(buf)
         if isinstance(handle, TextHandle) and isinstance(handle.node, Setting):
-            return self._set(handle.node, buf, MAX_VALUE)
+            return await self._set(handle.node, buf, MAX_VALUE)
         if isinstance(handle, OpenMirror):
             raise handle.no_bytes()
         if not isinstance(handle, SubmitHandle):
@@ -454,12 +454,14 @@ class Operations(pyfuse3.Operations):
             log.info("dev%d: %s", handle.device, error.sentence)
             raise
 
-    def _set(self, node: Setting, text: bytes, most: int) -> int:
+    async def _set(self, node: Setting, text: bytes, most: int) -> int:
         """One write is one value."""
         try:
             if len(text) > most:
                 raise UsageError(f"A value has at most {most} bytes.")
-            node.store(os.fsdecode(text).strip())
+            done = node.store(os.fsdecode(text).strip())
+            if done is not None:
+                await done
         except HmmfsError as error:
             self._tree.errors.say(error.sentence, node.device)
             raise
@@ -529,7 +531,7 @@ class Operations(pyfuse3.Operations):
         node = self._mirrored(inode, name)
         if not isinstance(node, Setting):
             raise FUSEError(errno.EACCES)  # as the file
-        self._set(node, value, MAX_ATTRIBUTE)
+        await self._set(node, value, MAX_ATTRIBUTE)
 
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         node = self._mirrored(inode, name)
@@ -538,7 +540,7 @@ class Operations(pyfuse3.Operations):
         if not self._value(node):
             raise FUSEError(ENOATTR)
         assert isinstance(node, Setting)
-        self._set(node, CLEARED[name.removeprefix(ATTRIBUTES)], MAX_VALUE)
+        await self._set(node, CLEARED[name.removeprefix(ATTRIBUTES)], MAX_VALUE)
 
     # ---- the whole
 

@@ -27,6 +27,7 @@ from typing import TypeVar
 import hmmfs
 from hmmfs.device import Executor, dmirror
 from hmmfs.device.links import Topology
+from hmmfs.device.processes import Processes
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.filesystem import advice, views
 from hmmfs.filesystem.advice import node_name
@@ -68,7 +69,7 @@ class Text(Node):
 class Setting(Text):
     """A file that says a value and takes another. `device`: whose last_error hears of a bad one."""
 
-    store: Callable[[str], None] = field(kw_only=True)
+    store: Callable[[str], Awaitable[None] | None] = field(kw_only=True)
     device: int | None = None
 
 
@@ -226,12 +227,13 @@ class Tree:
         topology: Topology,
         trace: Trace,
         shared: bool,
-        socket_name: str,
+        processes: Processes,
     ) -> None:
         self._core = core
         self._table = table
         self._policies = policies
         self._mirrored = mirrored
+        self._process_of = processes.of
         self._pid = pid
         self._born_ns = time.monotonic_ns()
         self._topology = topology
@@ -264,7 +266,7 @@ class Tree:
             b"audit": self._text(lambda: line(core.audit() or "ok")),
             b"topology": self._text(topology.matrix),
             b"distances": self._text(topology.distances),
-            b"socket": self._text(lambda: line(socket_name)),
+            b"socket": self._text(lambda: line(processes.socket_name)),
             b"version": self._text(lambda: line(hmmfs.__version__)),
             b"last_error": self._text(lambda: line(self.errors.last)),
         }
@@ -398,7 +400,10 @@ class Tree:
         return kind.value
 
     def _setting(
-        self, produce: Callable[[], str], store: Callable[[str], None], device: int | None
+        self,
+        produce: Callable[[], str],
+        store: Callable[[str], Awaitable[None] | None],
+        device: int | None,
     ) -> Setting:
         mode = stat.S_IFREG | 0o644
         return self._add(
@@ -453,6 +458,9 @@ class Tree:
                 b"prefetched": self._text(lambda: self._prefetched(region)),
             }
         )
+        if region.pid:
+            process = self._process_of(region)
+            directory.children[b"devices"] = self._setting(process.attached, process.command, None)
         for node in (directory, *directory.children.values()):
             node.entry_timeout = 0.0
         return directory

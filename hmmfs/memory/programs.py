@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmmfs._native import ffi, lib
-from hmmfs.errors import HmmfsError, check
+from hmmfs.errors import HmmfsError, UsageError, check
 from hmmfs.memory.core import Core, Region
 from hmmfs.memory.types import page_set, page_words
 
@@ -37,8 +37,8 @@ class State(enum.IntFlag):
 
 
 class Look(NamedTuple):
-    """Pages side by side: bits of `State`, and from bit OWNER on the node that has the page, 0 for the
-    program itself; page frames, 0 where there is none or it may not be known."""
+    """Pages side by side: bits of `State`, and from bit OWNER on the node that has the page, 0 for
+    the program itself; page frames, 0 where there is none or it may not be known."""
 
     state: NDArray[np.uint16]
     pfn: NDArray[np.uint64]
@@ -103,6 +103,18 @@ def offset(core: Core, region: Region, address: int, length: int) -> int:
             "or a multiple of that away.",
         )
     return check(ret, "Finding an address")
+
+
+def forget(core: Core, region: Region, address: int, length: int) -> bool:
+    """Drop what devices have of whole pages, where the program finds zeros then. False: some of it
+    is moving at the moment."""
+    ret = lib.hm_process_forget(core.handle, region.ino, address, length)
+    if ret == -errno.EINVAL:
+        raise UsageError(f"{address:#x}+{length} is not in whole pages of 4096 bytes.")
+    if ret == -errno.EBUSY:
+        return False
+    check(ret, "Forgetting pages")
+    return True
 
 
 def look(core: Core, region: Region, address: int, pages: int) -> Look:

@@ -1,5 +1,6 @@
 /* A peer for the bench: the shortest userfaultfd handler there can be.
- *     uffd PAGES     ns a fault: shuffled pages of a memfd, each filled by UFFDIO_COPY */
+ *     uffd PAGES       ns a fault: shuffled pages of a memfd, each filled by UFFDIO_COPY
+ *     uffd PAGES own   the same of private memory, each stored to */
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
@@ -33,7 +34,8 @@ static void *serve(void *arg)
 
 int main(int argc, char **argv)
 {
-    size_t pages = argc == 2 ? strtoul(argv[1], NULL, 0) : 0;
+    int own = argc > 2;
+    size_t pages = argc > 1 ? strtoul(argv[1], NULL, 0) : 0;
     struct uffdio_api api = {.api = UFFD_API};
     struct uffdio_register range = {.mode = UFFDIO_REGISTER_MODE_MISSING};
     struct timespec begin, end;
@@ -45,7 +47,9 @@ int main(int argc, char **argv)
     uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
     if (!pages || fd < 0 || ftruncate(fd, (off_t)(pages * PAGE)) || uffd < 0)
         return 2;
-    map = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    map = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE,
+               own ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, own ? -1 : fd, 0);
+    madvise((void *)map, pages * PAGE, MADV_NOHUGEPAGE);
     source = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     source[0] = 1;
     range.range = (struct uffdio_range){(uintptr_t)map, pages * PAGE};
@@ -65,7 +69,7 @@ int main(int argc, char **argv)
     pthread_create(&thread, NULL, serve, NULL);
     clock_gettime(CLOCK_MONOTONIC, &begin);
     for (size_t i = 0; i < pages; i++)
-        sink = map[order[i] * PAGE];
+        sink = own ? map[order[i] * PAGE]++ : map[order[i] * PAGE];
     clock_gettime(CLOCK_MONOTONIC, &end);
     (void)sink;
     printf("%f\n",

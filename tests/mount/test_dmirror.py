@@ -388,14 +388,18 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.parametrize("signals", [(), (signal.SIGINT, signal.SIGINT)])
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are of x86-64")
-def test_a_deadly_signal(mount: Mount) -> None:
+def test_a_deadly_signal(mount: Mount, signals: tuple[int, ...]) -> None:
     path = str(mount.path / "devices/dev0/dmirror")
     waiting = subprocess.Popen([sys.executable, "-c", WAITS, path], stdout=subprocess.PIPE)
     with waiting:
         assert waiting.stdout
         assert waiting.stdout.readline() == b"ready\n"
         time.sleep(0.3)
+        for number in signals:
+            waiting.send_signal(number)
+            time.sleep(0.1)
         assert waiting.poll() is None
         waiting.kill()
         assert waiting.wait(10) == -signal.SIGKILL

@@ -13,6 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#define BLOCK (2u << 20) /* what begins there is within one slot's scratch */
 #define PAGES 16
 #define FILLED 8
 #define MANY 2048 /* pages that hold a 1 */
@@ -22,6 +23,16 @@
 static size_t page;
 static volatile unsigned char *memory, *many;
 static _Thread_local sigjmp_buf failed;
+
+static unsigned char *map(size_t length)
+{
+    unsigned char *all =
+        mmap(NULL, length + BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    size_t before = BLOCK - (size_t)all % BLOCK;
+    munmap(all, before);
+    munmap(all + before + length, BLOCK - before);
+    return all + before;
+}
 
 static void on_bus_error(int signal)
 {
@@ -89,10 +100,19 @@ static long fork_often(long times)
 
 static void make_many(void)
 {
-    many = mmap(NULL, MANY * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    many = map(MANY * page);
     for (size_t i = 0; i < MANY; i++)
         many[i * page] = 1;
     printf("%zu\n", (size_t)many);
+}
+
+/* A huge page, if the kernel has one. */
+static void make_huge(void)
+{
+    unsigned char *huge = map(BLOCK);
+    madvise(huge, BLOCK, MADV_HUGEPAGE);
+    memset(huge, 5, BLOCK);
+    printf("%zu\n", (size_t)huge);
 }
 
 /* How many of the pages were neither right nor a SIGBUS. */
@@ -163,7 +183,7 @@ int main(int argc, char **argv)
     long number, value;
     int early = errno;
     page = (size_t)sysconf(_SC_PAGESIZE);
-    memory = mmap(NULL, PAGES * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memory = map(PAGES * page);
     signal(SIGBUS, on_bus_error);
     for (size_t i = 0; i < FILLED; i++)
         memory[i * page] = (unsigned char)(i + 1);
@@ -180,6 +200,14 @@ int main(int argc, char **argv)
             try_open(word);
         else if (sscanf(line, "forks %ld", &number) == 1)
             printf("%ld\n", fork_often(number));
+        else if (sscanf(line, "discard %ld", &number) == 1)
+            printf("%d\n", madvise((void *)(memory + (size_t)number * page), page, MADV_DONTNEED));
+        else if (sscanf(line, "unmap %ld", &number) == 1)
+            printf("%d\n", munmap((void *)(memory + (size_t)number * page), page));
+        else if (strcmp(line, "readonly\n") == 0)
+            printf("%d\n", mprotect((void *)memory, PAGES * page, PROT_READ));
+        else if (strcmp(line, "huge\n") == 0)
+            make_huge();
         else if (strcmp(line, "many\n") == 0)
             make_many();
         else if (strcmp(line, "storm\n") == 0)

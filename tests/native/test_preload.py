@@ -16,6 +16,7 @@ import subprocess
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,14 +29,17 @@ SECONDS = 5.0
 
 MAGIC, VERSION, MIGRATES = 0x68656C6C6F6D6D68, 1, 1
 FREE, PENDING, TAKEN, DONE = range(4)
-SLOTS, RUNS = 64, 32
-SLOT_BYTES = 16 + 16 * RUNS
+MOVE, DROP, RELEASE = range(3)
+SLOTS, RUNS = 16, 32
+HELLO, SLOT = struct.Struct("QIIQQQQ"), struct.Struct("IIiI")
+SLOT_BYTES = SLOT.size + 16 * RUNS
+BLOCK = 2 << 20
 
 # linux/userfaultfd.h
-REGISTER, WAKE, COPY = 0xC020AA00, 0x8010AA02, 0xC028AA03
+REGISTER, COPY = 0xC020AA00, 0xC028AA03
 ZEROPAGE, WRITEPROTECT = 0xC020AA04, 0xC018AA06
 MISSING, WP = 1, 2
-FAULT, FORK, REMAP, REMOVE = 0x12, 0x13, 0x14, 0x15
+FAULT, FORK, _REMAP, REMOVE, UNMAP = range(0x12, 0x17)
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0, reason="a userfaultfd that migrates takes CAP_SYS_PTRACE"
@@ -60,6 +64,15 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
+class Part(ctypes.Structure):
+    """struct iovec"""
+
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
 class Attached:
     """One program as its daemon has it: its userfaultfd, and the requests to its helper."""
 
@@ -69,14 +82,15 @@ class Attached:
             "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         )
         hello, fds, _, _ = socket.recv_fds(connection, 256, 8)
-        self.magic, self.version, self.flags, self.least = struct.unpack("QIIQ", hello)
+        self.magic, self.version, self.flags, self.least, *own = HELLO.unpack(hello)
+        self.own, self.own_bytes, self.scratch = own
         self.uffd = fds[1] if len(fds) > 1 else -1
         self.seals = fcntl.fcntl(fds[0], fcntl.F_GET_SEALS)
         self.control = mmap.mmap(fds[0], 0)
         os.close(fds[0])
         self.away: dict[int, bytes] = {}
         self.forks: list[int] = []
-        self.faults = 0
+        self.events: Counter[int] = Counter()
         self._serves = False
         self._stop, self._stopped = os.pipe()
         self._thread = threading.Thread(target=self._serve)
@@ -96,35 +110,57 @@ class Attached:
     def protect(self, start: int, pages: int) -> None:
         fcntl.ioctl(self.uffd, WRITEPROTECT, struct.pack("3Q", start, pages * PAGE, 1))
 
-    def take(self, start: int, pages: int, marks: bool = True) -> None:
+    def take(self, start: int, pages: int) -> None:
         """As if a device took pages that each begin with a byte that is not 0."""
-        with open(f"/proc/{self.credentials[0]}/mem", "rb") as memory:
-            memory.seek(start)
-            for page in range(start, start + pages * PAGE, PAGE):
-                self.away[page] = memory.read(PAGE)
-        assert self.drop(0, [(start, pages * PAGE)]) == (0, 1)
-        if marks:
-            self.protect(start, pages)
-            self.free(0)
+        for block in range(start, start + pages * PAGE, BLOCK):
+            length = min(BLOCK, start + pages * PAGE - block)
+            assert self.ask(0, MOVE, [(block, length)]) == 0
+            data = self.read(self.scratch + block % BLOCK, length)
+            self.away |= {block + at: data[at : at + PAGE] for at in range(0, length, PAGE)}
+            self.release(0)
 
-    def request(self, slot: int, runs: list[tuple[int, int]], count: int | None = None) -> None:
+    def release(self, slot: int) -> None:
+        assert self.ask(slot, RELEASE, []) == 0
+
+    def read(self, address: int, length: int) -> bytes:
+        data = ctypes.create_string_buffer(length)
+        local, remote = Part(ctypes.addressof(data), length), Part(address, length)
+        parts = ctypes.byref(local), 1, ctypes.byref(remote), 1, 0
+        assert LIBC.process_vm_readv(self.credentials[0], *parts) == length
+        return data.raw
+
+    def pages(self, address: int, count: int) -> str:
+        """A letter for each: p for one that is present, w if it is write-protected, too; a for a
+        marker; - for nothing."""
+        with open(f"/proc/{self.credentials[0]}/pagemap", "rb") as pagemap:
+            pagemap.seek(address // PAGE * 8)
+            entries = struct.unpack(f"{count}Q", pagemap.read(8 * count))
+        letters = {0: "-", 1: "p", 3: "w", 6: "a"}  # bits 63, 57 and 62
+        return "".join(letters[e >> 63 | (e >> 57 & 1) << 1 | (e >> 62 & 1) << 2] for e in entries)
+
+    def scratch_pages(self, slot: int, count: int = 16) -> str:
+        return self.pages(self.scratch + slot * BLOCK, count)
+
+    def request(
+        self, slot: int, kind: int, runs: list[tuple[int, int]], count: int | None = None
+    ) -> None:
         flat = [number for run in runs for number in run]
         at = slot * SLOT_BYTES
-        self.control[at + 16 : at + 16 + 8 * len(flat)] = struct.pack(f"{len(flat)}Q", *flat)
-        fields = struct.pack("IiII", PENDING, 99, len(runs) if count is None else count, 99)
-        self.control[at : at + 16] = fields
+        struct.pack_into(f"{len(flat)}Q", self.control, at + SLOT.size, *flat)
+        count = len(runs) if count is None else count
+        SLOT.pack_into(self.control, at, PENDING, kind, 99, count)
         self.socket.send(struct.pack("I", slot))
 
     def state(self, slot: int) -> int:
         return int(struct.unpack_from("I", self.control, slot * SLOT_BYTES)[0])
 
-    def drop(
-        self, slot: int, runs: list[tuple[int, int]], count: int | None = None
-    ) -> tuple[int, int]:
-        self.request(slot, runs, count)
+    def ask(
+        self, slot: int, kind: int, runs: list[tuple[int, int]], count: int | None = None
+    ) -> int:
+        """The result: 0 or -errno."""
+        self.request(slot, kind, runs, count)
         until(lambda: self.state(slot) == DONE)
-        _, result, _, done = struct.unpack_from("IiII", self.control, slot * SLOT_BYTES)
-        return result, done
+        return int(SLOT.unpack_from(self.control, slot * SLOT_BYTES)[2])
 
     def free(self, slot: int) -> None:
         struct.pack_into("I", self.control, slot * SLOT_BYTES, FREE)
@@ -160,11 +196,11 @@ class Attached:
             for fd in ready:
                 with contextlib.suppress(BlockingIOError):
                     event = os.read(fd, 32)
+                    self.events[event[0]] += 1
                     if event[0] == FORK:
                         self.forks.append(struct.unpack_from("I", event, 8)[0])
                         poll.register(self.forks[-1], select.POLLIN)
                     elif event[0] == FAULT:
-                        self.faults += 1
                         self._answer(fd, *struct.unpack_from("QQ", event, 8))
 
     def _answer(self, uffd: int, flags: int, address: int) -> None:
@@ -280,37 +316,139 @@ def test_hello(daemon: Daemon, program: Path) -> None:
     assert attached.credentials[0] == running.process.pid
     assert len(attached.control) == SLOTS * SLOT_BYTES + 8
     assert attached.seals & (fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    assert attached.scratch % BLOCK == 0
+    assert attached.own <= attached.scratch
+    assert attached.scratch + SLOTS * BLOCK <= attached.own + attached.own_bytes
     running.address()
     assert running.end() == ""
 
 
-def test_drop_and_fetch(daemon: Daemon, program: Path) -> None:
+def own_pages(running: Running) -> int:
+    """Of its memory, those that are no file's."""
+    rollup = Path(f"/proc/{running.process.pid}/smaps_rollup").read_text()
+    return int(rollup.split("Anonymous:")[1].split()[0]) * 1024 // PAGE
+
+
+def huge_pages(running: Running, address: int) -> int:
+    """KiB of huge pages in the mapping that begins there."""
+    smaps = Path(f"/proc/{running.process.pid}/smaps").read_text()
+    mapping = smaps.partition(f"\n{address:x}-")[2]
+    return int(mapping.partition("AnonHugePages:")[2].split()[0])
+
+
+def test_take_and_fetch(daemon: Daemon, program: Path) -> None:
     running, attached, start = begin(daemon, program)
     attached.take(start + PAGE, 3)
-    resident = Path(f"/proc/{running.process.pid}/pagemap")
-    with resident.open("rb") as pagemap:
-        pagemap.seek(start // PAGE * 8)
-        entries = struct.unpack("4Q", pagemap.read(32))
-    assert [entry >> 63 for entry in entries] == [1, 0, 0, 0]
+    assert attached.pages(start, 5) == "paaap"
     assert [running.ask(f"touch {page}") for page in (0, 1, 2, 3, 4)] == ["1", "2", "3", "4", "5"]
     assert running.ask("store 1 77") == "77"
-    assert attached.faults == 3
+    assert attached.events[FAULT] == 3
     assert running.end() == ""
 
 
-def test_several_slots_and_wrong_requests(daemon: Daemon, program: Path) -> None:
+def test_move_leaves_holes_out(daemon: Daemon, program: Path) -> None:
+    running, attached, start = begin(daemon, program)
+    before = own_pages(running)
+    assert attached.ask(15, MOVE, [(start + PAGE, 9 * PAGE), (start + 12 * PAGE, PAGE)]) == 0
+    assert attached.pages(start, 16) == "paaaaaaaaa--a---"
+    assert attached.scratch_pages(15) == "-ppppppp--------"
+    assert attached.read(attached.scratch + 15 * BLOCK + 3 * PAGE, 2) == b"\x04\x00"
+    assert own_pages(running) == before
+    attached.release(15)
+    assert attached.scratch_pages(15) == "-" * 16
+    assert own_pages(running) == before - 7
+    assert attached.ask(2, MOVE, [(start, 16 * PAGE)]) == 0, "again, with markers among them"
+    assert attached.scratch_pages(2) == "p" + "-" * 15
+    assert attached.pages(start, 16) == "a" * 16
+    assert attached.ask(2, RELEASE, []) == attached.ask(2, RELEASE, []) == 0
+
+
+def test_move_a_huge_page(daemon: Daemon, program: Path) -> None:
+    running, attached, _ = begin(daemon, program)
+    for first, count in ((0, 512), (3, 509)):
+        start = int(running.ask("huge"))
+        if not huge_pages(running, start):
+            pytest.skip("the kernel has no huge page to give")
+        attached.register(start, 512)
+        before = own_pages(running)
+        assert attached.ask(1, MOVE, [(start + first * PAGE, count * PAGE)]) == 0
+        assert attached.pages(start, 512) == "p" * first + "a" * count
+        assert attached.scratch_pages(1, 512) == "-" * first + "p" * count
+        assert (huge_pages(running, attached.scratch + BLOCK) == 2048) == (count == 512), "split"
+        assert attached.read(attached.scratch + BLOCK + first * PAGE, 2) == b"\x05\x05"
+        attached.release(1)
+        assert own_pages(running) == before - count
+
+
+def test_move_what_is_shared_with_a_fork(daemon: Daemon, program: Path) -> None:
+    """Also write-protected pages: a fault of the helper would wait for who waits for it."""
+    running, attached, start = begin(daemon, program)
+    running.tell("fork")
+    child = daemon.accept().welcome()
+    assert running.hear() == "child"
+    attached.protect(start + 2 * PAGE, 2)
+    assert attached.ask(0, MOVE, [(start, 16 * PAGE)]) == 0
+    assert attached.pages(start, 16) == "a" * 16
+    assert attached.scratch_pages(0) == "p" * 8 + "-" * 8
+    assert child.pages(start, 16) == "p" * 8 + "-" * 8
+    for page in range(8):
+        assert attached.read(attached.scratch + page * PAGE, 1)[0] == page + 1
+        assert running.ask(f"touch {page}") == f"{page + 1}"
+    assert attached.events[FAULT] == 0
+
+
+def test_read_only_pages_are_dropped_instead(daemon: Daemon, program: Path) -> None:
+    running, attached, start = begin(daemon, program)
+    assert running.ask("readonly") == "0"
+    assert attached.ask(0, MOVE, [(start, 10 * PAGE)]) == -errno.EINVAL
+    assert attached.pages(start, 12) == "wwwwwwwwaa--"
+    assert attached.scratch_pages(0) == "-" * 16
+    attached.release(0)
+    attached.away = {start + PAGE: attached.read(start + PAGE, PAGE)}
+    before = own_pages(running)
+    assert attached.ask(0, DROP, [(start + PAGE, PAGE), (start + 11 * PAGE, PAGE)]) == 0
+    assert attached.pages(start, 12) == "wawwwwwwaa-a"
+    assert own_pages(running) == before - 1
+    assert running.ask("touch 1") == "2"
+    assert running.ask("touch 2") == "3"
+
+
+def test_move_nothing_from_where_nothing_is_mapped(daemon: Daemon, program: Path) -> None:
+    running, attached, start = begin(daemon, program)
+    assert running.ask("unmap 4") == "0"
+    until(lambda: attached.events[UNMAP] == 1)
+    assert attached.ask(0, MOVE, [(start + 4 * PAGE, PAGE), (start, PAGE)]) == -errno.ENOENT
+    assert attached.pages(start, 6) == "appp-p"
+    assert attached.ask(1, MOVE, [(start + 3 * PAGE, 3 * PAGE)]) == -errno.EINVAL
+    assert attached.scratch_pages(1) == "-" * 16
+
+
+def test_wrong_requests(daemon: Daemon, program: Path) -> None:
     running, attached, start = begin(daemon, program)
     for number in (struct.pack("I", SLOTS), struct.pack("I", 0xFFFFFFFF), b"", b"xy", b"x" * 99):
         attached.socket.send(number)
-    assert attached.drop(63, [(start, PAGE), (start + 2 * PAGE, PAGE)]) == (0, 2)
-    assert attached.drop(1, [(start, PAGE), (start + 1, PAGE), (start, PAGE)]) == (-errno.EINVAL, 1)
-    assert attached.drop(2, [], count=RUNS + 1) == (-errno.EINVAL, 0)
-    assert attached.drop(3, []) == (0, 0)
+    wrong = [
+        (start, BLOCK + PAGE),
+        (start + PAGE, BLOCK),
+        (start, -PAGE & 2**64 - 1),
+        (start + 1, PAGE),
+        (start, PAGE + 1),
+    ]
+    for kind in (MOVE, DROP):
+        for run in wrong:
+            assert attached.ask(1, kind, [run]) == -errno.EINVAL
+        assert attached.ask(2, kind, [], count=RUNS + 1) == -errno.EINVAL
+        assert attached.ask(3, kind, []) == 0
+    for kind in (RELEASE + 1, 2**32 - 1):
+        assert attached.ask(4, kind, [(start, PAGE)]) == -errno.EINVAL
     attached.free(5)
     attached.socket.send(struct.pack("I", 5))
-    assert attached.drop(6, [(start, PAGE)]) == (0, 1)
+    assert attached.pages(start, 16) == "p" * 8 + "-" * 8
+    runs = [(start + page * PAGE, PAGE) for page in (0, 1, 3)]
+    assert attached.ask(6, MOVE, [wrong[0], *runs]) == -errno.EINVAL, "of the first"
+    assert attached.pages(start, 4) == "aapa"
     assert attached.state(5) == FREE
-    assert running.ask("touch 1") == "2"
+    assert running.ask("touch 2") == "3"
 
 
 def test_a_killed_daemon_leaves_no_zeros(daemon: Daemon, program: Path) -> None:
@@ -349,13 +487,30 @@ def test_a_daemon_killed_while_pages_are_dropped(daemon: Daemon, program: Path) 
     attached = daemon.accept().welcome()
     start = running.address()
     attached.register(start, 16)
-    attached.request(7, [(start + PAGE, PAGE)])
+    attached.request(7, DROP, [(start + PAGE, PAGE)])
     until(lambda: attached.state(7) == TAKEN)
     attached.vanish()
     until(lambda: attached.state(7) == DONE)
     assert running.ask("touch 1") == "SIGBUS"
     assert running.ask("touch 0") == "1"
     assert running.ask("touch 9") == "0"
+
+
+def test_a_daemon_killed_while_pages_are_moved(daemon: Daemon, program: Path) -> None:
+    """Others of the slot's pages may have no marker yet; those it had before do not matter."""
+    running, attached, start = begin(daemon, program)
+    attached.take(start + 2 * PAGE, 1)
+    assert running.ask("touch 2") == "3"
+    assert running.ask("discard 2") == "0"
+    assert attached.state(0) == DONE
+    assert attached.ask(1, MOVE, [(start, 2 * PAGE)]) == 0
+    assert running.ask("touch 9") == "0"
+    attached.vanish()
+    assert running.ask("touch 0") == "SIGBUS"
+    assert running.ask("touch 1") == "SIGBUS"
+    assert running.ask("touch 2") == "0"
+    assert running.ask("touch 3") == "4"
+    assert running.ask("touch 10") == "0"
 
 
 def test_forks_of_the_abandoned_see_no_zeros_either(daemon: Daemon, program: Path) -> None:
@@ -451,7 +606,7 @@ def test_without_privilege_it_is_attached_all_the_same(daemon: Daemon, program: 
     until(lambda: len(list(threads.iterdir())) == 1)
     assert running.end() == (
         "hmmfs run: Devices can read and write its memory but not migrate it (Operation not "
-        "permitted): that takes root or CAP_SYS_PTRACE, and Linux 6.6 or later.\n"
+        "permitted): that takes root or CAP_SYS_PTRACE, and Linux 6.8 or later.\n"
     )
 
 
@@ -511,8 +666,7 @@ def test_a_fork_is_attached(daemon: Daemon, program: Path) -> None:
     assert child.credentials[0] not in (0, running.process.pid)
     assert running.ask("touch 0") == "1", "answered by the daemon, by the parent's descriptor"
     assert running.ask("state") == "single 1 blocked 0"
-    assert child.drop(4, []) == (0, 0)
-    assert attached.drop(4, []) == (0, 0)
+    assert child.ask(4, MOVE, []) == attached.ask(4, MOVE, []) == 0
     assert running.end() == ""
 
 
@@ -522,7 +676,7 @@ def test_a_program_that_takes_its_place_is_attached(daemon: Daemon, program: Pat
     again = daemon.accept().welcome()
     assert again.credentials[0] == running.process.pid
     assert running.hear().startswith("again ")
-    assert again.drop(0, []) == (0, 0)
+    assert again.ask(0, MOVE, []) == 0
     assert running.end() == ""
 
 

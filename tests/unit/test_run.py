@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hmmfs import cli, cli_run, mountinfo
+from hmmfs import cli, mountinfo, run
 
 
 class Replaced(Exception):
@@ -37,13 +37,13 @@ def ran(args: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_environment(mount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    os.environ |= {"LD_PRELOAD": f"other.so {cli_run.LIBRARY}:more.so", "HMMFS_LEAST": "1"}
+    os.environ |= {"LD_PRELOAD": f"other.so {run.LIBRARY}:more.so", "HMMFS_LEAST": "1"}
     args = ["run", "--least", "2M", "elsewhere", "--", "prog", "--least", "--", "-x"]
     assert ran(args, monkeypatch) == ["prog", "--least", "--", "-x"]
     assert os.environ["HMMFS_SOCKET"] == "hmmfs-abc"
     assert os.environ["HMMFS_DIR"] == str(mount)
     assert os.environ["HMMFS_LEAST"] == str(2 << 20)
-    assert os.environ["LD_PRELOAD"] == f"{cli_run.LIBRARY}:other.so:more.so"
+    assert os.environ["LD_PRELOAD"] == f"{run.LIBRARY}:other.so:more.so"
 
 
 def test_without_options(mount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def test_without_options(mount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.environ.pop("LD_PRELOAD", None)
     assert ran(["run", str(mount), "--", "prog"], monkeypatch) == ["prog"]
     assert "HMMFS_LEAST" not in os.environ
-    assert os.environ["LD_PRELOAD"] == str(cli_run.LIBRARY)
+    assert os.environ["LD_PRELOAD"] == str(run.LIBRARY)
 
 
 def test_what_cannot_be_run(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,7 +96,7 @@ def test_a_path_that_cannot_be_preloaded(
     mount: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     library = mount / "a b.so"
-    monkeypatch.setattr(cli_run, "LIBRARY", library)
+    monkeypatch.setattr(run, "LIBRARY", str(library))
     assert cli.main(["run", str(mount), "--", "true"]) == 1
     assert capsys.readouterr().err == f"hmmfs: There is no {library}: install hmmfs anew.\n"
     library.touch()

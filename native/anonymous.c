@@ -164,6 +164,15 @@ static bool is_own(const struct hm_process *process, uint64_t address)
     return address - process->own < process->own_bytes;
 }
 
+/* Whether one mapping has all of the range. Just after a registration that makes it registered, or
+ * there is news of it: the kernel registers what there is, and says nothing of holes, nor of what
+ * is mapped into them later. */
+static bool spans(const struct hm_process *process, uint64_t start, uint64_t end)
+{
+    struct hm_vma vma;
+    return !hm_vma_find(process, start, &vma) && vma.start <= start && vma.end >= end;
+}
+
 /* Sort pages by their mappings, and have the kernel tell us of them from now on. */
 static int sort_pages(const struct transaction *t, const struct hm_mask *mask, struct taking *out)
 {
@@ -190,7 +199,7 @@ static int sort_pages(const struct transaction *t, const struct hm_mask *mask, s
         request = (struct uffdio_register){
             {from, to - from}, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP, 0};
         /* EBUSY: another userfaultfd has it. What can't be registered stays where it is. */
-        if (ioctl(process->uffd, UFFDIO_REGISTER, &request) < 0)
+        if (ioctl(process->uffd, UFFDIO_REGISTER, &request) < 0 || !spans(process, from, to))
             continue;
         HM_EACH_WORD (w)
             (vma.write ? &out->movable : &out->fixed)->word[w] |= part.word[w];
@@ -274,6 +283,8 @@ static int move_pages(const struct transaction *t, const struct taking *taking, 
         *some |= error != -EBUSY;
         if (error == -EIO || error == -EAGAIN)
             error = 0; /* some stayed: pagemap tells which */
+        if (error == -EBUSY && *some)
+            return 0; /* it was stopped in between */
     }
     return error;
 }
@@ -283,7 +294,7 @@ static int take_movable(const struct transaction *t, struct taking *taking)
     struct hm_process *process = t->region->process;
     struct hm_mask wanted = taking->movable, there;
     bool some = false;
-    int slot, error, asked;
+    int slot, error;
     uint64_t scratch;
     if (!hm_bits(wanted.word))
         return 0;
@@ -295,9 +306,9 @@ static int take_movable(const struct transaction *t, struct taking *taking)
         return slot;
     }
     scratch = process->scratch + (uint64_t)slot * HM_BLOCK_BYTES;
-    asked = move_pages(t, taking, slot, &some);
-    error = which_are_there(process, scratch, &wanted, &taking->taken);
-    error = asked ? asked : error;
+    error = move_pages(t, taking, slot, &some);
+    if (!error)
+        error = which_are_there(process, scratch, &wanted, &taking->taken);
     if (!error)
         error = which_are_there(process, page_address(t, 0), &wanted, &there);
     if (!error) {

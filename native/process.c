@@ -361,11 +361,17 @@ static struct hm_mask home_window(const struct transaction *t, const struct hm_m
     return window;
 }
 
+static bool block_waits(const struct transaction *t)
+{
+    uint64_t start = hm_process_address(t->region->process, t->block);
+    return hm_process_waits(t->region->process, start, start + HM_BLOCK_BYTES);
+}
+
 /* Bring pages home for a program that waits for one of them: at once if they are few. Both locks
  * are held. False: it has to be tried again. */
 static bool bring_home(struct transaction *t, const struct hm_mask *touched)
 {
-    struct hm_mask window = home_window(t, touched);
+    struct hm_mask window = block_waits(t) ? *touched : home_window(t, touched);
     if (hm_bits(window.word) > HM_INLINE_PAGES) {
         struct hm_job job = {.kind = HM_JOB_MIGRATE,
                              .ino = t->region->ino,
@@ -405,6 +411,12 @@ static bool serve_fault(struct hm_process *process, const struct uffd_msg *messa
                             .job = &job,
                             .cause = hm_cause(&job)};
     struct hm_mask touched = hm_mask_range(page, 1);
+    /* What was read with it is about another mapping than the page is in by now, or about a fork
+     * that has to have the page, too: it is to fault again, behind that. */
+    if (hm_process_waits(process, address, address + HM_PAGE_SIZE)) {
+        hm_process_wake(process, address, HM_PAGE_SIZE);
+        return true;
+    }
     if (!hm_region_is_touched(process->region, block)) {
         fill_holes(process, address, 1);
         return true;
@@ -426,7 +438,7 @@ static bool serve_fault(struct hm_process *process, const struct uffd_msg *messa
         struct uffdio_writeprotect request = {.range = {address, HM_PAGE_SIZE}};
         done = process_ioctl(process, UFFDIO_WRITEPROTECT, &request) != -EAGAIN;
     } else {
-        holes = holes_from(t.record, page);
+        holes = block_waits(&t) ? 1 : holes_from(t.record, page);
         pthread_mutex_unlock(&t.stripe->lock);
         fill_holes(process, address, holes);
         return true;
@@ -479,38 +491,76 @@ int hm_process_forget(struct hm_core *core, uint64_t ino, uint64_t address, uint
     return error;
 }
 
-/* Copies of all that devices have of [start, start+length), into another address space or another
- * place of this one. False: a transaction holds one of the blocks, or the kernel has news. */
-static bool copy_out(struct hm_process *process, int uffd, uint64_t start, uint64_t length,
+/* Where a page is by now, of which there is news already: events that came later. 0: nowhere. */
+static uint64_t follow(const struct hm_pending *later, uint64_t address)
+{
+    for (; later && address; later = later->next) {
+        uint64_t from, to;
+        range_of(&later->message, &from, &to);
+        if (later->message.event == UFFD_EVENT_FORK || address < from || address >= to)
+            continue;
+        address = later->message.event == UFFD_EVENT_REMAP
+                      ? address - from + later->message.arg.remap.to
+                      : 0;
+    }
+    return address;
+}
+
+static int copy_page(const struct hm_process *process, int uffd, uint64_t block, uint32_t page,
                      uint64_t to)
+{
+    uint32_t owner = process->region->blocks[block].owner[page];
+    struct hm_mask mask = hm_mask_range(page, 1);
+    uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE;
+    struct uffdio_copy copy = {.dst = to, .len = HM_PAGE_SIZE};
+    copy.src = (uintptr_t)hm_pool_map(&process->region->pools[owner], offset);
+    hm_window_protect(process->region, owner, block, &mask);
+    return ioctl(uffd, UFFDIO_COPY, &copy) < 0 ? -errno : 0;
+}
+
+/* The same for the children that were forked meanwhile, which are yet to be served. */
+static bool copy_to_forks(const struct hm_process *process, const struct hm_pending *later,
+                          uint64_t block, uint32_t page, uint64_t to)
+{
+    for (; later && to; later = later->next) {
+        struct hm_pending one = {.message = later->message};
+        if (later->message.event == UFFD_EVENT_FORK &&
+            copy_page(process, (int)later->message.arg.fork.ufd, block, page, to) == -EAGAIN)
+            return false;
+        to = follow(&one, to);
+    }
+    return true;
+}
+
+/* Copies of all that devices have of [start, start+length), into another address space or another
+ * place of this one, where `later` is what has become of that since. False: a transaction holds one
+ * of the blocks, or the kernel has news. */
+static bool copy_out(struct hm_process *process, int uffd, uint64_t start, uint64_t length,
+                     uint64_t to, const struct hm_pending *later)
 {
     uint64_t at = start, block;
     struct hm_mask mask;
     while (next_part(process, &at, start + length, &block, &mask)) {
         struct hm_stripe *stripe = hm_stripe_of(process->core, process->region->ino, block);
         const struct hm_block *record = &process->region->blocks[block];
-        int error = 0;
+        bool done = true;
         pthread_mutex_lock(&stripe->lock);
-        if (record->busy)
-            error = -EAGAIN;
-        else
-            HM_EACH_WORD (w)
-                mask.word[w] &= record->device[w];
+        HM_EACH_WORD (w)
+            mask.word[w] &= record->device[w];
+        if (record->busy) {
+            done = false;
+            memset(&mask, 0, sizeof(mask));
+        }
         HM_EACH_PAGE (page, mask.word) {
-            struct hm_pool *pool = &process->region->pools[record->owner[page]];
-            uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE;
-            uint64_t was = page_address(process, block, page);
-            struct uffdio_copy copy = {.dst = was - start + to,
-                                       .src = (uintptr_t)hm_pool_map(pool, offset),
-                                       .len = HM_PAGE_SIZE};
-            if (error)
-                break;
-            hm_window_protect(process->region, record->owner[page], block, &mask);
-            if (ioctl(uffd, UFFDIO_COPY, &copy) < 0 && errno == EAGAIN)
-                error = -EAGAIN;
+            uint64_t dst = page_address(process, block, page) - start + to;
+            uint64_t is = follow(later, dst);
+            if (done && is)
+                done = copy_page(process, uffd, block, page, is) != -EAGAIN;
+            if (done)
+                done = copy_to_forks(process, later, block, page, dst);
         }
         pthread_mutex_unlock(&stripe->lock);
-        if (error)
+        if (!done)
             return false;
     }
     return true;
@@ -524,7 +574,7 @@ static bool serve_fork(struct hm_process *process, const struct uffd_msg *messag
     for (uint64_t area = 0; area < HM_AREAS; area++) {
         uint64_t start = hm_process_address(process, area * HM_AREA_BYTES / HM_BLOCK_BYTES);
         if (atomic_load(&process->area[area]) &&
-            !copy_out(process, uffd, start, HM_AREA_BYTES, start))
+            !copy_out(process, uffd, start, HM_AREA_BYTES, start, NULL))
             return false;
     }
     close(uffd);
@@ -534,7 +584,8 @@ static bool serve_fork(struct hm_process *process, const struct uffd_msg *messag
 static bool serve_remap(struct hm_process *process, const struct uffd_msg *message)
 {
     uint64_t from = message->arg.remap.from, length = message->arg.remap.len;
-    return copy_out(process, process->uffd, from, length, message->arg.remap.to) &&
+    return copy_out(process, process->uffd, from, length, message->arg.remap.to,
+                    process->pending->next) &&
            cut(process, from, from + length);
 }
 

@@ -114,10 +114,17 @@ class Program:
         self.process.communicate()
 
 
+def tasks(pid: int) -> list[Path]:
+    try:
+        return sorted(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return []
+
+
 def where(pid: int) -> str:
     """In what a program's threads are, for a failure's sake."""
     said = []
-    for task in sorted(Path(f"/proc/{pid}/task").glob("*")):
+    for task in tasks(pid):
         with contextlib.suppress(OSError):
             said.append(f"{(task / 'comm').read_text().strip()}: {(task / 'stack').read_text()}")
     return "\n".join(said)
@@ -125,9 +132,9 @@ def where(pid: int) -> str:
 
 def descendants(pid: int) -> list[int]:
     found = []
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+    for task in tasks(pid):
         with contextlib.suppress(OSError):
-            found += [int(child) for child in children.read_text().split()]
+            found += [int(child) for child in (task / "children").read_text().split()]
     return found + [one for child in found for one in descendants(child)]
 
 

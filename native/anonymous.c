@@ -554,6 +554,24 @@ static int choose(struct transaction *t, const struct hm_mask *mask, bool popula
     return error;
 }
 
+static struct hm_mask asked(const struct hm_mask *others, const struct taking *taking)
+{
+    struct hm_mask mask;
+    HM_EACH_WORD (w)
+        mask.word[w] = others->word[w] | taking->movable.word[w] | taking->fixed.word[w];
+    return mask;
+}
+
+static struct hm_mask arrived(const struct hm_mask *others, const struct taking *taking)
+{
+    struct hm_mask mask;
+    HM_EACH_WORD (w)
+        mask.word[w] = others->word[w] | taking->taken.word[w] | taking->holes.word[w];
+    return mask;
+}
+
+/* What was copied to the device and did not become its is punched: of a hole that it takes later
+ * nothing is written, for that is zeros. */
 static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bool populate)
 {
     struct hm_block *record = t->record;
@@ -578,12 +596,17 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
         room = 0;
     began = hm_now();
     if (!error && room) {
-        struct hm_mask moving = others;
+        struct hm_mask moving = others, unused = asked(&others, &taking);
         HM_EACH_WORD (w)
             moving.word[w] |=
                 taking.there.word[w] & (taking.movable.word[w] | taking.fixed.word[w]);
         hm_trace_move(t, &moving, record->owner, 0);
         error = carry(t, &others, &taking);
+        if (!error) {
+            struct hm_mask used = arrived(&others, &taking);
+            unused = hm_without(unused, &used);
+        }
+        hm_punch_runs(t->region, t->job->node, t->block, unused.word);
     }
     pthread_mutex_lock(&t->stripe->lock);
     memset(record->recalling, 0, sizeof(record->recalling));

@@ -262,9 +262,11 @@ static void put_back(const struct transaction *t, uint64_t scratch, const struct
             .dst = page_address(t, page), .src = (uintptr_t)bytes, .len = sizeof(bytes)};
         if (process_vm_readv(process->pid, &local, 1, &remote, 1, 0) != sizeof(bytes))
             continue;
-        for (int i = 0;
-             i < NEWS_TRIES && ioctl(process->uffd, UFFDIO_COPY, &copy) < 0 && errno == EAGAIN; i++)
+        while (ioctl(process->uffd, UFFDIO_COPY, &copy) < 0 && errno == EAGAIN &&
+               is_there(process)) {
             hm_process_read(process);
+            usleep(50);
+        }
     }
 }
 
@@ -452,31 +454,46 @@ static int copy_between(const struct transaction *t, const struct hm_mask *mask)
     return error;
 }
 
-/* Put what is taken on the device, and zeros where nothing was: out of its worker's reach. */
-static int carry(struct transaction *t, const struct hm_mask *others, struct taking *taking)
+static int fill_zeros(const struct transaction *t, const struct hm_mask *mask)
 {
-    struct hm_mask arriving, zeros;
+    struct hm_pool *pool = hm_region_pool(t->region, t->job->node);
+    int error = pool ? 0 : -errno;
+    for (uint32_t first = 0, count; !error && hm_next_run(mask->word, &first, &count);
+         first += count)
+        error = hm_pool_zero(pool, t->block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE,
+                             (uint64_t)count * HM_PAGE_SIZE);
+    return error;
+}
+
+/* Put what comes on the device, out of its worker's reach: other devices' pages, what is taken, and
+ * zeros where nothing was. In the masks is left what has come, whatever failed then: what was taken
+ * is nowhere else. */
+static int carry(struct transaction *t, struct hm_mask *others, struct taking *taking)
+{
+    static const struct hm_mask none;
+    struct hm_mask arriving;
     int error;
     HM_EACH_WORD (w)
         arriving.word[w] = taking->movable.word[w] | taking->fixed.word[w] | others->word[w];
     error = hm_window_protect(t->region, t->job->node, t->block, &arriving);
     if (!error)
         error = copy_between(t, others);
-    if (!error)
-        error = take_movable(t, taking);
-    if (error == -EBUSY || error == -ESRCH)
+    if (error) {
+        hm_punch_runs(t->region, t->job->node, t->block, others->word);
+        *others = none;
         return error;
-    if (!error) {
-        error = take_fixed(t, taking);
-        if (error != -ESRCH) /* what was taken is on the device, the rest stays */
-            error = 0;
     }
-    zeros = taking->holes;
-    for (uint32_t first = 0, count; !error && hm_next_run(zeros.word, &first, &count);
-         first += count)
-        error = hm_pool_zero(hm_region_pool(t->region, t->job->node),
-                             t->block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE,
-                             (uint64_t)count * HM_PAGE_SIZE);
+    error = take_movable(t, taking);
+    if (!error)
+        error = take_fixed(t, taking);
+    if (fill_zeros(t, &taking->holes)) {
+        hm_punch_runs(t->region, t->job->node, t->block, taking->holes.word);
+        taking->holes = none;
+        error = error ? error : -ENOMEM;
+    }
+    HM_EACH_WORD (w)
+        arriving.word[w] &= ~(others->word[w] | taking->taken.word[w] | taking->holes.word[w]);
+    hm_punch_runs(t->region, t->job->node, t->block, arriving.word);
     return error;
 }
 
@@ -554,30 +571,21 @@ static int choose(struct transaction *t, const struct hm_mask *mask, bool popula
     return error;
 }
 
-static struct hm_mask asked(const struct hm_mask *others, const struct taking *taking)
+/* Whether all came that the job can't do without; the stripe is held. */
+static int all_came(const struct transaction *t, const struct hm_mask *need)
 {
-    struct hm_mask mask;
-    HM_EACH_WORD (w)
-        mask.word[w] = others->word[w] | taking->movable.word[w] | taking->fixed.word[w];
-    return mask;
+    struct hm_mask mine = hm_owned(t->record, t->job->node), missing;
+    missing = hm_without(*need, &mine);
+    return hm_bits(missing.word) ? -EBUSY : 0;
 }
 
-static struct hm_mask arrived(const struct hm_mask *others, const struct taking *taking)
-{
-    struct hm_mask mask;
-    HM_EACH_WORD (w)
-        mask.word[w] = others->word[w] | taking->taken.word[w] | taking->holes.word[w];
-    return mask;
-}
-
-/* What was copied to the device and did not become its is punched: of a hole that it takes later
- * nothing is written, for that is zeros. */
 static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bool populate)
 {
     struct hm_block *record = t->record;
     struct hm_mask mine = hm_owned(record, t->job->node), others, absent, freed[HM_MAX_NODES];
-    uint32_t generation = record->generation, room, used;
+    uint32_t generation = record->generation, room;
     struct taking taking;
+    struct hm_mask moving;
     uint64_t began;
     int error;
     others = hm_without(*mask, &mine);
@@ -589,42 +597,39 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
     hm_process_flush_block(t->region->process, t->block);
     pthread_mutex_unlock(&t->stripe->lock);
     error = choose(t, &absent, populate, &taking);
-    room = hm_bits(others.word) + hm_bits(taking.movable.word) + hm_bits(taking.fixed.word);
+    HM_EACH_WORD (w)
+        moving.word[w] = others.word[w] | taking.movable.word[w] | taking.fixed.word[w];
+    room = error ? 0 : hm_bits(moving.word);
     if (!error)
         error = hm_take_room(t, room, hm_room_for(t->job));
-    else
-        room = 0;
-    began = hm_now();
-    if (!error && room) {
-        struct hm_mask moving = others, unused = asked(&others, &taking);
-        HM_EACH_WORD (w)
-            moving.word[w] |=
-                taking.there.word[w] & (taking.movable.word[w] | taking.fixed.word[w]);
-        hm_trace_move(t, &moving, record->owner, 0);
-        error = carry(t, &others, &taking);
-        if (!error) {
-            struct hm_mask used = arrived(&others, &taking);
-            unused = hm_without(unused, &used);
-        }
-        hm_punch_runs(t->region, t->job->node, t->block, unused.word);
-    }
-    pthread_mutex_lock(&t->stripe->lock);
-    memset(record->recalling, 0, sizeof(record->recalling));
-    if (error || !room || record->generation != generation) {
-        if (room && error != -ENOSPC)
-            t->reserved += room;
+    if (error || !room) {
+        pthread_mutex_lock(&t->stripe->lock);
+        memset(record->recalling, 0, sizeof(record->recalling));
         return error;
     }
+    began = hm_trace_move(t, &moving, record->owner, 0);
+    error = carry(t, &others, &taking);
+    pthread_mutex_lock(&t->stripe->lock);
+    memset(record->recalling, 0, sizeof(record->recalling));
+    t->reserved += room;
+    if (record->generation != generation) /* the program is gone, and all of it */
+        return -ESRCH;
     flip_to(t, &others, &taking, freed, began);
-    used = hm_bits(others.word) + hm_bits(taking.taken.word) + hm_bits(taking.holes.word);
-    t->reserved += room - used;
+    t->reserved -= hm_bits(others.word) + hm_bits(taking.taken.word) + hm_bits(taking.holes.word);
     pthread_mutex_unlock(&t->stripe->lock);
     for (uint32_t node = 1; node < t->core->config.nodes; node++) {
         hm_punch_runs(t->region, node, t->block, freed[node].word);
         hm_release(t->core, node, hm_bits(freed[node].word));
     }
     pthread_mutex_lock(&t->stripe->lock);
-    return 0;
+    if (!error) {
+        struct hm_mask need = needed(t, mask), there;
+        HM_EACH_WORD (w)
+            there.word[w] = taking.there.word[w] | (populate ? ~0ULL : record->device[w]);
+        need = both(&need, &there);
+        error = all_came(t, &need);
+    }
+    return error;
 }
 
 /* ---- home ----------------------------------------------------------------------------------- */

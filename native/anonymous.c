@@ -8,21 +8,9 @@
  */
 #include "process.h"
 
-#include <linux/futex.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
-#include <sys/socket.h>
-#include <sys/syscall.h>
 #include <unistd.h>
-
-#define ANSWER_MS 1000 /* a helper has this long to begin; a stopped program's does not */
-#define HELP_MS 10
-#define NEWS_TRIES 200 /* times that the kernel may have news of a change before it is -EAGAIN */
-
-#ifndef UFFDIO_REGISTER_MODE_WP
-#error "linux/userfaultfd.h of 5.7 or later"
-#endif
 
 static uint64_t page_address(const struct transaction *t, uint32_t page)
 {
@@ -33,401 +21,6 @@ static uint8_t *device_page(const struct transaction *t, uint32_t page)
 {
     return hm_pool_map(&t->region->pools[t->record->owner[page]],
                        t->block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE);
-}
-
-static struct hm_mask both(const struct hm_mask *one, const struct hm_mask *two)
-{
-    struct hm_mask mask;
-    HM_EACH_WORD (w)
-        mask.word[w] = one->word[w] & two->word[w];
-    return mask;
-}
-
-static void set_page(struct hm_mask *mask, uint32_t page)
-{
-    mask->word[page / 64] |= 1ULL << (page % 64);
-}
-
-/* ---- the helper ----------------------------------------------------------------------------- */
-
-/* A slot; the process's lock is held. -EBUSY: all are in use. */
-static int claim_slot(struct hm_process *process)
-{
-    for (int i = 0; i < HM_PRELOAD_SLOTS; i++) {
-        struct hm_slot *slot = &process->control->slot[i];
-        bool used = process->slots >> i & 1;
-        if (used &&
-            (slot->kind != HM_SLOT_RELEASE ||
-             __atomic_load_n(&slot->state, __ATOMIC_ACQUIRE) != HM_SLOT_DONE || slot->result))
-            continue;
-        process->slots |= 1u << i;
-        __atomic_store_n(&slot->state, HM_SLOT_FREE, __ATOMIC_RELEASE);
-        return i;
-    }
-    return -EBUSY;
-}
-
-static int post(struct hm_process *process, int slot, enum hm_slot_kind kind)
-{
-    struct hm_slot *request = &process->control->slot[slot];
-    uint32_t number = (uint32_t)slot, state = HM_SLOT_PENDING;
-    request->kind = kind;
-    request->result = 0;
-    __atomic_store_n(&request->state, HM_SLOT_PENDING, __ATOMIC_RELEASE);
-    if (send(process->socket, &number, sizeof(number), MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
-        return 0;
-    if (errno != EAGAIN)
-        return -ESRCH;
-    /* An older message about the slot may have led the helper to it. */
-    return __atomic_compare_exchange_n(&request->state, &state, HM_SLOT_FREE, false,
-                                       __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
-               ? -EBUSY
-               : 0;
-}
-
-static bool is_there(const struct hm_process *process)
-{
-    struct pollfd ready = {.fd = process->socket, .events = POLLIN};
-    return process->socket >= 0 && poll(&ready, 1, 0) == 0;
-}
-
-/* Wait for the helper, with the process's lock held. reads: what it does is an event, which is read
- * here. -EBUSY: it did not begin in time, and won't. Once it has begun it can't be left while it
- * lives. What came of it is the request's result. */
-static int await(struct hm_process *process, int slot, bool reads)
-{
-    struct hm_slot *request = &process->control->slot[slot];
-    struct timespec step = {0, reads ? 100000 : 20000000};
-    uint64_t end = hm_now() + ANSWER_MS * 1000000ULL, begun = hm_now() + HELP_MS * 1000000ULL;
-    uint32_t state;
-    while ((state = __atomic_load_n(&request->state, __ATOMIC_ACQUIRE)) != HM_SLOT_DONE) {
-        if (state == HM_SLOT_PENDING && hm_now() > end &&
-            __atomic_compare_exchange_n(&request->state, &state, HM_SLOT_FREE, false,
-                                        __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-            return -EBUSY;
-        if (state != HM_SLOT_PENDING && state != HM_SLOT_TAKEN)
-            return -ESRCH; /* no helper of ours writes that */
-        if (syscall(SYS_futex, &request->state, FUTEX_WAIT, state, &step, NULL, 0) < 0 &&
-            errno == ETIMEDOUT && !is_there(process))
-            return -ESRCH;
-        if (reads)
-            hm_process_read(process);
-        else if (state == HM_SLOT_TAKEN && hm_now() > begun)
-            hm_process_help(process);
-    }
-    return 0;
-}
-
-static int ask(struct hm_process *process, int slot, enum hm_slot_kind kind)
-{
-    int error = post(process, slot, kind);
-    return error ? error : await(process, slot, kind == HM_SLOT_DROP);
-}
-
-/* With scratch, the slot is free again when the helper has emptied that. */
-static void release_slot(struct hm_process *process, int slot, bool scratch)
-{
-    process->control->slot[slot].runs = 0;
-    if (scratch)
-        post(process, slot, HM_SLOT_RELEASE);
-    else
-        process->slots &= ~(1u << slot);
-}
-
-/* The next runs of a mask as a request, none of which goes on past the first page of a mapping;
- * false: there are no more. *page is where to go on. */
-static bool fill_runs(const struct transaction *t, struct hm_slot *request,
-                      const struct hm_mask *mask, const struct hm_mask *firsts, uint32_t *page)
-{
-    uint32_t count;
-    request->runs = 0;
-    while (request->runs < HM_PRELOAD_RUNS && hm_next_run(mask->word, page, &count)) {
-        uint32_t next = hm_next_page(firsts->word, *page + 1);
-        count = next < *page + count ? next - *page : count;
-        request->run[request->runs++] =
-            (struct hm_run){page_address(t, *page), (uint64_t)count * HM_PAGE_SIZE};
-        *page += count;
-    }
-    return request->runs;
-}
-
-/* ---- what may be taken ---------------------------------------------------------------------- */
-
-struct taking {
-    struct hm_mask movable; /* of writable mappings: by moving */
-    struct hm_mask fixed;   /* of read-only ones: by copying, and dropping */
-    struct hm_mask firsts;  /* pages that a mapping begins with */
-    struct hm_mask there;   /* of both, those that have a page */
-    struct hm_mask taken;   /* bytes of these are on the device */
-    struct hm_mask holes;   /* there is nothing of these: they are zeros */
-};
-
-static bool is_own(const struct hm_process *process, uint64_t address)
-{
-    return address - process->own < process->own_bytes;
-}
-
-/* Whether one mapping has all of the range. Just after a registration that makes it registered, or
- * there is news of it: the kernel registers what there is, and says nothing of holes, nor of what
- * is mapped into them later. */
-static bool spans(const struct hm_process *process, uint64_t start, uint64_t end)
-{
-    struct hm_vma vma;
-    return !hm_vma_find(process, start, &vma) && vma.start <= start && vma.end >= end;
-}
-
-/* Sort pages by their mappings, and have the kernel tell us of them from now on. */
-static int sort_pages(const struct transaction *t, const struct hm_mask *mask, struct taking *out)
-{
-    struct hm_process *process = t->region->process;
-    uint64_t base = page_address(t, 0), end = base + HM_BLOCK_BYTES;
-    struct hm_vma vma;
-    int error = 0;
-    for (uint64_t at = base; at < end; at = vma.end) {
-        struct uffdio_register request;
-        struct hm_mask part;
-        uint64_t from, to;
-        error = hm_vma_find(process, at, &vma);
-        if (error || vma.start >= end)
-            break;
-        from = vma.start > at ? vma.start : at; /* it may have grown backwards meanwhile */
-        to = vma.end < end ? vma.end : end;
-        part = hm_mask_range((uint32_t)((from - base) / HM_PAGE_SIZE),
-                             (uint32_t)((to - from) / HM_PAGE_SIZE));
-        set_page(&out->firsts, (uint32_t)((from - base) / HM_PAGE_SIZE));
-        part = both(&part, mask);
-        if (!hm_bits(part.word) || !vma.anonymous || !vma.read || is_own(process, from) ||
-            vma.end - vma.start < process->least)
-            continue;
-        request = (struct uffdio_register){
-            {from, to - from}, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP, 0};
-        /* EBUSY: another userfaultfd has it. What can't be registered stays where it is. */
-        if (ioctl(process->uffd, UFFDIO_REGISTER, &request) < 0 || !spans(process, from, to))
-            continue;
-        HM_EACH_WORD (w)
-            (vma.write ? &out->movable : &out->fixed)->word[w] |= part.word[w];
-    }
-    return error == -ENOENT ? 0 : error;
-}
-
-/* Which pages of a mask there are, by pagemap. */
-static int which_are_there(const struct hm_process *process, uint64_t address,
-                           const struct hm_mask *mask, struct hm_mask *there)
-{
-    uint64_t entry[HM_BLOCK_PAGES];
-    int error = hm_pagemap(process, address, HM_BLOCK_PAGES, entry);
-    memset(there, 0, sizeof(*there));
-    if (!error)
-        HM_EACH_PAGE (page, mask->word)
-            if (hm_pm_there(entry[page]))
-                set_page(there, page);
-    return error;
-}
-
-/* The same for scratch, where no markers are: a page that is swapped out keeps its protection when
- * it is moved, and looks like one. */
-static int which_were_moved(const struct hm_process *process, uint64_t scratch,
-                            const struct hm_mask *mask, struct hm_mask *moved)
-{
-    uint64_t entry[HM_BLOCK_PAGES];
-    int error = hm_pagemap(process, scratch, HM_BLOCK_PAGES, entry);
-    memset(moved, 0, sizeof(*moved));
-    if (!error)
-        HM_EACH_PAGE (page, mask->word)
-            if (entry[page] & (HM_PM_PRESENT | HM_PM_SWAPPED))
-                set_page(moved, page);
-    return error;
-}
-
-/* ---- taking --------------------------------------------------------------------------------- */
-
-/* Read pages of the program, or of its scratch, into the device's pool. */
-static int read_into_pool(const struct transaction *t, uint64_t base, const struct hm_mask *mask)
-{
-    struct hm_pool *pool = hm_region_pool(t->region, t->job->node);
-    uint8_t *to = pool ? hm_pool_map(pool, t->block * HM_BLOCK_BYTES) : NULL;
-    if (!to)
-        return -ENOMEM;
-    for (uint32_t first = 0, count; hm_next_run(mask->word, &first, &count); first += count) {
-        size_t at = (size_t)first * HM_PAGE_SIZE, length = (size_t)count * HM_PAGE_SIZE;
-        struct iovec local = {to + at, length}, remote = {(void *)(base + at), length};
-        ssize_t n = process_vm_readv(t->region->process->pid, &local, 1, &remote, 1, 0);
-        if (n != (ssize_t)length)
-            return n < 0 ? -errno : -EFAULT;
-    }
-    return 0;
-}
-
-/* What was moved to scratch goes back. It can't fail but with the program: its pages are holes with
- * markers, which nobody but us fills. */
-static void put_back(const struct transaction *t, uint64_t scratch, const struct hm_mask *mask)
-{
-    struct hm_process *process = t->region->process;
-    uint8_t bytes[HM_PAGE_SIZE];
-    HM_EACH_PAGE (page, mask->word) {
-        struct iovec local = {bytes, sizeof(bytes)};
-        struct iovec remote = {(void *)(scratch + (uint64_t)page * HM_PAGE_SIZE), sizeof(bytes)};
-        struct uffdio_copy copy = {
-            .dst = page_address(t, page), .src = (uintptr_t)bytes, .len = sizeof(bytes)};
-        if (process_vm_readv(process->pid, &local, 1, &remote, 1, 0) != sizeof(bytes))
-            continue;
-        while (ioctl(process->uffd, UFFDIO_COPY, &copy) < 0 && errno == EAGAIN &&
-               is_there(process)) {
-            hm_process_read(process);
-            usleep(50);
-        }
-    }
-}
-
-/* Whether what we know of the address space is all there is to know; the lock is held. */
-static int no_news(const struct transaction *t)
-{
-    struct hm_process *process = t->region->process;
-    uint64_t base = page_address(t, 0);
-    hm_process_read(process);
-    return hm_process_waits(process, base, base + HM_BLOCK_BYTES) ? -EBUSY : 0;
-}
-
-static void protect(const struct transaction *t, const struct hm_mask *mask, bool on)
-{
-    for (uint32_t first = 0, count; hm_next_run(mask->word, &first, &count); first += count) {
-        struct uffdio_writeprotect request = {
-            {page_address(t, first), (uint64_t)count * HM_PAGE_SIZE},
-            on ? UFFDIO_WRITEPROTECT_MODE_WP : 0};
-        for (int i = 0;
-             i < NEWS_TRIES && ioctl(t->region->process->uffd, UFFDIO_WRITEPROTECT, &request) < 0 &&
-             errno == EAGAIN;
-             i++)
-            hm_process_read(t->region->process);
-    }
-}
-
-/* What can't be moved stays: pagemap tells which. 0 if any request was carried out, for what that
- * one moved has to be seen to. */
-static int move_pages(const struct transaction *t, const struct taking *taking, int slot,
-                      bool *unmarked)
-{
-    struct hm_process *process = t->region->process;
-    struct hm_slot *request = &process->control->slot[slot];
-    bool some = false;
-    uint32_t page = 0;
-    while (fill_runs(t, request, &taking->movable, &taking->firsts, &page)) {
-        int error = ask(process, slot, HM_SLOT_MOVE);
-        if (error == -EBUSY && some)
-            *unmarked = true;
-        if (error)
-            return error == -EBUSY && some ? 0 : error;
-        *unmarked |= request->result == -EAGAIN;
-        some = true;
-    }
-    return 0;
-}
-
-static int take_movable(const struct transaction *t, struct taking *taking)
-{
-    struct hm_process *process = t->region->process;
-    struct hm_mask wanted = taking->movable, there;
-    bool unmarked = false;
-    int slot, error;
-    uint64_t scratch;
-    if (!hm_bits(wanted.word))
-        return 0;
-    pthread_mutex_lock(&process->lock);
-    error = no_news(t);
-    slot = error ? error : claim_slot(process);
-    if (slot < 0) {
-        pthread_mutex_unlock(&process->lock);
-        return slot;
-    }
-    scratch = process->scratch + (uint64_t)slot * HM_BLOCK_BYTES;
-    error = move_pages(t, taking, slot, &unmarked);
-    if (error == -EBUSY) {
-        release_slot(process, slot, false);
-        pthread_mutex_unlock(&process->lock);
-        return error;
-    }
-    if (!error)
-        error = which_were_moved(process, scratch, &wanted, &taking->taken);
-    if (!error)
-        error = which_are_there(process, page_address(t, 0), &wanted, &there);
-    if (!error) {
-        taking->holes = hm_without(wanted, &there);
-        wanted = taking->holes;
-        taking->holes = hm_without(taking->holes, &taking->taken);
-        error = read_into_pool(t, scratch, &taking->taken);
-    }
-    if (!error && unmarked)
-        protect(t, &wanted, true);
-    if (error && error != -ESRCH)
-        put_back(t, scratch, &taking->taken);
-    release_slot(process, slot, true);
-    pthread_mutex_unlock(&process->lock);
-    return error;
-}
-
-/* Drop pages that were copied; those that can't be dropped stay. */
-static int drop_pages(const struct transaction *t, const struct taking *taking, int slot,
-                      bool *unmarked)
-{
-    struct hm_process *process = t->region->process;
-    struct hm_slot *request = &process->control->slot[slot];
-    uint32_t page = 0;
-    int error = 0;
-    while (!error && fill_runs(t, request, &taking->fixed, &taking->firsts, &page)) {
-        process->dropping = request;
-        error = ask(process, slot, HM_SLOT_DROP);
-        process->dropping = NULL;
-        *unmarked |= !error && request->result == -EAGAIN;
-    }
-    return error;
-}
-
-/* Pages of read-only mappings. Should the program make one writable meanwhile its stores wait, too.
- */
-static int take_fixed(const struct transaction *t, struct taking *taking)
-{
-    struct hm_process *process = t->region->process;
-    struct hm_mask wanted = taking->fixed, there, still, gone;
-    bool unmarked = false;
-    int slot, error;
-    if (!hm_bits(wanted.word))
-        return 0;
-    pthread_mutex_lock(&process->lock);
-    error = no_news(t);
-    slot = error ? error : claim_slot(process);
-    if (slot < 0) {
-        pthread_mutex_unlock(&process->lock);
-        return slot;
-    }
-    protect(t, &wanted, true);
-    error = which_are_there(process, page_address(t, 0), &wanted, &there);
-    still = there;
-    if (!error)
-        error = read_into_pool(t, page_address(t, 0), &there);
-    if (!error) {
-        error = drop_pages(t, taking, slot, &unmarked);
-        /* Whatever failed then, what was dropped is nowhere else. */
-        if (which_are_there(process, page_address(t, 0), &wanted, &still))
-            error = -ESRCH;
-    }
-    gone = hm_without(there, &still);
-    if (!error) {
-        struct hm_mask holes = hm_without(wanted, &there);
-        HM_EACH_WORD (w)
-            taking->holes.word[w] |= holes.word[w];
-        wanted = hm_without(wanted, &holes);
-    }
-    wanted = hm_without(wanted, &gone);
-    HM_EACH_WORD (w)
-        taking->taken.word[w] |= gone.word[w];
-    if (error != -ESRCH) {
-        protect(t, &wanted, false);
-        if (unmarked)
-            protect(t, &gone, true);
-    }
-    release_slot(process, slot, false);
-    pthread_mutex_unlock(&process->lock);
-    return error;
 }
 
 /* ---- to a device ---------------------------------------------------------------------------- */
@@ -477,7 +70,7 @@ static int fill_zeros(const struct transaction *t, const struct hm_mask *mask)
 /* Put what comes on the device, out of its worker's reach: other devices' pages, what is taken, and
  * zeros where nothing was. In the masks is left what has come, whatever failed then: what was taken
  * is nowhere else. */
-static int carry(struct transaction *t, struct hm_mask *others, struct taking *taking)
+static int carry(struct transaction *t, struct hm_mask *others, struct hm_taking *taking)
 {
     static const struct hm_mask none;
     struct hm_mask arriving;
@@ -492,23 +85,19 @@ static int carry(struct transaction *t, struct hm_mask *others, struct taking *t
         *others = none;
         return error;
     }
-    error = take_movable(t, taking);
-    if (!error)
-        error = take_fixed(t, taking);
+    error = hm_take(t, taking);
     if (fill_zeros(t, &taking->holes)) {
         hm_punch_runs(t->region, t->job->node, t->block, taking->holes.word);
         taking->holes = none;
         error = error ? error : -ENOMEM;
     }
-    HM_EACH_WORD (w)
-        arriving.word[w] &= ~(others->word[w] | taking->taken.word[w] | taking->holes.word[w]);
-    hm_punch_runs(t->region, t->job->node, t->block, arriving.word);
     return error;
 }
 
 /* The device becomes the owner; the stripe is held. What other devices lose comes back. */
 static void flip_to(struct transaction *t, const struct hm_mask *others,
-                    const struct taking *taking, struct hm_mask freed[HM_MAX_NODES], uint64_t began)
+                    const struct hm_taking *taking, struct hm_mask freed[HM_MAX_NODES],
+                    uint64_t began)
 {
     struct hm_block *record = t->record;
     uint32_t to = t->job->node, taken = hm_bits(taking->taken.word);
@@ -526,7 +115,7 @@ static void flip_to(struct transaction *t, const struct hm_mask *others,
     }
     HM_EACH_PAGE (page, all.word) {
         if (hm_test(others->word, page))
-            set_page(&freed[record->owner[page]], page);
+            hm_set(&freed[record->owner[page]], page);
         record->owner[page] = (uint8_t)to;
     }
     for (uint32_t node = 1; node < t->core->config.nodes; node++) {
@@ -555,21 +144,21 @@ static void flip_to(struct transaction *t, const struct hm_mask *others,
 
 /* What may and can come of the program's pages in the mask. */
 static int choose(struct transaction *t, const struct hm_mask *mask, bool populate,
-                  struct taking *taking)
+                  struct hm_taking *taking)
 {
     struct hm_mask need = needed(t, mask), wanted, missing;
     int error;
     memset(taking, 0, sizeof(*taking));
     if (t->region->process->uffd < 0)
         return hm_bits(need.word) ? -EOPNOTSUPP : 0;
-    error = sort_pages(t, mask, taking);
+    error = hm_take_sort(t, mask, taking);
     HM_EACH_WORD (w)
         wanted.word[w] = taking->movable.word[w] | taking->fixed.word[w];
     missing = hm_without(need, &wanted);
     if (!error && hm_bits(missing.word))
         error = -EFAULT;
     if (!error)
-        error = which_are_there(t->region->process, page_address(t, 0), &wanted, &taking->there);
+        error = hm_pages_there(t->region->process, page_address(t, 0), &wanted, &taking->there);
     if (populate && t->job->kind != HM_JOB_TOUCH)
         return error;
     HM_EACH_WORD (w) { /* no holes come with what was touched */
@@ -593,7 +182,7 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
     struct hm_block *record = t->record;
     struct hm_mask mine = hm_owned(record, t->job->node), others, absent, freed[HM_MAX_NODES];
     uint32_t generation = record->generation, room;
-    struct taking taking;
+    struct hm_taking taking;
     struct hm_mask moving;
     uint64_t began;
     int error;
@@ -635,7 +224,7 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
         struct hm_mask need = needed(t, mask), there;
         HM_EACH_WORD (w)
             there.word[w] = taking.there.word[w] | (populate ? ~0ULL : record->device[w]);
-        need = both(&need, &there);
+        need = hm_both(&need, &there);
         error = all_came(t, &need);
     }
     return error;
@@ -741,7 +330,7 @@ static void punch(struct transaction *t, const uint8_t owners[HM_BLOCK_PAGES],
 {
     struct hm_mask freed[HM_MAX_NODES] = {0};
     HM_EACH_PAGE (page, mask->word)
-        set_page(&freed[owners[page]], page);
+        hm_set(&freed[owners[page]], page);
     for (uint32_t node = 1; node < t->core->config.nodes; node++) {
         hm_punch_runs(t->region, node, t->block, freed[node].word);
         hm_release(t->core, node, hm_bits(freed[node].word));
@@ -768,7 +357,7 @@ static void punch_later(struct transaction *t, const uint8_t owners[HM_BLOCK_PAG
     HM_EACH_PAGE (page, mask->word) {
         uint32_t node = owners[page];
         if (atomic_load(&t->region->window[node])) {
-            set_page(&now, page);
+            hm_set(&now, page);
             continue;
         }
         side->on[node][page / 64] |= 1ULL << (page % 64);
@@ -807,13 +396,13 @@ static int bring_home(struct transaction *t, const struct hm_mask *mask, uint32_
         stay = hm_pinned(t->region, t->block); /* a touch brings them home all the same */
     HM_EACH_PAGE (page, mask->word)
         if (hm_test(t->record->device, page) && !hm_test(stay.word, page) && limit && limit--)
-            set_page(&moving, page);
+            hm_set(&moving, page);
     if (!hm_bits(moving.word))
         return 0;
     memcpy(owners, t->record->owner, sizeof(owners));
     pthread_mutex_unlock(&t->stripe->lock);
     pthread_mutex_lock(&process->lock);
-    error = process->uffd < 0 ? -ESRCH : no_news(t);
+    error = process->uffd < 0 ? -ESRCH : hm_take_no_news(t);
     began = hm_now();
     if (error)
         memset(&moving, 0, sizeof(moving));
@@ -911,10 +500,10 @@ int hm_process_remote(struct transaction *t)
         other.job = &home;
         error = bring_home(&other, &away, HM_BLOCK_PAGES);
         t->charged = other.charged;
-        away = both(&away, &(struct hm_mask){{t->record->device[0], t->record->device[1],
-                                              t->record->device[2], t->record->device[3],
-                                              t->record->device[4], t->record->device[5],
-                                              t->record->device[6], t->record->device[7]}});
+        away = hm_both(&away, &(struct hm_mask){{t->record->device[0], t->record->device[1],
+                                                 t->record->device[2], t->record->device[3],
+                                                 t->record->device[4], t->record->device[5],
+                                                 t->record->device[6], t->record->device[7]}});
         if (!error && hm_bits(away.word))
             error = -EFAULT; /* nothing is mapped there any more */
     }
@@ -922,7 +511,7 @@ int hm_process_remote(struct transaction *t)
         error = hm_process_may_write(t, &mask);
         mine = hm_owned(t->record, job->node);
         if (!error) {
-            away = both(&mask, &mine);
+            away = hm_both(&mask, &mine);
             hm_mark_written(t, &away);
         }
     }

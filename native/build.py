@@ -38,6 +38,8 @@ SOURCES = [
     "room.c",
     "shared.c",
     "side.c",
+    "space.c",
+    "take.c",
     "thrash.c",
     "touch.c",
     "trace.c",

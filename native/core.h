@@ -440,6 +440,19 @@ static inline bool hm_frozen(const struct hm_stripe *stripe, uint64_t ino, uint6
 /* directory.c: called with the block's stripe held */
 struct hm_mask hm_owned(const struct hm_block *block,
                         uint32_t node); /* pages that are the node's */
+static inline struct hm_mask hm_both(const struct hm_mask *one, const struct hm_mask *two)
+{
+    struct hm_mask mask;
+    HM_EACH_WORD (w)
+        mask.word[w] = one->word[w] & two->word[w];
+    return mask;
+}
+
+static inline void hm_set(struct hm_mask *mask, uint32_t page)
+{
+    mask->word[page / 64] |= 1ULL << (page % 64);
+}
+
 /* One mask without the pages of another. */
 static inline struct hm_mask hm_without(struct hm_mask mask, const struct hm_mask *other)
 {

@@ -65,7 +65,8 @@ struct hm_block {
     uint32_t cpu_faulted, device_faulted; /* faults on it in all */
     uint32_t evictions;                   /* times that some of it was evicted */
     uint16_t turns; /* times running that a device's fault took back what programs had taken */
-    uint8_t unused[10];
+    uint8_t huge;   /* of a program: all of it is on one device, as one huge page */
+    uint8_t unused[9];
 };
 
 enum hm_block_state { HM_STABLE, HM_RECALL, HM_FROZEN };
@@ -452,6 +453,9 @@ uint64_t hm_process_address_of(struct hm_core *core, uint64_t ino, uint64_t offs
  * may be NULL, gets those that are. A page is till it leaves the node. */
 int hm_process_exclusive(struct hm_core *core, uint64_t ino, uint32_t node, uint64_t block,
                          const uint64_t *set, uint64_t *out);
+/* The block is one huge page of the node, if that has all of it and it lies in one mapping, till
+ * some of it leaves: it comes home in one piece, too, and is a huge page there if it can be. */
+int hm_process_set_huge(struct hm_core *core, uint64_t ino, uint32_t node, uint64_t block);
 
 /* Drop what devices have of whole pages: the program finds zeros. EBUSY: some of it is moving. */
 int hm_process_forget(struct hm_core *core, uint64_t ino, uint64_t address, uint64_t length);

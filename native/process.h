@@ -1,4 +1,5 @@
-/* Programs whose own memory devices work on: shared by process.c, anonymous.c and vma.c. */
+/* Programs whose own memory devices work on: shared by process.c, space.c, take.c,
+ * anonymous.c and vma.c. */
 #ifndef HMMFS_PROCESS_H
 #define HMMFS_PROCESS_H
 #include "preload.h"
@@ -72,6 +73,9 @@ int hm_vma_find(const struct hm_process *process, uint64_t address, struct hm_vm
 #define HM_PM_EXCLUSIVE (1ULL << 56)
 #define HM_PM_FRAME ((1ULL << 55) - 1)
 int hm_pagemap(const struct hm_process *process, uint64_t address, uint32_t pages, uint64_t *out);
+/* Of a block's pages from an address on, those of the mask that there are. */
+int hm_pages_there(const struct hm_process *process, uint64_t address, const struct hm_mask *mask,
+                   struct hm_mask *there);
 /* Whether there is a page, wherever its bytes are; a marker is none. */
 static inline bool hm_pm_there(uint64_t entry)
 {
@@ -81,7 +85,6 @@ static inline bool hm_pm_there(uint64_t entry)
 /* process.c */
 /* Pages leave the devices that have them, which had them for themselves no longer. */
 void hm_process_revoke(struct hm_process *process, uint64_t block, const struct hm_mask *mask);
-uint64_t hm_process_address(const struct hm_process *process, uint64_t block); /* of its start */
 /* With the lock held: whether an event that is not dealt with concerns the range. */
 bool hm_process_waits(const struct hm_process *process, uint64_t start, uint64_t end);
 /* With the lock held: read what events there are, to be dealt with later. */
@@ -96,6 +99,34 @@ void hm_process_flush(struct hm_process *process);
 /* And of a block that a transaction holds, with the stripe, which is dropped meanwhile. */
 void hm_process_flush_block(struct hm_process *process, uint64_t block);
 int hm_process_wake(struct hm_process *process, uint64_t start, uint64_t length);
+
+/* space.c */
+uint64_t hm_process_address(const struct hm_process *process, uint64_t block); /* of its start */
+/* With the lock held, what an event is about. False: a transaction holds one of the blocks, or the
+ * kernel has news: once more later. Pages went, and so does what devices have of them; a child has
+ * all that its parent had; pages come home at their new place. */
+bool hm_process_cut(struct hm_process *process, uint64_t start, uint64_t end);
+bool hm_process_forked(struct hm_process *process, const struct uffd_msg *message);
+bool hm_process_remapped(struct hm_process *process, const struct uffd_msg *message);
+
+/* take.c: taking pages of a block from a program, to the device of the transaction's job */
+struct hm_taking {
+    struct hm_mask movable; /* of writable mappings: by moving */
+    struct hm_mask fixed;   /* of read-only ones: by copying, and dropping */
+    struct hm_mask firsts;  /* pages that a mapping begins with */
+    struct hm_mask there;   /* of both, those that have a page */
+    struct hm_mask taken;   /* bytes of these are on the device */
+    struct hm_mask holes;   /* there is nothing of these: they are zeros */
+};
+/* Sort pages by their mappings into the first four, and have the kernel tell us of them from now
+ * on. */
+int hm_take_sort(const struct transaction *t, const struct hm_mask *mask, struct hm_taking *out);
+/* Take movable and fixed, of which some may stay; neither the stripe nor the lock is held. Whatever
+ * is returned, what is in `taken` is nowhere else. -EBUSY: the program does not answer, or changes
+ * its mappings. */
+int hm_take(const struct transaction *t, struct hm_taking *taking);
+/* Whether we may go on as if we knew all of a block's mappings; the lock is held. */
+int hm_take_no_news(const struct transaction *t);
 
 /* anonymous.c: as hm_bring and hm_operate, for pages of a program. */
 int hm_process_bring(struct transaction *t, const struct hm_mask *mask, bool populate,

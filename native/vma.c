@@ -194,6 +194,8 @@ static void look_at_owners(struct hm_process *process, uint64_t address, uint32_
         }
         stripe = hm_stripe_of(process->core, region->ino, block);
         pthread_mutex_lock(&stripe->lock);
+        if (hm_test(region->blocks[block].device, page) && region->blocks[block].huge)
+            state[i] |= HM_LOOK_HUGE;
         if (hm_test(region->blocks[block].device, page))
             state[i] |= (uint16_t)(region->blocks[block].owner[page] << HM_LOOK_OWNER);
         pthread_mutex_unlock(&stripe->lock);

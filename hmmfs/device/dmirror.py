@@ -101,6 +101,19 @@ def runs(pages: Mask) -> Iterator[tuple[int, int]]:
         yield first, end - first
 
 
+def _is_window(address: int, look: Look) -> bool:
+    """Whether these are the pages that a huge one would be."""
+    return len(look.state) == WINDOW and not address // PAGE_SIZE % WINDOW
+
+
+def _can_be_huge(address: int, look: Look) -> bool:
+    """Whether a device gets it as one huge page: because it is one, or there is nothing yet."""
+    if not _is_window(address, look) or (look.owner != HOST).any():
+        return False
+    some = look.state & np.uint16(State.PRESENT | State.SWAPPED) != 0
+    return bool(look.all(State.HUGE).all() or not some.any())
+
+
 def _unmapped(address: int, number: int = errno.EFAULT) -> HmmfsError:
     return HmmfsError(
         number, f"The program has nothing mapped at {address:#x} that a device could read."
@@ -318,11 +331,14 @@ class Mirror:
     async def _bring(self, address: int, look: Look) -> None:
         """The program's own pages of a window come to the device; another device's stay there."""
         wanted = look.owner == HOST
-        first = int(np.argmax(wanted))
-        if wanted.any() and self._fail_once() and not look.all(State.HUGE)[first]:
-            wanted[first] = False
+        whole = _can_be_huge(address, look)
+        if wanted.any() and self._fail_once():
+            wanted[int(np.argmax(wanted))] &= whole
+            whole = False
         for first, count in runs(wanted):
             await self._process.migrate(self._node, address + first * PAGE_SIZE, count)
+        if whole:
+            await self._process.set_huge(self._node, address)
 
     def _fail_once(self) -> bool:
         """Whether one allocation is to fail. A huge page is then done in small ones, anything else
@@ -371,10 +387,12 @@ class Mirror:
         mine = self._view.mine(look) & ~await self._alone(address, pages, look)
         if not mine.any():
             return 0
-        huge = pages == WINDOW and not address // PAGE_SIZE % WINDOW
-        huge = huge and bool((mine & look.all(State.HUGE)).all())
+        huge = _is_window(address, look) and bool((mine & look.all(State.HUGE)).all())
         if self._fail_once():
-            mine[int(np.argmax(mine))] &= huge
+            first = int(np.argmax(mine))
+            if huge:  # what has lost a page is no huge one any more
+                await self._process.migrate(HOST, address, 1)
+            mine[first] &= huge
             huge = False
         for first, count in runs(mine):
             await self._process.migrate(HOST, address + first * PAGE_SIZE, count)

@@ -190,6 +190,10 @@ class MappedRegions:
         """Only private anonymous memory can be a device's alone, and that is no region."""
         await self._process.set_exclusive(node, address, pages)
 
+    async def set_huge(self, node: int, address: int) -> None:
+        """Of regions nobody says how large their pages are."""
+        await self._process.set_huge(node, address)
+
     async def exclusive(self, node: int, address: int, pages: int) -> NDArray[np.bool_]:
         return await self._process.exclusive(node, address, pages)
 

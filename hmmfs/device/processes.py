@@ -126,6 +126,10 @@ class Process:
             wanted[span.offset // PAGE_SIZE :][: span.length // PAGE_SIZE] = True
             programs.set_exclusive(self._core, self.region, node, span.block, wanted)
 
+    async def set_huge(self, node: int, address: int) -> None:
+        block = self.offset(address, BLOCK_BYTES) // BLOCK_BYTES
+        programs.set_huge(self._core, self.region, node, block)
+
     async def exclusive(self, node: int, address: int, pages: int) -> NDArray[np.bool_]:
         parts = [
             programs.exclusive(self._core, self.region, node, span.block)[

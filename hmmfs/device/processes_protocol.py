@@ -44,6 +44,11 @@ class Process(Protocol):
         """Mark pages of the device as its alone; the mark goes when the page goes."""
         ...
 
+    async def set_huge(self, node: int, address: int) -> None:
+        """The 2 MiB from the address on, which the device has, are one huge page, till some of it
+        leaves. In pieces of several mappings they are not."""
+        ...
+
     async def exclusive(self, node: int, address: int, pages: int) -> NDArray[np.bool_]: ...
 
     async def copy_to_user(self, pid: int, address: int, data: bytes) -> None:

@@ -150,6 +150,11 @@ def set_exclusive(
     check(ret, "Holding pages")
 
 
+def set_huge(core: Core, region: Region, node: int, block: int) -> None:
+    """Of a block that the device has all of: it is one huge page, till some of it leaves."""
+    check(lib.hm_process_set_huge(core.handle, region.ino, node, block), "Joining pages")
+
+
 def exclusive(core: Core, region: Region, node: int, block: int) -> NDArray[np.bool_]:
     """The pages of a block that the device has for itself."""
     words = np.zeros(8, dtype=np.uint64)

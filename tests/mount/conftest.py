@@ -165,6 +165,20 @@ def nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 MountFactory = Callable[..., Mount]
 
 
+@contextlib.contextmanager
+def mounted(base: Path, patience_s: float, **options: object) -> Iterator[Mount]:
+    """A mount in a directory of its own within `base`, audited and unmounted at the end."""
+    number = len(list(base.glob("mnt*")))
+    mount = Mount(base / f"mnt{number}", base / f"log{number}")
+    mount.path.mkdir()
+    words = [f"{name}={value}" for name, value in options.items()]
+    run("mount", str(mount.path), "-o", ",".join([*words, f"log={mount.log}"]))
+    with contextlib.ExitStack() as stack:
+        stack.callback(_take_down, mount, psutil.Process(mount.pid))
+        stack.enter_context(unwedged(mount.path, patience_s))
+        yield mount
+
+
 @pytest.fixture
 def mount_factory(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[MountFactory]:
     """mount_factory(option=value, …) -> Mount; every one is audited and unmounted at the end.
@@ -175,14 +189,7 @@ def mount_factory(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Mo
     with contextlib.ExitStack() as stack:
 
         def make(**options: object) -> Mount:
-            number = len(list(tmp_path.glob("mnt*")))
-            mount = Mount(tmp_path / f"mnt{number}", tmp_path / f"log{number}")
-            mount.path.mkdir()
-            words = [f"{name}={value}" for name, value in options.items()]
-            run("mount", str(mount.path), "-o", ",".join([*words, f"log={mount.log}"]))
-            stack.callback(_take_down, mount, psutil.Process(mount.pid))
-            stack.enter_context(unwedged(mount.path, patience_s))
-            return mount
+            return stack.enter_context(mounted(tmp_path, patience_s, **options))
 
         yield make
 

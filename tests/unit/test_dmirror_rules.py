@@ -135,6 +135,9 @@ class Memory:
         at = self.at(address, pages)
         self.alone[at] = self.owner[at] == node
 
+    async def set_huge(self, node: int, address: int) -> None:
+        self.kind[self.at(address, 512)] |= np.uint16(State.HUGE)
+
     async def exclusive(self, node: int, address: int, pages: int) -> NDArray[np.bool_]:
         at = self.at(address, pages)
         return self.alone[at] & (self.owner[at] == node)
@@ -556,6 +559,16 @@ def test_snapshot_of_huge_pages() -> None:
     assert set(ioctl.snapshot().split()) == {"06"}
     ioctl(Number.MIGRATE_TO_DEV)
     assert set(ioctl.snapshot().split()) == {"26"}
+
+
+def test_what_comes_to_be_a_huge_page() -> None:
+    """Where there is nothing yet, in the place of a huge page and as a whole."""
+    memory, ioctl = program(1536)
+    memory.touch(1, 1)
+    ioctl(Number.MIGRATE_TO_DEV, 0, 1024)
+    ioctl(Number.MIGRATE_TO_DEV, 1024, 500)
+    ioctl(Number.MIGRATE_TO_DEV, 1524, 12)
+    assert ioctl.snapshot().split() == ["22"] * 512 + ["26"] * 512 + ["22"] * 512
 
 
 def test_snapshot_of_several_windows() -> None:

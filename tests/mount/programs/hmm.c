@@ -613,7 +613,8 @@ static void migrate_anon_huge_fault(void)
     if (!coherent)
         looks_swapped_out(memory, pages);
     HOLDS(memory, pages, 0);
-    SEEN(dev, memory, 1, coherent ? 0x46 : 0x02);
+    if (!coherent)
+        SEEN(dev, memory, pages, 0x06);
     EQUAL(ask(dev, TO_DEV, memory, pages, mirror), 0);
     EQUAL(ask(dev, TO_SYS, memory, pages, NULL), 0);
     HOLDS(memory, pages, 0);

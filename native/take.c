@@ -1,0 +1,390 @@
+/* Taking pages from a program: what its helper is asked for, and what becomes of it. */
+#include "process.h"
+
+#include <linux/futex.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define ANSWER_MS 1000 /* a helper has this long to begin; a stopped program's does not */
+#define HELP_MS 10     /* more than any request takes */
+#define NEWS_TRIES 200 /* times that the kernel may have news of a change before it is -EAGAIN */
+
+#ifndef UFFDIO_REGISTER_MODE_WP
+#error "linux/userfaultfd.h of 5.7 or later"
+#endif
+
+static uint64_t page_address(const struct transaction *t, uint32_t page)
+{
+    return hm_process_address(t->region->process, t->block) + (uint64_t)page * HM_PAGE_SIZE;
+}
+
+/* ---- the helper ----------------------------------------------------------------------------- */
+
+/* A slot; the process's lock is held. -EBUSY: all are in use. */
+static int claim_slot(struct hm_process *process)
+{
+    for (int i = 0; i < HM_PRELOAD_SLOTS; i++) {
+        struct hm_slot *slot = &process->control->slot[i];
+        bool used = process->slots >> i & 1;
+        if (used &&
+            (slot->kind != HM_SLOT_RELEASE ||
+             __atomic_load_n(&slot->state, __ATOMIC_ACQUIRE) != HM_SLOT_DONE || slot->result))
+            continue;
+        process->slots |= 1u << i;
+        __atomic_store_n(&slot->state, HM_SLOT_FREE, __ATOMIC_RELEASE);
+        return i;
+    }
+    return -EBUSY;
+}
+
+static int post(struct hm_process *process, int slot, enum hm_slot_kind kind)
+{
+    struct hm_slot *request = &process->control->slot[slot];
+    uint32_t number = (uint32_t)slot, state = HM_SLOT_PENDING;
+    request->kind = kind;
+    request->result = 0;
+    __atomic_store_n(&request->state, HM_SLOT_PENDING, __ATOMIC_RELEASE);
+    if (send(process->socket, &number, sizeof(number), MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+        return 0;
+    if (errno != EAGAIN)
+        return -ESRCH;
+    /* An older message about the slot may have led the helper to it. */
+    return __atomic_compare_exchange_n(&request->state, &state, HM_SLOT_FREE, false,
+                                       __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
+               ? -EBUSY
+               : 0;
+}
+
+static bool is_there(const struct hm_process *process)
+{
+    struct pollfd ready = {.fd = process->socket, .events = POLLIN};
+    return process->socket >= 0 && poll(&ready, 1, 0) == 0;
+}
+
+/* Wait for the helper, with the process's lock held. reads: what it does is an event, which is read
+ * here. -EBUSY: it did not begin in time, and won't. Once it has begun it can't be left while it
+ * lives. What came of it is the request's result. */
+static int await(struct hm_process *process, int slot, bool reads)
+{
+    struct hm_slot *request = &process->control->slot[slot];
+    struct timespec step = {0, reads ? 100000 : 20000000};
+    uint64_t end = hm_now() + ANSWER_MS * 1000000ULL, begun = hm_now() + HELP_MS * 1000000ULL;
+    uint32_t state;
+    while ((state = __atomic_load_n(&request->state, __ATOMIC_ACQUIRE)) != HM_SLOT_DONE) {
+        if (state == HM_SLOT_PENDING && hm_now() > end &&
+            __atomic_compare_exchange_n(&request->state, &state, HM_SLOT_FREE, false,
+                                        __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+            return -EBUSY;
+        if (state != HM_SLOT_PENDING && state != HM_SLOT_TAKEN)
+            return -ESRCH; /* no helper of ours writes that */
+        if (syscall(SYS_futex, &request->state, FUTEX_WAIT, state, &step, NULL, 0) < 0 &&
+            errno == ETIMEDOUT && !is_there(process))
+            return -ESRCH;
+        if (reads)
+            hm_process_read(process);
+        else if (state == HM_SLOT_TAKEN && hm_now() > begun)
+            hm_process_help(process);
+    }
+    return 0;
+}
+
+static int ask(struct hm_process *process, int slot, enum hm_slot_kind kind)
+{
+    int error = post(process, slot, kind);
+    return error ? error : await(process, slot, kind == HM_SLOT_DROP);
+}
+
+/* With scratch, the slot is free again when the helper has emptied that. */
+static void release_slot(struct hm_process *process, int slot, bool scratch)
+{
+    process->control->slot[slot].runs = 0;
+    if (scratch)
+        post(process, slot, HM_SLOT_RELEASE);
+    else
+        process->slots &= ~(1u << slot);
+}
+
+/* The next runs of a mask as a request, none of which goes on past the first page of a mapping;
+ * false: there are no more. *page is where to go on. */
+static bool fill_runs(const struct transaction *t, struct hm_slot *request,
+                      const struct hm_mask *mask, const struct hm_mask *firsts, uint32_t *page)
+{
+    uint32_t count;
+    request->runs = 0;
+    while (request->runs < HM_PRELOAD_RUNS && hm_next_run(mask->word, page, &count)) {
+        uint32_t next = hm_next_page(firsts->word, *page + 1);
+        count = next < *page + count ? next - *page : count;
+        request->run[request->runs++] =
+            (struct hm_run){page_address(t, *page), (uint64_t)count * HM_PAGE_SIZE};
+        *page += count;
+    }
+    return request->runs;
+}
+
+/* ---- what may be taken ---------------------------------------------------------------------- */
+
+static bool is_own(const struct hm_process *process, uint64_t address)
+{
+    return address - process->own < process->own_bytes;
+}
+
+int hm_take_sort(const struct transaction *t, const struct hm_mask *mask, struct hm_taking *out)
+{
+    struct hm_process *process = t->region->process;
+    uint64_t base = page_address(t, 0), end = base + HM_BLOCK_BYTES;
+    struct hm_vma vma;
+    int error = 0;
+    for (uint64_t at = base; at < end; at = vma.end) {
+        struct uffdio_register request;
+        struct hm_mask part;
+        uint64_t from, to;
+        error = hm_vma_find(process, at, &vma);
+        if (error || vma.start >= end)
+            break;
+        from = vma.start > base ? vma.start : base;
+        to = vma.end < end ? vma.end : end;
+        part = hm_mask_range((uint32_t)((from - base) / HM_PAGE_SIZE),
+                             (uint32_t)((to - from) / HM_PAGE_SIZE));
+        hm_set(&out->firsts, (uint32_t)((from - base) / HM_PAGE_SIZE));
+        part = hm_both(&part, mask);
+        if (!hm_bits(part.word) || !vma.anonymous || !vma.read || is_own(process, from) ||
+            vma.end - vma.start < process->least)
+            continue;
+        request = (struct uffdio_register){
+            {from, to - from}, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP, 0};
+        /* EBUSY: another userfaultfd has it. What can't be registered stays where it is. */
+        if (ioctl(process->uffd, UFFDIO_REGISTER, &request) < 0)
+            continue;
+        HM_EACH_WORD (w)
+            (vma.write ? &out->movable : &out->fixed)->word[w] |= part.word[w];
+    }
+    return error == -ENOENT ? 0 : error;
+}
+
+int hm_pages_there(const struct hm_process *process, uint64_t address, const struct hm_mask *mask,
+                   struct hm_mask *there)
+{
+    uint64_t entry[HM_BLOCK_PAGES];
+    int error = hm_pagemap(process, address, HM_BLOCK_PAGES, entry);
+    memset(there, 0, sizeof(*there));
+    if (!error)
+        HM_EACH_PAGE (page, mask->word)
+            if (hm_pm_there(entry[page]))
+                hm_set(there, page);
+    return error;
+}
+
+/* The same for scratch, where no markers are: a page that is swapped out keeps its protection when
+ * it is moved, and looks like one. */
+static int which_were_moved(const struct hm_process *process, uint64_t scratch,
+                            const struct hm_mask *mask, struct hm_mask *moved)
+{
+    uint64_t entry[HM_BLOCK_PAGES];
+    int error = hm_pagemap(process, scratch, HM_BLOCK_PAGES, entry);
+    memset(moved, 0, sizeof(*moved));
+    if (!error)
+        HM_EACH_PAGE (page, mask->word)
+            if (entry[page] & (HM_PM_PRESENT | HM_PM_SWAPPED))
+                hm_set(moved, page);
+    return error;
+}
+
+/* ---- taking --------------------------------------------------------------------------------- */
+
+/* Read pages of the program, or of its scratch, into the device's pool. */
+static int read_into_pool(const struct transaction *t, uint64_t base, const struct hm_mask *mask)
+{
+    struct hm_pool *pool = hm_region_pool(t->region, t->job->node);
+    uint8_t *to = pool ? hm_pool_map(pool, t->block * HM_BLOCK_BYTES) : NULL;
+    if (!to)
+        return -ENOMEM;
+    for (uint32_t first = 0, count; hm_next_run(mask->word, &first, &count); first += count) {
+        size_t at = (size_t)first * HM_PAGE_SIZE, length = (size_t)count * HM_PAGE_SIZE;
+        struct iovec local = {to + at, length}, remote = {(void *)(base + at), length};
+        ssize_t n = process_vm_readv(t->region->process->pid, &local, 1, &remote, 1, 0);
+        if (n != (ssize_t)length)
+            return n < 0 ? -errno : -EFAULT;
+    }
+    return 0;
+}
+
+/* What was moved to scratch goes back. It can't fail but with the program: its pages are holes with
+ * markers, which nobody but us fills. */
+static void put_back(const struct transaction *t, uint64_t scratch, const struct hm_mask *mask)
+{
+    struct hm_process *process = t->region->process;
+    uint8_t bytes[HM_PAGE_SIZE];
+    HM_EACH_PAGE (page, mask->word) {
+        struct iovec local = {bytes, sizeof(bytes)};
+        struct iovec remote = {(void *)(scratch + (uint64_t)page * HM_PAGE_SIZE), sizeof(bytes)};
+        struct uffdio_copy copy = {
+            .dst = page_address(t, page), .src = (uintptr_t)bytes, .len = sizeof(bytes)};
+        if (process_vm_readv(process->pid, &local, 1, &remote, 1, 0) != sizeof(bytes))
+            continue;
+        while (ioctl(process->uffd, UFFDIO_COPY, &copy) < 0 && errno == EAGAIN &&
+               is_there(process)) {
+            hm_process_read(process);
+            usleep(50);
+        }
+    }
+}
+
+/* Whether what we know of the address space is all there is to know; the lock is held. */
+int hm_take_no_news(const struct transaction *t)
+{
+    struct hm_process *process = t->region->process;
+    uint64_t base = page_address(t, 0);
+    hm_process_read(process);
+    return hm_process_waits(process, base, base + HM_BLOCK_BYTES) ? -EBUSY : 0;
+}
+
+static void protect(const struct transaction *t, const struct hm_mask *mask, bool on)
+{
+    for (uint32_t first = 0, count; hm_next_run(mask->word, &first, &count); first += count) {
+        struct uffdio_writeprotect request = {
+            {page_address(t, first), (uint64_t)count * HM_PAGE_SIZE},
+            on ? UFFDIO_WRITEPROTECT_MODE_WP : 0};
+        for (int i = 0;
+             i < NEWS_TRIES && ioctl(t->region->process->uffd, UFFDIO_WRITEPROTECT, &request) < 0 &&
+             errno == EAGAIN;
+             i++)
+            hm_process_read(t->region->process);
+    }
+}
+
+/* What can't be moved stays: pagemap tells which. 0 if any request was carried out, for what that
+ * one moved has to be seen to. */
+static int move_pages(const struct transaction *t, const struct hm_taking *taking, int slot,
+                      bool *unmarked)
+{
+    struct hm_process *process = t->region->process;
+    struct hm_slot *request = &process->control->slot[slot];
+    bool some = false;
+    uint32_t page = 0;
+    while (fill_runs(t, request, &taking->movable, &taking->firsts, &page)) {
+        int error = ask(process, slot, HM_SLOT_MOVE);
+        if (error == -EBUSY && some)
+            *unmarked = true;
+        if (error)
+            return error == -EBUSY && some ? 0 : error;
+        *unmarked |= request->result == -EAGAIN;
+        some = true;
+    }
+    return 0;
+}
+
+static int take_movable(const struct transaction *t, struct hm_taking *taking)
+{
+    struct hm_process *process = t->region->process;
+    struct hm_mask wanted = taking->movable, there;
+    bool unmarked = false;
+    int slot, error;
+    uint64_t scratch;
+    if (!hm_bits(wanted.word))
+        return 0;
+    pthread_mutex_lock(&process->lock);
+    error = hm_take_no_news(t);
+    slot = error ? error : claim_slot(process);
+    if (slot < 0) {
+        pthread_mutex_unlock(&process->lock);
+        return slot;
+    }
+    scratch = process->scratch + (uint64_t)slot * HM_BLOCK_BYTES;
+    error = move_pages(t, taking, slot, &unmarked);
+    if (error == -EBUSY) {
+        release_slot(process, slot, false);
+        pthread_mutex_unlock(&process->lock);
+        return error;
+    }
+    if (!error)
+        error = which_were_moved(process, scratch, &wanted, &taking->taken);
+    if (!error)
+        error = hm_pages_there(process, page_address(t, 0), &wanted, &there);
+    if (!error) {
+        taking->holes = hm_without(wanted, &there);
+        wanted = taking->holes;
+        taking->holes = hm_without(taking->holes, &taking->taken);
+        error = read_into_pool(t, scratch, &taking->taken);
+    }
+    if (!error && unmarked)
+        protect(t, &wanted, true);
+    if (error && error != -ESRCH)
+        put_back(t, scratch, &taking->taken);
+    release_slot(process, slot, true);
+    pthread_mutex_unlock(&process->lock);
+    return error;
+}
+
+/* Drop pages that were copied; those that can't be dropped stay. */
+static int drop_pages(const struct transaction *t, const struct hm_taking *taking, int slot,
+                      bool *unmarked)
+{
+    struct hm_process *process = t->region->process;
+    struct hm_slot *request = &process->control->slot[slot];
+    uint32_t page = 0;
+    int error = 0;
+    while (!error && fill_runs(t, request, &taking->fixed, &taking->firsts, &page)) {
+        process->dropping = request;
+        error = ask(process, slot, HM_SLOT_DROP);
+        process->dropping = NULL;
+        *unmarked |= !error && request->result == -EAGAIN;
+    }
+    return error;
+}
+
+/* Pages of read-only mappings. Should the program make one writable meanwhile its stores wait, too.
+ */
+static int take_fixed(const struct transaction *t, struct hm_taking *taking)
+{
+    struct hm_process *process = t->region->process;
+    struct hm_mask wanted = taking->fixed, there, still, gone;
+    bool unmarked = false;
+    int slot, error;
+    if (!hm_bits(wanted.word))
+        return 0;
+    pthread_mutex_lock(&process->lock);
+    error = hm_take_no_news(t);
+    slot = error ? error : claim_slot(process);
+    if (slot < 0) {
+        pthread_mutex_unlock(&process->lock);
+        return slot;
+    }
+    protect(t, &wanted, true);
+    error = hm_pages_there(process, page_address(t, 0), &wanted, &there);
+    still = there;
+    if (!error)
+        error = read_into_pool(t, page_address(t, 0), &there);
+    if (!error) {
+        error = drop_pages(t, taking, slot, &unmarked);
+        /* Whatever failed then, what was dropped is nowhere else. */
+        if (hm_pages_there(process, page_address(t, 0), &wanted, &still))
+            error = -ESRCH;
+    }
+    gone = hm_without(there, &still);
+    if (!error) {
+        struct hm_mask holes = hm_without(wanted, &there);
+        HM_EACH_WORD (w)
+            taking->holes.word[w] |= holes.word[w];
+        wanted = hm_without(wanted, &holes);
+    }
+    wanted = hm_without(wanted, &gone);
+    HM_EACH_WORD (w)
+        taking->taken.word[w] |= gone.word[w];
+    if (error != -ESRCH) {
+        protect(t, &wanted, false);
+        if (unmarked)
+            protect(t, &gone, true);
+    }
+    release_slot(process, slot, false);
+    pthread_mutex_unlock(&process->lock);
+    return error;
+}
+
+int hm_take(const struct transaction *t, struct hm_taking *taking)
+{
+    int error = take_movable(t, taking);
+    return error ? error : take_fixed(t, taking);
+}

@@ -91,6 +91,10 @@ static int carry(struct transaction *t, struct hm_mask *others, struct hm_taking
         taking->holes = none;
         error = error ? error : -ENOMEM;
     }
+    /* What came in vain would be in a hole that the device takes later. */
+    HM_EACH_WORD (w)
+        arriving.word[w] &= ~(others->word[w] | taking->taken.word[w] | taking->holes.word[w]);
+    hm_punch_runs(t->region, t->job->node, t->block, arriving.word);
     return error;
 }
 

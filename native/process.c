@@ -139,8 +139,9 @@ void hm_process_window(struct hm_region *region)
 
 /* ---- what waits ----------------------------------------------------------------------------- */
 
-static void range_of(const struct uffd_msg *message, uint64_t *start, uint64_t *end)
+void hm_pending_range(const struct hm_pending *pending, uint64_t *start, uint64_t *end)
 {
+    const struct uffd_msg *message = &pending->message;
     switch (message->event) {
     case UFFD_EVENT_REMOVE:
     case UFFD_EVENT_UNMAP:
@@ -164,7 +165,7 @@ bool hm_process_waits(const struct hm_process *process, uint64_t start, uint64_t
 {
     for (const struct hm_pending *at = process->pending; at; at = at->next) {
         uint64_t from, to;
-        range_of(&at->message, &from, &to);
+        hm_pending_range(at, &from, &to);
         if (from < end && start < to)
             return true;
         if (at->message.event == UFFD_EVENT_REMAP && at->message.arg.remap.to < end &&
@@ -174,14 +175,14 @@ bool hm_process_waits(const struct hm_process *process, uint64_t start, uint64_t
     return false;
 }
 
-static void put_aside(struct hm_process *process, const struct uffd_msg *message)
+struct hm_pending **hm_pending_add(struct hm_pending **end, const struct uffd_msg *message)
 {
     struct hm_pending *pending;
     while (!(pending = malloc(sizeof(*pending))))
         usleep(1000); /* an event lost is a program that waits for ever */
     *pending = (struct hm_pending){.message = *message};
-    *process->pending_end = pending;
-    process->pending_end = &pending->next;
+    *end = pending;
+    return &pending->next;
 }
 
 static bool is_ours(const struct hm_process *process, uint32_t thread)
@@ -247,7 +248,7 @@ static bool read_some(struct hm_process *process, size_t most)
             is_ours(process, message->arg.pagefault.feat.ptid))
             serve_own(process, message);
         else if (!is_dropped(process, message))
-            put_aside(process, message);
+            process->pending_end = hm_pending_add(process->pending_end, message);
     }
     return n == (ssize_t)(most * sizeof(*messages));
 }
@@ -397,8 +398,9 @@ static bool serve_fault(struct hm_process *process, const struct uffd_msg *messa
 
 /* ---- events -------------------------------------------------------------------------------- */
 
-static bool serve(struct hm_process *process, const struct uffd_msg *message)
+static bool serve(struct hm_process *process, struct hm_pending *pending)
 {
+    const struct uffd_msg *message = &pending->message;
     switch (message->event) {
     case UFFD_EVENT_PAGEFAULT:
         return serve_fault(process, message);
@@ -406,9 +408,9 @@ static bool serve(struct hm_process *process, const struct uffd_msg *message)
     case UFFD_EVENT_UNMAP:
         return hm_process_cut(process, message->arg.remove.start, message->arg.remove.end);
     case UFFD_EVENT_REMAP:
-        return hm_process_remapped(process, message);
+        return hm_process_remapped(process, pending);
     case UFFD_EVENT_FORK:
-        return hm_process_forked(process, message);
+        return hm_process_forked(process, pending);
     default:
         return true;
     }
@@ -420,12 +422,12 @@ static bool serve_all(struct hm_process *process)
     struct hm_pending *first;
     read_some(process, BATCH);
     while ((first = process->pending)) {
-        if (!serve(process, &first->message))
+        if (!serve(process, first))
             return false;
         process->pending = first->next;
         if (!process->pending)
             process->pending_end = &process->pending;
-        free(first);
+        hm_pending_free(first);
     }
     return true;
 }
@@ -512,11 +514,7 @@ static void process_free(struct hm_process *process)
     while (process->pending) {
         struct hm_pending *pending = process->pending;
         process->pending = pending->next;
-        if (pending->message.event == UFFD_EVENT_FORK && !process->heirs)
-            close((int)pending->message.arg.fork.ufd);
-        while (process->heirs) /* the first of these is that one */
-            close(process->heir[--process->heirs]);
-        free(pending);
+        hm_pending_free(pending);
     }
     hm_side_deinit(&process->exclusive);
     hm_side_deinit(&process->late);

@@ -13,7 +13,6 @@
 #define HM_AREA_BYTES (1ULL << 40)
 #define HM_AREAS (HM_MAX_BYTES / HM_AREA_BYTES)
 
-#define HM_HEIRS 64
 #define HM_LATE_BLOCKS 64
 #define HM_LATE_PAGES 8192 /* most that are late, and for HM_LATE_MS when nothing happens */
 #define HM_LATE_MS 2
@@ -21,6 +20,7 @@
 /* An event that waits for the block that it is about. */
 struct hm_pending {
     struct hm_pending *next;
+    struct hm_pending *heard; /* of a child, what it has done itself since */
     struct uffd_msg message;
 };
 
@@ -41,10 +41,7 @@ struct hm_process {
      * meant. Taken before any stripe; waits for the program's helper thread, within a time. */
     pthread_mutex_t lock;
     struct hm_pending *pending, **pending_end; /* in the order in which they came */
-    int heir[HM_HEIRS]; /* userfaultfds of children that are being given copies, for the first event
-                           that waits; with the lock */
-    uint32_t heirs;
-    uint32_t slots; /* a bit for each that is in use */
+    uint32_t slots;                            /* a bit for each that is in use */
     /* Pages of devices' memory that went home by faults, and whose room is free again, but that are
      * not punched yet: one by one that would be a fifth of a fault. With the stripe. Of which
      * blocks, and how many in all: with the lock. A worker's window would show them, so there are
@@ -92,6 +89,10 @@ void hm_process_read(struct hm_process *process);
 /* With the lock held: the helper takes its time. If it is in a page fault, read one message: faults
  * come before events, of which none may be read now. In the same pid namespace only. */
 void hm_process_help(struct hm_process *process);
+/* Append to a list, of which the end is given and comes back. */
+struct hm_pending **hm_pending_add(struct hm_pending **end, const struct uffd_msg *message);
+/* What an event is about; nothing, if it is a fault. */
+void hm_pending_range(const struct hm_pending *pending, uint64_t *start, uint64_t *end);
 /* A transaction on the block has ended: who waits for it may try again. */
 void hm_process_let_go(struct hm_region *region, uint64_t block);
 /* Punch what is late, all of it, but for blocks that a transaction holds. The lock is held. */
@@ -106,8 +107,9 @@ uint64_t hm_process_address(const struct hm_process *process, uint64_t block); /
  * kernel has news: once more later. Pages went, and so does what devices have of them; a child has
  * all that its parent had; pages come home at their new place. */
 bool hm_process_cut(struct hm_process *process, uint64_t start, uint64_t end);
-bool hm_process_forked(struct hm_process *process, const struct uffd_msg *message);
-bool hm_process_remapped(struct hm_process *process, const struct uffd_msg *message);
+bool hm_process_forked(struct hm_process *process, struct hm_pending *fork);
+bool hm_process_remapped(struct hm_process *process, struct hm_pending *remap);
+void hm_pending_free(struct hm_pending *pending);
 
 /* take.c: taking pages of a block from a program, to the device of the transaction's job */
 struct hm_taking {

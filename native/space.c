@@ -3,6 +3,7 @@
 #include "process.h"
 
 #include <sched.h>
+#include <stdlib.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -138,29 +139,94 @@ int hm_process_forget(struct hm_core *core, uint64_t ino, uint64_t address, uint
     return error;
 }
 
-/* Give an address space a copy of a device's page. A hole there is not what the page came from: it
- * was dropped since, and stays one. -EAGAIN: the kernel has news of that address space. */
-static int give_copy(struct hm_process *process, int uffd, uint64_t block, uint32_t page,
+/* ---- copies for other places -------------------------------------------------------------------
+ */
+
+void hm_pending_free(struct hm_pending *pending)
+{
+    while (pending->heard) {
+        struct hm_pending *heard = pending->heard;
+        pending->heard = heard->next;
+        hm_pending_free(heard);
+    }
+    if (pending->message.event == UFFD_EVENT_FORK)
+        close((int)pending->message.arg.fork.ufd);
+    free(pending);
+}
+
+/* Where a page is after an event. 0: nowhere. */
+static uint64_t follow(const struct hm_pending *pending, uint64_t address)
+{
+    uint64_t from, to;
+    hm_pending_range(pending, &from, &to);
+    if (address < from || address >= to)
+        return address;
+    return pending->message.event == UFFD_EVENT_REMAP
+               ? address - from + pending->message.arg.remap.to
+               : 0;
+}
+
+/* Give an address space a copy of a device's page. -EAGAIN: the kernel has news of it. */
+static int give_copy(const struct hm_process *process, int uffd, uint64_t block, uint32_t page,
                      uint64_t to)
 {
     uint32_t owner = process->region->blocks[block].owner[page];
     uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE;
     const struct hm_mask one = hm_mask_range(page, 1);
-    struct uffdio_zeropage zeros = {.range = {to, HM_PAGE_SIZE}};
     struct uffdio_copy copy = {.dst = to, .len = HM_PAGE_SIZE};
-    if (ioctl(uffd, UFFDIO_ZEROPAGE, &zeros) == 0)
-        return 0;
-    if (errno == EAGAIN)
-        return -EAGAIN;
     hm_window_protect(process->region, owner, block, &one);
     copy.src = (uintptr_t)hm_pool_map(&process->region->pools[owner], offset);
     return copy.src && ioctl(uffd, UFFDIO_COPY, &copy) < 0 && errno == EAGAIN ? -EAGAIN : 0;
 }
 
-/* Copies of all that devices have of [start, start+length), into another address space or another
- * place of this one. -EBUSY: a transaction holds one of the blocks; -EAGAIN: as above. */
-static int copy_out(struct hm_process *process, int uffd, uint64_t start, uint64_t length,
-                    uint64_t to)
+/* Read what the kernel has to say of a child. Its faults wait for the end of its userfaultfd. */
+static void hear(struct hm_pending *fork)
+{
+    struct hm_pending **end = &fork->heard;
+    struct uffd_msg message;
+    while (*end)
+        end = &(*end)->next;
+    while (read((int)fork->message.arg.fork.ufd, &message, sizeof(message)) > 0)
+        if (message.event != UFFD_EVENT_PAGEFAULT)
+            end = hm_pending_add(end, &message);
+}
+
+static int give_child(const struct hm_process *process, struct hm_pending *fork, uint64_t block,
+                      uint32_t page, uint64_t to);
+
+/* Copies of a page for an address space of which `since` has become known, after it had the page at
+ * `to`: one for it, wherever that is now, and one for each child that it has made. */
+static int spread(const struct hm_process *process, int uffd, struct hm_pending *since,
+                  uint64_t block, uint32_t page, uint64_t to)
+{
+    for (; since && to; since = since->next) {
+        int error = 0;
+        if (since->message.event != UFFD_EVENT_FORK)
+            to = follow(since, to);
+        else
+            error = give_child(process, since, block, page, to);
+        if (error)
+            return error;
+    }
+    return to ? give_copy(process, uffd, block, page, to) : 0;
+}
+
+static int give_child(const struct hm_process *process, struct hm_pending *fork, uint64_t block,
+                      uint32_t page, uint64_t to)
+{
+    int uffd = (int)fork->message.arg.fork.ufd, error;
+    while ((error = spread(process, uffd, fork->heard, block, page, to)) == -EAGAIN) {
+        hear(fork);
+        sched_yield();
+    }
+    return error;
+}
+
+/* Copies of all that devices have of [start, start+length): for the child, at the same place; or
+ * without one for this program, at `to`, of which `since` has become known. -EBUSY: a transaction
+ * holds one of the blocks; -EAGAIN: as above. */
+static int copy_out(const struct hm_process *process, struct hm_pending *child, uint64_t start,
+                    uint64_t length, uint64_t to, struct hm_pending *since)
 {
     uint64_t at = start, block;
     struct hm_mask mask;
@@ -173,76 +239,35 @@ static int copy_out(struct hm_process *process, int uffd, uint64_t start, uint64
             error = -EBUSY;
         HM_EACH_WORD (w)
             mask.word[w] &= error ? 0 : record->device[w];
-        HM_EACH_PAGE (page, mask.word)
-            if (!error)
-                error = give_copy(process, uffd, block, page,
-                                  page_address(process, block, page) - start + to);
+        HM_EACH_PAGE (page, mask.word) {
+            uint64_t address = page_address(process, block, page);
+            if (!error && child)
+                error = give_child(process, child, block, page, address);
+            else if (!error)
+                error = spread(process, process->uffd, since, block, page, address - start + to);
+        }
         pthread_mutex_unlock(&stripe->lock);
     }
     return error;
 }
 
-/* Read what the kernel has to say of a child: it may have forked itself, and moved pages. */
-static int hear_heir(struct hm_process *process, int uffd)
-{
-    struct uffd_msg message;
-    while (process->heirs < HM_HEIRS && read(uffd, &message, sizeof(message)) > 0) {
-        int error = 0;
-        if (message.event == UFFD_EVENT_FORK)
-            process->heir[process->heirs++] = (int)message.arg.fork.ufd;
-        while (message.event == UFFD_EVENT_REMAP &&
-               (error = copy_out(process, uffd, message.arg.remap.from, message.arg.remap.len,
-                                 message.arg.remap.to)) == -EAGAIN &&
-               hear_heir(process, uffd) == 0)
-            sched_yield();
-        if (error)
-            return error;
-    }
-    return 0;
-}
-
-static int copy_to_heir(struct hm_process *process, int uffd)
+/* Its own library sends another userfaultfd; this one ends then, and with it the watch over its
+ * pages. A change that we have not heard of by then began when all was there, or the kernel would
+ * have refused the last page. */
+bool hm_process_forked(struct hm_process *process, struct hm_pending *fork)
 {
     for (uint64_t area = 0; area < HM_AREAS; area++) {
         uint64_t start = hm_process_address(process, area * HM_AREA_BYTES / HM_BLOCK_BYTES);
-        int error;
-        if (!atomic_load(&process->area[area]))
-            continue;
-        while ((error = copy_out(process, uffd, start, HM_AREA_BYTES, start)) == -EAGAIN)
-            if ((error = hear_heir(process, uffd)))
-                return error;
-            else
-                sched_yield();
-        if (error)
-            return error;
-    }
-    return 0;
-}
-
-/* A child has all that its parent had: of what devices have, copies; and so have its children that
- * it made before it had all. Its own library sends another userfaultfd; this one ends, and with it
- * the watch over its pages. A fork that we have not read of by then began when all was there, or
- * the kernel would have refused the last page. */
-bool hm_process_forked(struct hm_process *process, const struct uffd_msg *message)
-{
-    if (!process->heirs)
-        process->heir[process->heirs++] = (int)message->arg.fork.ufd;
-    while (process->heirs) {
-        uint32_t last = process->heirs - 1;
-        int uffd = process->heir[last];
-        if (copy_to_heir(process, uffd) || hear_heir(process, uffd))
+        if (atomic_load(&process->area[area]) &&
+            copy_out(process, fork, start, HM_AREA_BYTES, 0, NULL))
             return false;
-        if (process->heirs - 1 > last) /* it has children: they go first, as it may have more */
-            continue;
-        close(uffd);
-        process->heirs--;
     }
     return true;
 }
 
-bool hm_process_remapped(struct hm_process *process, const struct uffd_msg *message)
+bool hm_process_remapped(struct hm_process *process, struct hm_pending *remap)
 {
-    uint64_t from = message->arg.remap.from, length = message->arg.remap.len;
-    return !copy_out(process, process->uffd, from, length, message->arg.remap.to) &&
+    uint64_t from = remap->message.arg.remap.from, length = remap->message.arg.remap.len;
+    return !copy_out(process, NULL, from, length, remap->message.arg.remap.to, remap->next) &&
            hm_process_cut(process, from, from + length);
 }

@@ -131,6 +131,15 @@ static bool is_own(const struct hm_process *process, uint64_t address)
     return address - process->own < process->own_bytes;
 }
 
+/* Whether one mapping has all of the range. Just after a registration that makes it registered, or
+ * there is news of it: the kernel registers what there is, and says nothing of holes, nor of what
+ * is mapped into them later. */
+static bool spans(const struct hm_process *process, uint64_t start, uint64_t end)
+{
+    struct hm_vma vma;
+    return !hm_vma_find(process, start, &vma) && vma.start <= start && vma.end >= end;
+}
+
 int hm_take_sort(const struct transaction *t, const struct hm_mask *mask, struct hm_taking *out)
 {
     struct hm_process *process = t->region->process;
@@ -144,7 +153,7 @@ int hm_take_sort(const struct transaction *t, const struct hm_mask *mask, struct
         error = hm_vma_find(process, at, &vma);
         if (error || vma.start >= end)
             break;
-        from = vma.start > base ? vma.start : base;
+        from = vma.start > at ? vma.start : at; /* it may have grown backwards meanwhile */
         to = vma.end < end ? vma.end : end;
         part = hm_mask_range((uint32_t)((from - base) / HM_PAGE_SIZE),
                              (uint32_t)((to - from) / HM_PAGE_SIZE));
@@ -156,7 +165,7 @@ int hm_take_sort(const struct transaction *t, const struct hm_mask *mask, struct
         request = (struct uffdio_register){
             {from, to - from}, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP, 0};
         /* EBUSY: another userfaultfd has it. What can't be registered stays where it is. */
-        if (ioctl(process->uffd, UFFDIO_REGISTER, &request) < 0)
+        if (ioctl(process->uffd, UFFDIO_REGISTER, &request) < 0 || !spans(process, from, to))
             continue;
         HM_EACH_WORD (w)
             (vma.write ? &out->movable : &out->fixed)->word[w] |= part.word[w];
@@ -250,8 +259,10 @@ static void protect(const struct transaction *t, const struct hm_mask *mask, boo
         for (int i = 0;
              i < NEWS_TRIES && ioctl(t->region->process->uffd, UFFDIO_WRITEPROTECT, &request) < 0 &&
              errno == EAGAIN;
-             i++)
+             i++) {
             hm_process_read(t->region->process);
+            usleep(20); /* for who was told of to go on */
+        }
     }
 }
 

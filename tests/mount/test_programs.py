@@ -41,7 +41,7 @@ def binaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("programs")
     for source in sorted(SOURCES.glob("*.c")):
         subprocess.run(
-            ["gcc", "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]
+            ["gcc", "-std=gnu11", "-O1", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-pthread"]
             + ["-o", base / source.stem, source],
             check=True,
         )

@@ -40,8 +40,10 @@ def binaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the compiled programs, which others can read, too."""
     base = tmp_path_factory.mktemp("programs")
     for source in sorted(SOURCES.glob("*.c")):
+        if source.stem == "hmm":  # test_hmm.py's
+            continue
         subprocess.run(
-            ["gcc", "-std=gnu11", "-O1", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-pthread"]
+            ["gcc", "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]
             + ["-o", base / source.stem, source],
             check=True,
         )

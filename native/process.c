@@ -253,7 +253,8 @@ static void serve_own(struct hm_process *process, const struct uffd_msg *message
         fill_holes(process, address, 1);
 }
 
-/* Whether it is what the helper was asked to drop. */
+/* Whether it is what the helper was asked to drop, or a part: mappings may have been split since.
+ */
 static bool is_dropped(const struct hm_process *process, const struct uffd_msg *message)
 {
     const struct hm_slot *slot = process->dropping;
@@ -261,7 +262,7 @@ static bool is_dropped(const struct hm_process *process, const struct uffd_msg *
     if (!slot || message->event != UFFD_EVENT_REMOVE)
         return false;
     for (uint32_t i = 0; i < HM_PRELOAD_RUNS && i < slot->runs; i++)
-        if (slot->run[i].address == start && slot->run[i].length == end - start)
+        if (start >= slot->run[i].address && end <= slot->run[i].address + slot->run[i].length)
             return true;
     return false;
 }
@@ -341,11 +342,17 @@ static struct hm_mask home_window(const struct transaction *t, const struct hm_m
     return window;
 }
 
+static bool block_waits(const struct transaction *t)
+{
+    uint64_t start = hm_process_address(t->region->process, t->block);
+    return hm_process_waits(t->region->process, start, start + HM_BLOCK_BYTES);
+}
+
 /* Bring pages home for a program that waits for one of them: at once if they are few. Both locks
  * are held. False: it has to be tried again. */
 static bool bring_home(struct transaction *t, const struct hm_mask *touched)
 {
-    struct hm_mask window = home_window(t, touched);
+    struct hm_mask window = block_waits(t) ? *touched : home_window(t, touched);
     if (hm_bits(window.word) > HM_INLINE_PAGES) {
         struct hm_job job = {.kind = HM_JOB_MIGRATE,
                              .ino = t->region->ino,
@@ -385,6 +392,12 @@ static bool serve_fault(struct hm_process *process, const struct uffd_msg *messa
                             .job = &job,
                             .cause = hm_cause(&job)};
     struct hm_mask touched = hm_mask_range(page, 1);
+    /* What was read with it is about another mapping than the page is in by now, or about a fork
+     * that has to have the page, too: it is to fault again, behind that. */
+    if (hm_process_waits(process, address, address + HM_PAGE_SIZE)) {
+        hm_process_wake(process, address, HM_PAGE_SIZE);
+        return true;
+    }
     if (!hm_region_is_touched(process->region, block)) {
         fill_holes(process, address, 1);
         return true;
@@ -406,7 +419,7 @@ static bool serve_fault(struct hm_process *process, const struct uffd_msg *messa
         struct uffdio_writeprotect request = {.range = {address, HM_PAGE_SIZE}};
         done = process_ioctl(process, UFFDIO_WRITEPROTECT, &request) != -EAGAIN;
     } else {
-        holes = holes_from(t.record, page);
+        holes = block_waits(&t) ? 1 : holes_from(t.record, page);
         pthread_mutex_unlock(&t.stripe->lock);
         fill_holes(process, address, holes);
         return true;

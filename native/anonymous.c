@@ -10,7 +10,13 @@
 
 #include <stdlib.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 /* 6.1 */
+#endif
 
 static uint64_t page_address(const struct transaction *t, uint32_t page)
 {
@@ -238,11 +244,12 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
 
 /* Give the program pages that lie side by side on one device; returns how many it has, or -errno.
  * ENOENT: nothing is mapped there any more, and it is about to be cut. */
-static int give_run(const struct transaction *t, uint32_t first, uint32_t count)
+static int give_run(const struct transaction *t, uint32_t first, uint32_t count, uint64_t mode)
 {
     struct uffdio_copy copy = {.dst = page_address(t, first),
                                .src = (uintptr_t)device_page(t, first),
-                               .len = (uint64_t)count * HM_PAGE_SIZE};
+                               .len = (uint64_t)count * HM_PAGE_SIZE,
+                               .mode = mode};
     if (!copy.src)
         return -ENOMEM;
     if (ioctl(t->region->process->uffd, UFFDIO_COPY, &copy) == 0)
@@ -254,7 +261,7 @@ static int give_run(const struct transaction *t, uint32_t first, uint32_t count)
 
 /* Give the program the pages of the mask, and leave in it those that it has. A page that it has
  * already (EEXIST) it put there by itself, past all rules: that one is its own from now on. */
-static int give(const struct transaction *t, struct hm_mask *mask)
+static int give(const struct transaction *t, struct hm_mask *mask, uint64_t mode)
 {
     const struct hm_block *record = t->record;
     struct hm_mask given = {{0}};
@@ -267,9 +274,9 @@ static int give(const struct transaction *t, struct hm_mask *mask)
             n++;
         run = hm_mask_range(first, n);
         error = hm_window_protect(t->region, owner, t->block, &run);
-        done = error ? error : give_run(t, first, n);
+        done = error ? error : give_run(t, first, n, mode);
         if (done == -ENOENT && n > 1) /* it may go on into another mapping */
-            done = give_run(t, first, 1);
+            done = give_run(t, first, 1, mode);
         if (done == -EEXIST)
             done = 1;
         if (done == -ENOENT) {
@@ -329,6 +336,14 @@ static void flip_home(struct transaction *t, const struct hm_mask *mask, uint64_
     t->event.moved += pages;
 }
 
+/* What was one huge page on a device is one at home, too, where the kernel finds room for it.
+ * Programs wait for that, till the transaction's end wakes them. */
+static void collapse(const struct transaction *t)
+{
+    struct iovec block = {(void *)page_address(t, 0), HM_BLOCK_BYTES};
+    syscall(SYS_process_madvise, t->region->process->pidfd, &block, 1, MADV_COLLAPSE, 0);
+}
+
 static void punch(struct transaction *t, const uint8_t owners[HM_BLOCK_PAGES],
                   const struct hm_mask *mask)
 {
@@ -379,7 +394,7 @@ int hm_process_home(struct transaction *t, struct hm_mask *mask)
     int error;
     memcpy(owners, t->record->owner, sizeof(owners));
     began = hm_trace_move(t, mask, owners, 0);
-    error = give(t, mask);
+    error = give(t, mask, 0);
     if (hm_bits(mask->word)) {
         flip_home(t, mask, began);
         punch_later(t, owners, mask);
@@ -393,6 +408,7 @@ static int bring_home(struct transaction *t, const struct hm_mask *mask, uint32_
     struct hm_process *process = t->region->process;
     struct hm_mask moving = {{0}}, stay = {{0}};
     uint8_t owners[HM_BLOCK_PAGES];
+    bool huge = t->record->huge;
     uint32_t generation = t->record->generation;
     uint64_t began;
     int error;
@@ -411,7 +427,7 @@ static int bring_home(struct transaction *t, const struct hm_mask *mask, uint32_
     if (error)
         memset(&moving, 0, sizeof(moving));
     else
-        error = give(t, &moving);
+        error = give(t, &moving, huge ? UFFDIO_COPY_MODE_DONTWAKE : 0);
     pthread_mutex_lock(&t->stripe->lock);
     if (t->record->generation != generation)
         memset(&moving, 0, sizeof(moving));
@@ -420,6 +436,8 @@ static int bring_home(struct transaction *t, const struct hm_mask *mask, uint32_
     pthread_mutex_unlock(&process->lock);
     pthread_mutex_unlock(&t->stripe->lock);
     punch(t, owners, &moving);
+    if (huge && hm_bits(moving.word) == HM_BLOCK_PAGES)
+        collapse(t);
     pthread_mutex_lock(&t->stripe->lock);
     return error == -EAGAIN ? -EBUSY : error;
 }

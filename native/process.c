@@ -43,6 +43,8 @@ int hm_process_wake(struct hm_process *process, uint64_t start, uint64_t length)
 void hm_process_revoke(struct hm_process *process, uint64_t block, const struct hm_mask *mask)
 {
     struct hm_side *side = hm_side(&process->exclusive, block);
+    if (hm_bits(mask->word))
+        process->region->blocks[block].huge = 0;
     for (uint32_t node = 1; side && node < process->core->config.nodes; node++)
         hm_side_take(side, node, mask);
 }
@@ -65,6 +67,8 @@ int hm_process_exclusive(struct hm_core *core, uint64_t ino, uint32_t node, uint
         struct hm_mask mine;
         pthread_mutex_lock(&stripe->lock);
         mine = hm_owned(&region->blocks[block], node);
+        if (set)
+            region->blocks[block].huge = 0; /* what is held is single pages */
         for (int w = 0; w < HM_WORDS; w++) {
             side->on[node][w] |= set ? set[w] & mine.word[w] : 0;
             if (out)
@@ -135,6 +139,33 @@ void hm_process_window(struct hm_region *region)
     pthread_mutex_lock(&region->process->lock);
     hm_process_flush(region->process);
     pthread_mutex_unlock(&region->process->lock);
+}
+
+static bool in_one_mapping(const struct hm_process *process, uint64_t block)
+{
+    uint64_t start = hm_process_address(process, block);
+    struct hm_vma vma;
+    return !hm_vma_find(process, start, &vma) && vma.start <= start &&
+           vma.end >= start + HM_BLOCK_BYTES;
+}
+
+int hm_process_set_huge(struct hm_core *core, uint64_t ino, uint32_t node, uint64_t block)
+{
+    struct hm_region *region = hm_region_get(core, ino);
+    int error = region && region->process ? 0 : -ESRCH;
+    if (!error && (!node || node >= core->config.nodes || block >= HM_MAX_BLOCKS))
+        error = -EINVAL;
+    if (!error && hm_region_is_touched(region, block) && in_one_mapping(region->process, block)) {
+        struct hm_stripe *stripe = hm_stripe_of(core, ino, block);
+        struct hm_mask mine;
+        pthread_mutex_lock(&stripe->lock);
+        mine = hm_owned(&region->blocks[block], node);
+        region->blocks[block].huge = hm_bits(mine.word) == HM_BLOCK_PAGES;
+        pthread_mutex_unlock(&stripe->lock);
+    }
+    if (region)
+        hm_region_put(region);
+    return error;
 }
 
 /* ---- what waits ----------------------------------------------------------------------------- */
@@ -298,6 +329,8 @@ static struct hm_mask home_window(const struct transaction *t, const struct hm_m
     static const struct hm_mask all = {{~0ULL, ~0ULL, ~0ULL, ~0ULL, ~0ULL, ~0ULL, ~0ULL, ~0ULL}};
     struct hm_block *record = t->record;
     struct hm_mask home, window;
+    if (record->huge)
+        return all;
     if (policy->kind == HM_PREFETCH_ASK)
         return *touched;
     HM_EACH_WORD (w)

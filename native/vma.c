@@ -193,11 +193,13 @@ static void look_at_owners(struct hm_process *process, uint64_t address, uint32_
             continue;
         }
         stripe = hm_stripe_of(process->core, region->ino, block);
+        /* What the program has is its own, also if the transaction that gave it has not ended. */
+        if (state[i] & HM_LOOK_PRESENT)
+            continue;
         pthread_mutex_lock(&stripe->lock);
-        if (hm_test(region->blocks[block].device, page) && region->blocks[block].huge)
-            state[i] |= HM_LOOK_HUGE;
         if (hm_test(region->blocks[block].device, page))
-            state[i] |= (uint16_t)(region->blocks[block].owner[page] << HM_LOOK_OWNER);
+            state[i] |= (uint16_t)(region->blocks[block].owner[page] << HM_LOOK_OWNER |
+                                   (region->blocks[block].huge ? HM_LOOK_HUGE : 0));
         pthread_mutex_unlock(&stripe->lock);
     }
 }

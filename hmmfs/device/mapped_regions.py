@@ -17,7 +17,7 @@ import trio
 from numpy.typing import NDArray
 
 from hmmfs.device.executor import Executor
-from hmmfs.device.maps import Maps
+from hmmfs.device.maps import Mapping, Maps
 from hmmfs.device.processes_protocol import Process
 from hmmfs.errors import HmmfsError
 from hmmfs.memory import (
@@ -88,16 +88,24 @@ class MappedRegions:
     def migrates(self) -> bool:
         return self._process.migrates
 
-    async def _segments(self, address: int, pages: int) -> list[Segment]:
-        """The whole range, in order."""
-        at, end = address, address + pages * PAGE_SIZE
+    async def _mappings(self, address: int, end: int) -> list[Mapping]:
+        """Of files of this mount."""
         maps = await trio.to_thread.run_sync(
             self._maps.read, address, end, abandon_on_cancel=True, limiter=self._threads
         )
+        return [one for one in maps if one.device == self._device]
+
+    async def _segments(self, address: int, pages: int) -> list[Segment]:
+        """The whole range, in order."""
+        end = address + pages * PAGE_SIZE
+        return self._parts(await self._mappings(address, end), address, end)
+
+    def _parts(self, maps: list[Mapping], address: int, end: int) -> list[Segment]:
+        at = address
         found: list[Segment] = []
         for one in maps:
             low, high = max(address, one.start), min(end, one.end)
-            region = self._regions.by_ino(one.ino) if one.device == self._device else None
+            region = None if one.private else self._regions.by_ino(one.ino)
             if low < high and region is not None and one.ino >= FIRST_REGION_INO:
                 found += self._other(address, at, low)
                 offset = one.offset + low - one.start
@@ -129,7 +137,13 @@ class MappedRegions:
     async def look(self, address: int, pages: int) -> Look:
         look = await self._process.look(address, pages)
         state, frames = look.state.copy(), look.pfn.copy()
-        for part in await self._segments(address, pages):
+        end = address + pages * PAGE_SIZE
+        maps = await self._mappings(address, end)
+        for one in maps:
+            if one.private and one.ino < FIRST_REGION_INO:  # a dmirror has pages of its own
+                low, high = max(address, one.start) - address, min(end, one.end) - address
+                state[low // PAGE_SIZE : high // PAGE_SIZE] |= np.uint16(State.PRESENT)
+        for part in self._parts(maps, address, end):
             if part.region is None:
                 continue
             here = slice(part.first, part.first + part.pages)

@@ -25,6 +25,10 @@ class Mapping(NamedTuple):
     device: str  # MAJOR:MINOR, in hex
     ino: int  # 0: there is no file
 
+    @property
+    def private(self) -> bool:
+        return not self.state & State.SHARED
+
     @classmethod
     def parse(cls, line: str) -> Mapping:
         place, rights, offset, device, ino, *name = line.split(maxsplit=5)
@@ -32,10 +36,12 @@ class Mapping(NamedTuple):
         state = State.VMA
         state |= State.READ if rights[0] == "r" else State(0)
         state |= State.WRITE if rights[1] == "w" else State(0)
-        state |= State.ANON if rights[3] == "p" and ino == "0" else State.SHARED
+        if rights[3] == "s":
+            state |= State.SHARED
+        elif ino == "0":
+            state |= State.ANON
         state |= State.SPECIAL if name and name[0].startswith(SPECIAL) else State(0)
-        private = rights[3] == "p"
-        return cls(start, end, state, int(offset, 16), "" if private else device, int(ino))
+        return cls(start, end, state, int(offset, 16), device, int(ino))
 
 
 def open_proc(pid: int, name: str) -> int:

@@ -151,7 +151,10 @@ class Process:
 
     async def evict_all(self, node: int) -> None:
         """Bring every page home that the device has of this program."""
-        for block in list(self.region.touched(0, programs.OFFSETS // BLOCK_BYTES)):
+        blocks = [] if self.gone else list(self.region.touched(0, programs.OFFSETS // BLOCK_BYTES))
+        for block in blocks:
+            if self.gone:  # and with it the records
+                return
             record = self.region.blocks(block, 1)[0]
             if record["pages"][node]:
                 mine = (record["owner"] == node).copy()

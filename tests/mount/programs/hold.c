@@ -1,0 +1,71 @@
+/* hold [BYTES]: holds memory, and says and does with it what it is told, a line each. */
+#include "check.h"
+
+#include <setjmp.h>
+#include <signal.h>
+#include <sys/wait.h>
+
+static char *memory;
+static size_t bytes = 1 << 20;
+static sigjmp_buf out;
+
+static void on_bus(int signal)
+{
+    (void)signal;
+    siglongjmp(out, 1);
+}
+
+/* Of each page, whether it can be read and is what it was. */
+static void probe(uint64_t value)
+{
+    volatile int right = 0, bus = 0, wrong = 0;
+    struct sigaction action = {.sa_handler = on_bus};
+    sigaction(SIGBUS, &action, NULL);
+    for (volatile size_t at = 0; at < bytes; at += PAGE) {
+        if (sigsetjmp(out, 1))
+            bus++;
+        else if (is_stamped(memory + at, PAGE, value + at / 8))
+            right++;
+        else
+            wrong++;
+    }
+    printf("right %d bus %d wrong %d\n", right, bus, wrong);
+}
+
+static void tell_of_child(uint64_t value)
+{
+    int status = -1;
+    pid_t child = fork();
+    if (!child)
+        _exit(is_stamped(memory, bytes, value) ? 0 : 3);
+    waitpid(child, &status, 0);
+    printf("child %d\n", status);
+}
+
+int main(int count, char **argument)
+{
+    char line[256], word[32];
+    if (count > 1)
+        bytes = strtoull(argument[1], NULL, 10);
+    memory = map_at(NULL, bytes, 0);
+    stamp(memory, bytes, 1);
+    say_where(memory, bytes);
+    while (fgets(line, sizeof(line), stdin)) {
+        unsigned long long a = 0, b = 0;
+        if (sscanf(line, "%31s %llu %llu", word, &a, &b) < 1)
+            continue;
+        if (!strcmp(word, "quit"))
+            return 0;
+        else if (!strcmp(word, "check"))
+            printf("%s\n", is_stamped(memory, bytes, a) ? "right" : "wrong");
+        else if (!strcmp(word, "stamp"))
+            stamp(memory, bytes, a), printf("stamped\n");
+        else if (!strcmp(word, "probe"))
+            probe(a);
+        else if (!strcmp(word, "fork"))
+            tell_of_child(a);
+        else if (!strcmp(word, "byte"))
+            printf("%d\n", memory[a]);
+        fflush(stdout);
+    }
+}

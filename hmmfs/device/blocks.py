@@ -27,6 +27,7 @@ from hmmfs.memory import (
 )
 from hmmfs.service import Jobs, Rooms
 
+PATIENCE_S = 0.5  # with a program that does not answer, which takes a second each time
 ATTEMPTS = 8  # of one job against a busy CPU (pauses double from 1 ms), or for want of room
 
 
@@ -63,6 +64,7 @@ class Blocks:
         """Run a job on one block until it is done, making room as needed."""
         full: HmmfsError | None = None
         result = JobResult(0)
+        patience = trio.current_time() + PATIENCE_S
         for attempt in range(ATTEMPTS):
             result = await self._jobs.run(job)
             if result.result == -errno.ENOSPC:
@@ -74,7 +76,7 @@ class Blocks:
                     # Others may have moved the block meanwhile, so that it needs less: look again.
                     full = error
                     continue
-            if result.result == -errno.EBUSY:
+            if result.result == -errno.EBUSY and trio.current_time() < patience:
                 await trio.sleep(0.001 * 2**attempt)
             elif result.result != -errno.ENOSPC:
                 break

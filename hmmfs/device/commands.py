@@ -276,6 +276,8 @@ def _range(word: str, verb: str, *, bare_offset: bool = False) -> Range:
             raise UsageError(
                 f"{shortened(word)} has no length: a program's memory is PID@ADDRESS+LENGTH."
             )
+        if not int(program[1]):
+            raise HmmfsError(errno.ESRCH, "There is no process 0.")
         bytes_ = None if program[3] is None else _size(program[3], verb)
         return Range(b"", _number(program[2], verb), bytes_, int(program[1]))
     name, colon, span = word.rpartition(":")

@@ -423,8 +423,8 @@ def test_a_stopped_program_makes_no_device_wait_for_long(machine: Mount, binarie
         os.kill(program.pid, signal.SIGSTOP)
         began = time.monotonic()
         fails(errno.EBUSY, lambda: machine.submit(0, f"migrate {memory} to dev0"))
-        assert time.monotonic() - began < 15
-        assert machine.submit(1, f"read {memory.split('+')[0]}+8") == "0100000000000000"
+        fails(errno.EBUSY, lambda: machine.submit(1, f"read {memory.split('+')[0]}+8"))
+        assert time.monotonic() - began < 5
         os.kill(program.pid, signal.SIGCONT)
         machine.submit(0, f"migrate {memory} to dev0")
         assert vram_used(machine, 0) == HELD
@@ -740,11 +740,8 @@ def test_an_unprivileged_program_gives_access_only(
         memory = process.stdout.readline().strip()
         assert "not migrate it" in process.stderr.readline()
         start = memory.split("+")[0]
-        assert machine.submit(0, f"read {start}+8") == "0100000000000000"
-        machine.submit(0, f"write {start} 05")
-        assert machine.submit(0, f"read {start}+1") == "05"
-        before = vram_used(machine, 0)
-        with contextlib.suppress(OSError):
-            machine.submit(0, f"migrate {memory} to dev0")
-        assert vram_used(machine, 0) == before
+        fails(errno.EOPNOTSUPP, lambda: machine.submit(0, f"read {start}+8"))
+        assert "only be reached where it is" in (machine.path / "last_error").read_text()
+        machine.submit(0, f"migrate {memory} to dev0")
+        assert vram_used(machine, 0) == 0
     settled(machine)

@@ -322,8 +322,12 @@ static int take_movable(const struct transaction *t, struct hm_taking *taking)
     }
     if (!error && unmarked)
         protect(t, &wanted, true);
-    if (error && error != -ESRCH)
-        put_back(t, scratch, &taking->taken);
+    if (error) {
+        if (error != -ESRCH)
+            put_back(t, scratch, &taking->taken);
+        memset(&taking->taken, 0, sizeof(taking->taken));
+        memset(&taking->holes, 0, sizeof(taking->holes));
+    }
     release_slot(process, slot, true);
     pthread_mutex_unlock(&process->lock);
     return error;

@@ -258,12 +258,12 @@ def stressed(mount: Mount, *command: str | Path, whole: bool = False, **options:
 MS = "1200"
 
 
-@pytest.mark.parametrize("mode", ["again", "dontneed", "free", "mremap", "mprotect"])
+@pytest.mark.parametrize("mode", ["again", "chain", "dontneed", "free", "mprotect", "mremap"])
 def test_mappings_change_while_devices_take_them(machine: Mount, binaries: Path, mode: str) -> None:
     stressed(machine, binaries / "mappings", mode, MS)
 
 
-@pytest.mark.parametrize("mode", ["fork", "raw", "spawn"])
+@pytest.mark.parametrize("mode", ["fork", "raw", "restless", "spawn"])
 def test_families_have_their_data_as_of_the_fork(machine: Mount, binaries: Path, mode: str) -> None:
     stressed(machine, binaries / "families", mode, MS)
 
@@ -325,6 +325,23 @@ def test_a_program_and_a_device_work_on_the_same_bytes(machine: Mount, binaries:
         program.tell("quit")
         out, err = program.finish()
         assert (out, err, program.process.returncode) == ("", "", 0)
+    settled(machine)
+
+
+@pytest.mark.parametrize("how", ["pin", "lock"])
+def test_pages_that_can_not_go_stay_and_the_others_go(
+    machine: Mount, binaries: Path, how: str
+) -> None:
+    program, memory = hold(machine, binaries)
+    with program:
+        if program.ask(f"{how} 64 4") != "done":
+            pytest.skip(f"this kernel does not {how} here")
+        for _ in range(20):  # as often as there are slots for requests, and more
+            machine.submit(0, f"migrate {memory} to dev0")
+            assert vram_used(machine, 0) == HELD - 4 * PAGE
+            machine.submit(0, f"migrate {memory} to host")
+        machine.submit(0, f"migrate {memory} to dev0")
+        assert program.ask("check 1") == "right"
     settled(machine)
 
 

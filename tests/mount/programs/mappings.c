@@ -112,6 +112,29 @@ static void move(char *slot, uint32_t *seed)
     }
 }
 
+/* On and on, without a look at it in between: the news of one move comes when it has moved on. */
+static void chain(char *slot, uint32_t *seed)
+{
+    size_t length = SLOT / 4;
+    uint64_t value = stamp_of(seed);
+    int last = 0;
+    map_at(slot, SLOT, MAP_FIXED);
+    stamp(slot, length, value);
+    linger(seed);
+    for (int hops = (int)(1 + next(seed) % 6), i = 0; i < hops; i++) {
+        int to = (last + 1 + (int)(next(seed) % 3)) % 4;
+        CHECK(mremap(slot + (size_t)last * length, length, length, MREMAP_MAYMOVE | MREMAP_FIXED,
+                     slot + (size_t)to * length) == slot + (size_t)to * length);
+        map_at(slot + (size_t)last * length, length, MAP_FIXED);
+        last = to;
+    }
+    for (int i = 0; i < 4; i++)
+        if (i == last)
+            CHECK(is_stamped(slot + (size_t)i * length, length, value));
+        else
+            CHECK(is_zero(slot + (size_t)i * length, length));
+}
+
 static _Thread_local sigjmp_buf out;
 static _Thread_local volatile int faults;
 
@@ -142,8 +165,9 @@ static void protect(char *slot, uint32_t *seed)
     CHECK(is_stamped(slot, SLOT, value));
 }
 
-static const struct mode modes[] = {{"again", again},   {"dontneed", dontneed}, {"free", lazily},
-                                    {"mremap", move},   {"mprotect", protect},  {NULL, NULL}};
+static const struct mode modes[] = {{"again", again}, {"dontneed", dontneed}, {"free", lazily},
+                                    {"mremap", move}, {"chain", chain},       {"mprotect", protect},
+                                    {NULL, NULL}};
 static const struct mode *mode;
 
 static void *thread(void *number)

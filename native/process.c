@@ -300,8 +300,11 @@ static bool read_some(struct hm_process *process, size_t most)
         if (message->event == UFFD_EVENT_PAGEFAULT &&
             is_ours(process, message->arg.pagefault.feat.ptid))
             serve_own(process, message);
-        else if (!is_dropped(process, message))
+        else if (!is_dropped(process, message)) {
+            if (message->event == UFFD_EVENT_REMOVE)
+                note_discard(process, message->arg.remove.start, message->arg.remove.end);
             process->pending_end = hm_pending_add(process->pending_end, message);
+        }
     }
     return n == (ssize_t)(most * sizeof(*messages));
 }

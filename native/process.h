@@ -92,6 +92,8 @@ static inline bool hm_pm_there(uint64_t entry)
 void hm_process_revoke(struct hm_process *process, uint64_t block, const struct hm_mask *mask);
 /* With the lock held: whether an event that is not dealt with concerns the range. */
 bool hm_process_waits(const struct hm_process *process, uint64_t start, uint64_t end);
+/* With the lock held: whether the program may be about to discard some of the range. */
+bool hm_process_discards(const struct hm_process *process, uint64_t start, uint64_t end);
 /* With the lock held: read what events there are, to be dealt with later. */
 void hm_process_read(struct hm_process *process);
 /* With the lock held: the helper takes its time. If it is in a page fault, read one message: faults

@@ -216,6 +216,28 @@ struct hm_pending **hm_pending_add(struct hm_pending **end, const struct uffd_ms
     return &pending->next;
 }
 
+static void note_discard(struct hm_process *process, uint64_t start, uint64_t end)
+{
+    uint64_t now = hm_now();
+    struct hm_discard *at = process->discard, *last = at + HM_DISCARDS - 1;
+    while (at < last && at->until_ns > now)
+        at++;
+    if (at->until_ns > now) { /* there are too many: widen it */
+        start = at->start < start ? at->start : start;
+        end = at->end > end ? at->end : end;
+    }
+    *at = (struct hm_discard){start, end, now + HM_DISCARD_MS * 1000000ULL};
+}
+
+bool hm_process_discards(const struct hm_process *process, uint64_t start, uint64_t end)
+{
+    uint64_t now = hm_now();
+    for (const struct hm_discard *at = process->discard; at < process->discard + HM_DISCARDS; at++)
+        if (at->until_ns > now && at->start < end && start < at->end)
+            return true;
+    return false;
+}
+
 static bool is_ours(const struct hm_process *process, uint32_t thread)
 {
     if (process->control && thread &&
@@ -278,8 +300,11 @@ static bool read_some(struct hm_process *process, size_t most)
         if (message->event == UFFD_EVENT_PAGEFAULT &&
             is_ours(process, message->arg.pagefault.feat.ptid))
             serve_own(process, message);
-        else if (!is_dropped(process, message))
+        else if (!is_dropped(process, message)) {
+            if (message->event == UFFD_EVENT_REMOVE)
+                note_discard(process, message->arg.remove.start, message->arg.remove.end);
             process->pending_end = hm_pending_add(process->pending_end, message);
+        }
     }
     return n == (ssize_t)(most * sizeof(*messages));
 }

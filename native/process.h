@@ -13,6 +13,8 @@
 #define HM_AREA_BYTES (1ULL << 40)
 #define HM_AREAS (HM_MAX_BYTES / HM_AREA_BYTES)
 
+#define HM_DISCARDS 32
+#define HM_DISCARD_MS 50 /* for a thread that was woken to get a processor */
 #define HM_LATE_BLOCKS 64
 #define HM_LATE_PAGES 8192 /* most that are late, and for HM_LATE_MS when nothing happens */
 #define HM_LATE_MS 2
@@ -41,7 +43,13 @@ struct hm_process {
      * meant. Taken before any stripe; waits for the program's helper thread, within a time. */
     pthread_mutex_t lock;
     struct hm_pending *pending, **pending_end; /* in the order in which they came */
-    uint32_t slots;                            /* a bit for each that is in use */
+    /* What the program discards it does so after it was told that we read of it, and nothing tells
+     * when: ranges that nothing is taken from for HM_DISCARD_MS. The last of them may stand for
+     * several. With the lock. */
+    struct hm_discard {
+        uint64_t start, end, until_ns;
+    } discard[HM_DISCARDS];
+    uint32_t slots; /* a bit for each that is in use */
     /* Pages of devices' memory that went home by faults, and whose room is free again, but that are
      * not punched yet: one by one that would be a fifth of a fault. With the stripe. Of which
      * blocks, and how many in all: with the lock. A worker's window would show them, so there are
@@ -84,6 +92,8 @@ static inline bool hm_pm_there(uint64_t entry)
 void hm_process_revoke(struct hm_process *process, uint64_t block, const struct hm_mask *mask);
 /* With the lock held: whether an event that is not dealt with concerns the range. */
 bool hm_process_waits(const struct hm_process *process, uint64_t start, uint64_t end);
+/* With the lock held: whether the program may be about to discard some of the range. */
+bool hm_process_discards(const struct hm_process *process, uint64_t start, uint64_t end);
 /* With the lock held: read what events there are, to be dealt with later. */
 void hm_process_read(struct hm_process *process);
 /* With the lock held: the helper takes its time. If it is in a page fault, read one message: faults

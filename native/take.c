@@ -266,6 +266,16 @@ static void protect(const struct transaction *t, const struct hm_mask *mask, boo
     }
 }
 
+/* The same before pages are taken: nor may any be about to be discarded. */
+static int no_discard(const struct transaction *t)
+{
+    uint64_t base = page_address(t, 0);
+    int error = hm_take_no_news(t);
+    if (!error && hm_process_discards(t->region->process, base, base + HM_BLOCK_BYTES))
+        error = -EBUSY;
+    return error;
+}
+
 /* What can't be moved stays: pagemap tells which. 0 if any request was carried out, for what that
  * one moved has to be seen to. */
 static int move_pages(const struct transaction *t, const struct hm_taking *taking, int slot,
@@ -297,7 +307,7 @@ static int take_movable(const struct transaction *t, struct hm_taking *taking)
     if (!hm_bits(wanted.word))
         return 0;
     pthread_mutex_lock(&process->lock);
-    error = hm_take_no_news(t);
+    error = no_discard(t);
     slot = error ? error : claim_slot(process);
     if (slot < 0) {
         pthread_mutex_unlock(&process->lock);
@@ -361,7 +371,7 @@ static int take_fixed(const struct transaction *t, struct hm_taking *taking)
     if (!hm_bits(wanted.word))
         return 0;
     pthread_mutex_lock(&process->lock);
-    error = hm_take_no_news(t);
+    error = no_discard(t);
     slot = error ? error : claim_slot(process);
     if (slot < 0) {
         pthread_mutex_unlock(&process->lock);

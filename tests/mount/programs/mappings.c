@@ -43,26 +43,29 @@ static void again(char *slot, uint32_t *seed)
     /* Nobody else may come to be there: it is mapped over at once, or by the next round. */
 }
 
-/* Where a program discards nothing is taken for a while: it has to rest for devices to have any. */
-static bool rests(char *slot, uint32_t *seed)
+/* Where a program discards nothing is taken for a while: all rest together, for devices to have
+ * some of it when they discard again. */
+static void rest(char *slot, uint64_t value)
 {
-    uint64_t value = stamp_of(seed);
-    if (now_ms() % 160 > 90)
-        return false;
     stamp(slot, SLOT, value);
-    usleep(500);
+    while (now_ms() % 100 > 50)
+        usleep(1000);
+    while (now_ms() % 100 < 60)
+        usleep(1000);
     CHECK(is_stamped(slot, SLOT, value));
-    return true;
+    stamp(slot, SLOT, value);
+    while (now_ms() % 100 > 50)
+        usleep(1000);
 }
 
 static void dontneed(char *slot, uint32_t *seed)
 {
     size_t first = next(seed) % 48 * PAGE, length = (1 + next(seed) % 48) * PAGE;
     uint64_t value = stamp_of(seed);
-    if (rests(slot, seed))
-        return;
-    stamp(slot, SLOT, value);
-    linger(seed);
+    if (next(seed) % 4)
+        rest(slot, value);
+    else
+        stamp(slot, SLOT, value);
     CHECK(!madvise(slot + first, length, MADV_DONTNEED));
     if (next(seed) % 2)
         linger(seed);
@@ -75,10 +78,10 @@ static void dontneed(char *slot, uint32_t *seed)
 static void lazily(char *slot, uint32_t *seed)
 {
     uint64_t value = stamp_of(seed);
-    if (rests(slot, seed))
-        return;
-    stamp(slot, SLOT, value);
-    linger(seed);
+    if (next(seed) % 4)
+        rest(slot, value);
+    else
+        stamp(slot, SLOT, value);
     CHECK(!madvise(slot, SLOT, MADV_FREE));
     linger(seed);
     for (size_t page = 0; page < SLOT; page += PAGE) {

@@ -21,6 +21,19 @@ static uint8_t here(uint8_t rights)
     return (coherent ? 0x40 : 0x20) | rights;
 }
 
+static _Noreturn void skip(const char *why)
+{
+    printf("skip: %s\n", why);
+    exit(0);
+}
+
+static void *small(size_t bytes)
+{
+    void *memory = aligned(bytes, PROT_READ | PROT_WRITE);
+    CHECK(!madvise(memory, bytes, MADV_NOHUGEPAGE));
+    return memory;
+}
+
 static void fail_next_allocation(void)
 {
     EQUAL(ask(dev, FLAGS, NULL, 1, NULL), 0);

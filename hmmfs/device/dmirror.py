@@ -18,7 +18,17 @@ from typing import TypeVar
 
 import numpy as np
 
-from hmmfs.device.mirror_table import ATOMIC, VALID, WRITE, Entries, Mask, Table, View, readable
+from hmmfs.device.mirror_table import (
+    ATOMIC,
+    VALID,
+    WRITE,
+    Entries,
+    Mask,
+    Table,
+    View,
+    migratable,
+    readable,
+)
 from hmmfs.device.processes_protocol import Process, Processes
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.memory import HOST, PAGE_SIZE
@@ -313,7 +323,7 @@ class Mirror:
     async def _to_device(self, command: Command, caller: int) -> Command:
         for address, pages in windows(command.address, command.pages):
             look = await self._process.look(address, pages)
-            good = leading(readable(look))
+            good = leading(migratable(look))
             if good:
                 await self._bring(address, look.part(0, good))
             if good < pages:
@@ -374,7 +384,7 @@ class Mirror:
         moved = 0
         for address, pages in windows(command.address, command.pages):
             look = await self._process.look(address, pages)
-            good = leading(readable(look))
+            good = leading(migratable(look))
             if good:
                 moved += await self._send_home(address, look.part(0, good))
             if good < pages:

@@ -177,7 +177,11 @@ static int *of_hugetlbfs(void)
 
 static void anon_write_hugetlbfs(void)
 {
-    write_to(of_hugetlbfs(), HUGE / PAGE);
+    int *memory = of_hugetlbfs(), *mirror = anonymous(HUGE / PAGE);
+    write_to(memory, HUGE / PAGE);
+    EQUAL(ask(dev, TO_DEV, memory, HUGE / PAGE, mirror), -EINVAL);
+    EQUAL(ask(dev, EXCLUSIVE, memory, HUGE / PAGE, mirror), -EOPNOTSUPP);
+    HOLDS(memory, HUGE / PAGE, 0);
 }
 
 /* ---- files -------------------------------------------------------------------------------- */

@@ -243,7 +243,8 @@ class Mirror:
         data = await self._load(address, known)
         if known < pages:
             rest, left = address + known * PAGE_SIZE, pages - known
-            data += await self._fault(rest, left, lambda: self._load(rest, left))
+            more = await self._fault(rest, left, lambda: self._load(rest, left))
+            data = data + more if known else more
             faults = 1
         await self._process.copy_to_user(caller, command.pointer, data)
         return replace(command, cpages=pages, faults=faults)
@@ -305,9 +306,9 @@ class Mirror:
     def _map(self, address: int, look: Look) -> None:
         self._table.put(address // PAGE_SIZE, self._view.entries(look))
 
-    async def _load(self, address: int, pages: int) -> bytes:
+    async def _load(self, address: int, pages: int) -> bytearray:
         if not pages:
-            return b""
+            return bytearray()
         return await self._process.read(self._node, address, pages * PAGE_SIZE)
 
     def _bounce(self, command: Command) -> None:

@@ -67,7 +67,7 @@ struct hm_process {
 struct hm_vma {
     uint64_t start, end, offset, ino;
     uint32_t major, minor;
-    bool read, write, shared, anonymous, special;
+    bool read, write, shared, anonymous, special, hugetlb;
 };
 /* The mapping that has the address, or the next one. -ENOENT: there is none; -ESRCH. */
 int hm_vma_find(const struct hm_process *process, uint64_t address, struct hm_vma *out);

@@ -176,7 +176,12 @@ static int give_copy(const struct hm_process *process, int uffd, uint64_t block,
     struct uffdio_copy copy = {.dst = to, .len = HM_PAGE_SIZE};
     hm_window_protect(process->region, owner, block, &one);
     copy.src = (uintptr_t)hm_pool_map(&process->region->pools[owner], offset);
-    return copy.src && ioctl(uffd, UFFDIO_COPY, &copy) < 0 && errno == EAGAIN ? -EAGAIN : 0;
+    if (!copy.src || !ioctl(uffd, UFFDIO_COPY, &copy))
+        return 0;
+    /* There may have been no news at its start, but some at the mapping that is gone. */
+    if (errno == ENOENT && !ioctl(uffd, UFFDIO_COPY, &copy))
+        return 0;
+    return errno == EAGAIN ? -EAGAIN : 0;
 }
 
 /* Read what the kernel has to say of a child. Its faults wait for the end of its userfaultfd. */

@@ -62,6 +62,7 @@ class Program:
     """One under hmmfs run. Whatever a test does, it is ended and waited for."""
 
     def __init__(self, mount: Mount, *command: str | Path, **options: object) -> None:
+        self.command = command
         self.process = subprocess.Popen(
             [*HMMFS, "run", str(mount.path), "--", *map(str, command)],
             stdin=subprocess.PIPE,
@@ -229,54 +230,55 @@ def moved(mount: Mount) -> tuple[int, int]:
     return stats["host_pages_out"], stats["host_pages_in"]
 
 
-def stressed(mount: Mount, *command: str | Path, whole: bool = False, **options: object) -> None:
-    """Run a program that checks itself while both devices pull at its memory."""
+def stressed(mount: Mount, commands: list[list[str | Path]], **options: object) -> None:
+    """Run programs that check themselves while both devices pull at the memory of all."""
     before = moved(mount)
-    with Program(mount, *command, **options) as program:
-        target = program.where()
+    with contextlib.ExitStack() as stack:
+        programs = [stack.enter_context(Program(mount, *one, **options)) for one in commands]
+        places = [program.where() for program in programs]
 
-        def children() -> Iterator[Target]:
-            if whole:
-                yield from anonymous(program.pid)
-            for pid in [program.pid, *descendants(program.pid)]:
-                yield pid, *target[1:]
+        def targets() -> Iterator[Target]:
+            for program, (_, at, length) in zip(programs, places, strict=True):
+                family = [program.pid, *descendants(program.pid)]
+                yield from ((pid, at, length) for pid in family)
+                if {"stack", "brk"} & set(map(str, program.command)):
+                    yield from anonymous(program.pid)
 
-        with driven(mount, children) as drivers:
-            out, err = program.finish()
-        assert (out, program.process.returncode) == ("ok\n", 0), (out, err)
-        assert err == ""
-        print([(driver.done, driver.refused) for driver in drivers])
+        with driven(mount, targets):
+            said = [(one.command, *one.finish(), one.process.returncode) for one in programs]
+        assert said == [(one.command, "ok\n", "", 0) for one in programs]
     after = moved(mount)
-    print(before, after)
-    assert after[0] > before[0] + 50
-    assert after[1] > before[1] + 50
+    assert after[0] > before[0] + 50 * len(commands)
+    assert after[1] > before[1] + 50 * len(commands)
     settled(mount)
 
 
 # ---- what they do to their memory
 
-MS = "1200"
+MS = "2000"
 
 
-@pytest.mark.parametrize("mode", ["again", "dontneed", "free", "mremap", "mprotect"])
-def test_mappings_change_while_devices_take_them(machine: Mount, binaries: Path, mode: str) -> None:
-    stressed(machine, binaries / "mappings", mode, MS)
+@pytest.mark.parametrize("modes", ["again chain mremap", "dontneed free mprotect"])
+def test_mappings_change_while_devices_take_them(
+    machine: Mount, binaries: Path, modes: str
+) -> None:
+    stressed(machine, [[binaries / "mappings", mode, MS] for mode in modes.split()])
 
 
-@pytest.mark.parametrize("mode", ["fork", "raw", "spawn"])
-def test_families_have_their_data_as_of_the_fork(machine: Mount, binaries: Path, mode: str) -> None:
-    stressed(machine, binaries / "families", mode, MS)
+@pytest.mark.parametrize("modes", ["fork raw", "restless spawn"])
+def test_families_have_their_data_as_of_the_fork(
+    machine: Mount, binaries: Path, modes: str
+) -> None:
+    stressed(machine, [[binaries / "families", mode, MS] for mode in modes.split()])
 
 
-@pytest.mark.parametrize(
-    "mode", ["files", "direct", "pipes", "futexes", "signals", "stack", "brk", "others"]
-)
+@pytest.mark.parametrize("modes", ["files futexes others", "direct pipes", "signals stack brk"])
 def test_the_kernel_uses_memory_that_devices_have(
-    machine: Mount, binaries: Path, tmp_path: Path, mode: str
+    machine: Mount, binaries: Path, tmp_path: Path, modes: str
 ) -> None:
     environment = {**os.environ, "SCRATCH_FILE": str(tmp_path / "scratch")}
-    whole = mode in ("stack", "brk")
-    stressed(machine, binaries / "calls", mode, MS, whole=whole, env=environment)
+    commands = [[binaries / "calls", mode, MS] for mode in modes.split()]
+    stressed(machine, commands, env=environment)
 
 
 # ---- one program and its devices
@@ -325,6 +327,23 @@ def test_a_program_and_a_device_work_on_the_same_bytes(machine: Mount, binaries:
         program.tell("quit")
         out, err = program.finish()
         assert (out, err, program.process.returncode) == ("", "", 0)
+    settled(machine)
+
+
+@pytest.mark.parametrize("how", ["pin", "lock"])
+def test_pages_that_can_not_go_stay_and_the_others_go(
+    machine: Mount, binaries: Path, how: str
+) -> None:
+    program, memory = hold(machine, binaries)
+    with program:
+        if program.ask(f"{how} 64 4") != "done":
+            pytest.skip(f"this kernel does not {how} here")
+        for _ in range(20):  # as often as there are slots for requests, and more
+            machine.submit(0, f"migrate {memory} to dev0")
+            assert vram_used(machine, 0) == HELD - 4 * PAGE
+            machine.submit(0, f"migrate {memory} to host")
+        machine.submit(0, f"migrate {memory} to dev0")
+        assert program.ask("check 1") == "right"
     settled(machine)
 
 
@@ -381,8 +400,8 @@ def test_programs_that_know_nothing_say_the_same(
         assert out == alone.stdout
         assert (err, program.process.returncode) == (alone.stderr, 0)
     after = moved(machine)
-    assert after[0] > before[0] + 50
-    assert after[1] > before[1] + 50
+    assert after[0] > before[0]
+    assert after[1] > before[1]
     settled(machine)
 
 

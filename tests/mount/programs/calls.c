@@ -177,8 +177,8 @@ static void brks(void)
     }
 }
 
-/* Another process reads and writes this one's memory. /proc/PID/mem does not wait for pages that are
- * away, so it may fail, but lies neither. */
+/* Another process reads and writes this one's memory. /proc/PID/mem does not wait for pages that
+ * are away, so it may fail, but lies neither. */
 static void others(void)
 {
     pid_t parent = getpid(), child;

@@ -53,6 +53,38 @@ static void generations(uint64_t value, int depth, bool raw)
     CHECK(is_stamped(memory + BYTES / 2, BYTES / 2, value + BYTES / 16));
 }
 
+/* A child that changes its mappings before anything else, and has children meanwhile. */
+static void restless(uint64_t value)
+{
+    pid_t child;
+    stamp(memory, BYTES, value);
+    usleep(300);
+    child = raw_fork();
+    if (!child) {
+        size_t quarter = BYTES / 4;
+        char *moved = memory + 3 * quarter;
+        pid_t grandchild;
+        CHECK(!madvise(memory, quarter, MADV_DONTNEED));
+        CHECK(!munmap(moved, quarter));
+        CHECK(mremap(memory + quarter, quarter, quarter, MREMAP_MAYMOVE | MREMAP_FIXED, moved) ==
+              moved);
+        grandchild = raw_fork();
+        CHECK(!madvise(memory + 2 * quarter, PAGE, MADV_DONTNEED));
+        if (grandchild)
+            CHECK(is_zero(memory, quarter));
+        CHECK(is_stamped(moved, quarter, value + quarter / 8));
+        CHECK(is_zero(memory + 2 * quarter, PAGE));
+        CHECK(is_stamped(memory + 2 * quarter + PAGE, quarter - PAGE,
+                         value + (2 * quarter + PAGE) / 8));
+        if (!grandchild)
+            _exit(0);
+        await(grandchild);
+        _exit(0);
+    }
+    await(child);
+    CHECK(is_stamped(memory, BYTES, value));
+}
+
 static void spawned(uint64_t value)
 {
     char *arguments[] = {self, "exec", "0", NULL};
@@ -87,6 +119,8 @@ int main(int count, char **argument)
         value = value * 6364136223846793005ULL + 1442695040888963407ULL;
         if (!strcmp(argument[1], "spawn"))
             spawned(value);
+        else if (!strcmp(argument[1], "restless"))
+            restless(value);
         else
             generations(value, 2, !strcmp(argument[1], "raw"));
     }

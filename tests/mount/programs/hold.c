@@ -1,8 +1,11 @@
 /* hold [BYTES]: holds memory, and says and does with it what it is told, a line each. */
 #include "check.h"
 
+#include <linux/io_uring.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 
 static char *memory;
@@ -42,6 +45,21 @@ static void tell_of_child(uint64_t value)
     printf("child %d\n", status);
 }
 
+/* Have the kernel hold pages where they are; false: it does not do that here. */
+static bool pin(size_t first, size_t pages)
+{
+    struct io_uring_params how = {0};
+    struct iovec part = {memory + first * PAGE, pages * PAGE};
+    int ring = (int)syscall(SYS_io_uring_setup, 4, &how);
+    return ring >= 0 && !syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, &part, 1);
+}
+
+static bool lock(size_t first, size_t pages)
+{
+    return !mprotect(memory + first * PAGE, pages * PAGE, PROT_READ) &&
+           !mlock(memory + first * PAGE, pages * PAGE);
+}
+
 int main(int count, char **argument)
 {
     char line[256], word[32];
@@ -64,6 +82,10 @@ int main(int count, char **argument)
             probe(a);
         else if (!strcmp(word, "fork"))
             tell_of_child(a);
+        else if (!strcmp(word, "pin"))
+            printf("%s\n", pin(a, b) ? "done" : "not here");
+        else if (!strcmp(word, "lock"))
+            printf("%s\n", lock(a, b) ? "done" : "not here");
         else if (!strcmp(word, "byte"))
             printf("%d\n", memory[a]);
         fflush(stdout);

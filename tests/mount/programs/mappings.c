@@ -43,10 +43,24 @@ static void again(char *slot, uint32_t *seed)
     /* Nobody else may come to be there: it is mapped over at once, or by the next round. */
 }
 
+/* Where a program discards nothing is taken for a while: it has to rest for devices to have any. */
+static bool rests(char *slot, uint32_t *seed)
+{
+    uint64_t value = stamp_of(seed);
+    if (now_ms() % 160 > 90)
+        return false;
+    stamp(slot, SLOT, value);
+    usleep(500);
+    CHECK(is_stamped(slot, SLOT, value));
+    return true;
+}
+
 static void dontneed(char *slot, uint32_t *seed)
 {
     size_t first = next(seed) % 48 * PAGE, length = (1 + next(seed) % 48) * PAGE;
     uint64_t value = stamp_of(seed);
+    if (rests(slot, seed))
+        return;
     stamp(slot, SLOT, value);
     linger(seed);
     CHECK(!madvise(slot + first, length, MADV_DONTNEED));
@@ -61,6 +75,8 @@ static void dontneed(char *slot, uint32_t *seed)
 static void lazily(char *slot, uint32_t *seed)
 {
     uint64_t value = stamp_of(seed);
+    if (rests(slot, seed))
+        return;
     stamp(slot, SLOT, value);
     linger(seed);
     CHECK(!madvise(slot, SLOT, MADV_FREE));
@@ -112,6 +128,29 @@ static void move(char *slot, uint32_t *seed)
     }
 }
 
+/* On and on, without a look at it in between: the news of one move comes when it has moved on. */
+static void chain(char *slot, uint32_t *seed)
+{
+    size_t length = SLOT / 4;
+    uint64_t value = stamp_of(seed);
+    int last = 0;
+    map_at(slot, SLOT, MAP_FIXED);
+    stamp(slot, length, value);
+    linger(seed);
+    for (int hops = (int)(1 + next(seed) % 6), i = 0; i < hops; i++) {
+        int to = (last + 1 + (int)(next(seed) % 3)) % 4;
+        CHECK(mremap(slot + (size_t)last * length, length, length, MREMAP_MAYMOVE | MREMAP_FIXED,
+                     slot + (size_t)to * length) == slot + (size_t)to * length);
+        map_at(slot + (size_t)last * length, length, MAP_FIXED);
+        last = to;
+    }
+    for (int i = 0; i < 4; i++)
+        if (i == last)
+            CHECK(is_stamped(slot + (size_t)i * length, length, value));
+        else
+            CHECK(is_zero(slot + (size_t)i * length, length));
+}
+
 static _Thread_local sigjmp_buf out;
 static _Thread_local volatile int faults;
 
@@ -142,8 +181,9 @@ static void protect(char *slot, uint32_t *seed)
     CHECK(is_stamped(slot, SLOT, value));
 }
 
-static const struct mode modes[] = {{"again", again},   {"dontneed", dontneed}, {"free", lazily},
-                                    {"mremap", move},   {"mprotect", protect},  {NULL, NULL}};
+static const struct mode modes[] = {{"again", again}, {"dontneed", dontneed}, {"free", lazily},
+                                    {"mremap", move}, {"chain", chain},       {"mprotect", protect},
+                                    {NULL, NULL}};
 static const struct mode *mode;
 
 static void *thread(void *number)

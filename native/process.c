@@ -134,7 +134,7 @@ void hm_process_flush_block(struct hm_process *process, uint64_t block)
     pthread_mutex_lock(&stripe->lock);
 }
 
-void hm_process_window(struct hm_region *region)
+void hm_process_punch(struct hm_region *region)
 {
     pthread_mutex_lock(&region->process->lock);
     hm_process_flush(region->process);

@@ -71,7 +71,7 @@ def test_every_property_is_named(program: Path) -> None:
 def test_property(name: str, devices: tuple[int, int], program: Path, machine: Mount) -> None:
     done = ran(machine, program, name, devices)
     assert (done.stdout, done.stderr, done.returncode) == ("ok\n", "", 0)
-    assert machine.audit() == "ok"
+    assert wait_until(lambda: machine.audit() == "ok"), machine.audit()
 
 
 @KINDS
@@ -81,4 +81,4 @@ def test_killed(devices: tuple[int, int], program: Path, machine: Mount) -> None
     assert (done.stdout, done.returncode) == ("ok\n", -signal.SIGKILL)
     stats = f"devices/dev{devices[0]}/stats"
     assert wait_until(lambda: machine.values(stats)["used"] == 0)
-    assert machine.audit() == "ok"
+    assert wait_until(lambda: machine.audit() == "ok"), machine.audit()

@@ -319,7 +319,7 @@ class MountCollector(Collector):
             families.add_file(found)
         families.add_thrashing(self._there(tree.read, b"thrashing") or "")
         # Not of state/, which would make what it has for all of them at once.
-        names = self._there(tree.names, b"regions")
+        names = self._there(tree.names, b"regions") + self._there(tree.programs)
         for first in range(0, len(names), BATCH):
             for found in self._there(read, tree, REGION, names[first : first + BATCH]):
                 families.add_file(found)

@@ -483,8 +483,8 @@ void hm_fail_parked(struct hm_region *region, uint64_t block, int error);
 
 /* process.c: what a region has of a program; anonymous.c's are in process.h */
 void hm_process_deinit(struct hm_region *region);
-/* A worker is about to have a window on it: nothing of its node may be late. */
-void hm_process_window(struct hm_region *region);
+/* What is to be punched late goes now: a worker is about to have a window on it, say. */
+void hm_process_punch(struct hm_region *region);
 
 /* cost.c: each returns the ns charged. Charge the simulated clock, and the links, for copies to
  * `to` by owners before it (hm_carried of account.c is who calls it), and for faults that brought

@@ -469,9 +469,10 @@ enum hm_look {
     HM_LOOK_SPECIAL = 32, /* the kernel's or a device's */
     HM_LOOK_PRESENT = 64,
     HM_LOOK_SWAPPED = 128,
-    HM_LOOK_ZERO = 256,      /* the page of zeros */
-    HM_LOOK_HUGE = 512,      /* part of a huge page */
-    HM_LOOK_EXCLUSIVE = 1024 /* nobody else maps it */
+    HM_LOOK_ZERO = 256,       /* the page of zeros */
+    HM_LOOK_HUGE = 512,       /* part of a huge page */
+    HM_LOOK_EXCLUSIVE = 1024, /* nobody else maps it */
+    HM_LOOK_HUGETLB = 2048    /* of hugetlbfs, from where nothing migrates */
 };
 /* From this bit on: the node that has the page; 0: the program. */
 #define HM_LOOK_OWNER 12

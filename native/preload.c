@@ -459,6 +459,42 @@ EXPORTED void *mremap(void *address, size_t length, size_t wanted, int flags, ..
     return MAP_FAILED;
 }
 
+static void *real_madvise;
+
+/* An entry for a range that is being discarded; NULL: there is none, so it is as if nobody told. */
+static struct hm_discarding *announce(uint64_t start, uint64_t end)
+{
+    struct hm_threads *ours = __atomic_load_n(&threads, __ATOMIC_RELAXED);
+    struct hm_discarding *all =
+        ours && ours->link.uffd >= 0 ? ours->link.control->discarding : NULL;
+    for (int i = 0; all && i < HM_PRELOAD_DISCARDS; i++) {
+        uint64_t nothing = 0;
+        if (!__atomic_compare_exchange_n(&all[i].start, &nothing, 1, false, __ATOMIC_SEQ_CST,
+                                         __ATOMIC_RELAXED))
+            continue;
+        __atomic_store_n(&all[i].end, end, __ATOMIC_RELAXED);
+        __atomic_store_n(&all[i].start, start, __ATOMIC_SEQ_CST);
+        return &all[i];
+    }
+    return NULL;
+}
+
+/* The kernel tells the daemon of a discard before it does it, and not when it has. */
+EXPORTED int madvise(void *address, size_t length, int advice)
+{
+    int (*next)(void *, size_t, int) = real(&real_madvise, "madvise");
+    bool discards = advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_REMOVE;
+    uint64_t start = (uint64_t)(uintptr_t)address, page = (uint64_t)sysconf(_SC_PAGESIZE);
+    struct hm_discarding *entry = NULL;
+    int result;
+    if (discards && start && length)
+        entry = announce(start, (start + length + page - 1) & ~(page - 1));
+    result = next(address, length, advice);
+    if (entry)
+        __atomic_store_n(&entry->start, 0, __ATOMIC_SEQ_CST);
+    return result;
+}
+
 /* ---- the constructor ---------------------------------------------------------------------- */
 
 static void find_real(void)
@@ -472,6 +508,7 @@ static void find_real(void)
     real(&real___openat_2, "__openat_2");
     real(&real___openat64_2, "__openat64_2");
     real(&real_mremap, "mremap");
+    real(&real_madvise, "madvise");
 }
 
 __attribute__((constructor)) static void begin(void)

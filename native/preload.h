@@ -28,6 +28,7 @@
 #define HM_PRELOAD_VERSION 1
 #define HM_PRELOAD_SLOTS 16
 #define HM_PRELOAD_RUNS 32
+#define HM_PRELOAD_DISCARDS 64
 
 enum hm_hello_flags {
     HM_HELLO_MIGRATES = 1 /* the userfaultfd has all the features that migration takes */
@@ -67,8 +68,15 @@ struct hm_slot {
     } run[HM_PRELOAD_RUNS];
 };
 
+/* What a thread of the program is discarding (madvise) at this moment: nothing is taken from there
+ * until it has. start 1: the entry is being filled in; 0: it is free. */
+struct hm_discarding {
+    uint64_t start, end; /* addresses, whole pages */
+};
+
 struct hm_control {
     struct hm_slot slot[HM_PRELOAD_SLOTS];
+    struct hm_discarding discarding[HM_PRELOAD_DISCARDS];
     uint32_t leaving; /* set by the daemon: all pages are home, so that its end is no accident */
     uint32_t helper;  /* the helper's thread number, as the program has it */
 };

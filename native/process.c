@@ -134,7 +134,7 @@ void hm_process_flush_block(struct hm_process *process, uint64_t block)
     pthread_mutex_lock(&stripe->lock);
 }
 
-void hm_process_window(struct hm_region *region)
+void hm_process_punch(struct hm_region *region)
 {
     pthread_mutex_lock(&region->process->lock);
     hm_process_flush(region->process);
@@ -216,6 +216,18 @@ struct hm_pending **hm_pending_add(struct hm_pending **end, const struct uffd_ms
     return &pending->next;
 }
 
+/* Whether the library tells of it, and so of its end. */
+static bool is_announced(const struct hm_process *process, uint64_t start, uint64_t end)
+{
+    const struct hm_discarding *all = process->control->discarding;
+    for (int i = 0; i < HM_PRELOAD_DISCARDS; i++) {
+        uint64_t from = __atomic_load_n(&all[i].start, __ATOMIC_SEQ_CST);
+        if (from > 1 && from <= start && end <= __atomic_load_n(&all[i].end, __ATOMIC_RELAXED))
+            return true;
+    }
+    return false;
+}
+
 static void note_discard(struct hm_process *process, uint64_t start, uint64_t end)
 {
     uint64_t now = hm_now();
@@ -229,13 +241,34 @@ static void note_discard(struct hm_process *process, uint64_t start, uint64_t en
     *at = (struct hm_discard){start, end, now + HM_DISCARD_MS * 1000000ULL};
 }
 
-bool hm_process_discards(const struct hm_process *process, uint64_t start, uint64_t end)
+static void add_part(struct hm_mask *mask, uint64_t base, uint64_t start, uint64_t end)
 {
-    uint64_t now = hm_now();
-    for (const struct hm_discard *at = process->discard; at < process->discard + HM_DISCARDS; at++)
-        if (at->until_ns > now && at->start < end && start < at->end)
-            return true;
-    return false;
+    uint64_t limit = base + HM_BLOCK_BYTES;
+    struct hm_mask part;
+    start = start > base ? start : base;
+    end = end < limit ? end : limit;
+    if (start >= end)
+        return;
+    part = hm_mask_range((uint32_t)((start - base) / HM_PAGE_SIZE),
+                         (uint32_t)((end - start + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE));
+    HM_EACH_WORD (w)
+        mask->word[w] |= part.word[w];
+}
+
+struct hm_mask hm_process_discards(const struct hm_process *process, uint64_t block)
+{
+    uint64_t base = hm_process_address(process, block), now = hm_now();
+    const struct hm_discarding *all = process->control->discarding;
+    struct hm_mask mask = {{0}};
+    for (int i = 0; i < HM_DISCARDS; i++)
+        if (process->discard[i].until_ns > now)
+            add_part(&mask, base, process->discard[i].start, process->discard[i].end);
+    for (int i = 0; i < HM_PRELOAD_DISCARDS; i++) {
+        uint64_t start = __atomic_load_n(&all[i].start, __ATOMIC_SEQ_CST);
+        if (start > 1)
+            add_part(&mask, base, start, __atomic_load_n(&all[i].end, __ATOMIC_RELAXED));
+    }
+    return mask;
 }
 
 static bool is_ours(const struct hm_process *process, uint32_t thread)
@@ -301,7 +334,8 @@ static bool read_some(struct hm_process *process, size_t most)
             is_ours(process, message->arg.pagefault.feat.ptid))
             serve_own(process, message);
         else if (!is_dropped(process, message)) {
-            if (message->event == UFFD_EVENT_REMOVE)
+            if (message->event == UFFD_EVENT_REMOVE &&
+                !is_announced(process, message->arg.remove.start, message->arg.remove.end))
                 note_discard(process, message->arg.remove.start, message->arg.remove.end);
             process->pending_end = hm_pending_add(process->pending_end, message);
         }

@@ -43,9 +43,9 @@ struct hm_process {
      * meant. Taken before any stripe; waits for the program's helper thread, within a time. */
     pthread_mutex_t lock;
     struct hm_pending *pending, **pending_end; /* in the order in which they came */
-    /* What the program discards it does so after it was told that we read of it, and nothing tells
-     * when: ranges that nothing is taken from for HM_DISCARD_MS. The last of them may stand for
-     * several. With the lock. */
+    /* What the program discards it does so after it was told that we read of it. Where its library
+     * does not say when: ranges that nothing is taken from for HM_DISCARD_MS. The last of them may
+     * stand for several. With the lock. */
     struct hm_discard {
         uint64_t start, end, until_ns;
     } discard[HM_DISCARDS];
@@ -67,7 +67,7 @@ struct hm_process {
 struct hm_vma {
     uint64_t start, end, offset, ino;
     uint32_t major, minor;
-    bool read, write, shared, anonymous, special;
+    bool read, write, shared, anonymous, special, hugetlb;
 };
 /* The mapping that has the address, or the next one. -ENOENT: there is none; -ESRCH. */
 int hm_vma_find(const struct hm_process *process, uint64_t address, struct hm_vma *out);
@@ -92,8 +92,8 @@ static inline bool hm_pm_there(uint64_t entry)
 void hm_process_revoke(struct hm_process *process, uint64_t block, const struct hm_mask *mask);
 /* With the lock held: whether an event that is not dealt with concerns the range. */
 bool hm_process_waits(const struct hm_process *process, uint64_t start, uint64_t end);
-/* With the lock held: whether the program may be about to discard some of the range. */
-bool hm_process_discards(const struct hm_process *process, uint64_t start, uint64_t end);
+/* With the lock held: pages of a block that the program may be about to discard. */
+struct hm_mask hm_process_discards(const struct hm_process *process, uint64_t block);
 /* With the lock held: read what events there are, to be dealt with later. */
 void hm_process_read(struct hm_process *process);
 /* With the lock held: the helper takes its time. If it is in a page fault, read one message: faults

@@ -266,13 +266,15 @@ static void protect(const struct transaction *t, const struct hm_mask *mask, boo
     }
 }
 
-/* The same before pages are taken: nor may any be about to be discarded. */
-static int no_discard(const struct transaction *t)
+/* The same before pages are taken; those that may be about to be discarded are left out. */
+static int may_take(const struct transaction *t, struct hm_mask *pages)
 {
-    uint64_t base = page_address(t, 0);
+    struct hm_mask discards;
     int error = hm_take_no_news(t);
-    if (!error && hm_process_discards(t->region->process, base, base + HM_BLOCK_BYTES))
-        error = -EBUSY;
+    if (!error) {
+        discards = hm_process_discards(t->region->process, t->block);
+        *pages = hm_without(*pages, &discards);
+    }
     return error;
 }
 
@@ -300,14 +302,15 @@ static int move_pages(const struct transaction *t, const struct hm_taking *takin
 static int take_movable(const struct transaction *t, struct hm_taking *taking)
 {
     struct hm_process *process = t->region->process;
-    struct hm_mask wanted = taking->movable, there;
+    struct hm_mask wanted, there;
     bool unmarked = false;
     int slot, error;
     uint64_t scratch;
-    if (!hm_bits(wanted.word))
+    if (!hm_bits(taking->movable.word))
         return 0;
     pthread_mutex_lock(&process->lock);
-    error = no_discard(t);
+    error = may_take(t, &taking->movable);
+    wanted = taking->movable;
     slot = error ? error : claim_slot(process);
     if (slot < 0) {
         pthread_mutex_unlock(&process->lock);
@@ -365,13 +368,14 @@ static int drop_pages(const struct transaction *t, const struct hm_taking *takin
 static int take_fixed(const struct transaction *t, struct hm_taking *taking)
 {
     struct hm_process *process = t->region->process;
-    struct hm_mask wanted = taking->fixed, there, still, gone;
+    struct hm_mask wanted, there, still, gone;
     bool unmarked = false;
     int slot, error;
-    if (!hm_bits(wanted.word))
+    if (!hm_bits(taking->fixed.word))
         return 0;
     pthread_mutex_lock(&process->lock);
-    error = no_discard(t);
+    error = may_take(t, &taking->fixed);
+    wanted = taking->fixed;
     slot = error ? error : claim_slot(process);
     if (slot < 0) {
         pthread_mutex_unlock(&process->lock);

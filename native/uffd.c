@@ -601,7 +601,7 @@ int hm_device_map(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t ad
     if (!error)
         error = protect_all(region, node);
     if (!error && region->process)
-        hm_process_window(region);
+        hm_process_punch(region);
     hm_region_put(region);
     return error;
 }

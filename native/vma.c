@@ -30,7 +30,8 @@ static void classify(struct hm_vma *vma, const char *name)
                  !strncmp(name, "[anon:", 6);
     vma->special = !plain;
     vma->anonymous = plain && !vma->shared && !vma->ino && (bracket || !name[0]);
-    if (!strncmp(name, "/anon_hugepage", 14) || !strncmp(name, "/dev/", 5))
+    vma->hugetlb |= !strncmp(name, "/anon_hugepage", 14);
+    if (!strncmp(name, "/dev/", 5) && !vma->hugetlb)
         vma->special = strncmp(name, "/dev/zero", 9) && strncmp(name, "/dev/shm/", 9);
 }
 
@@ -58,7 +59,8 @@ static int query(const struct hm_process *process, uint64_t address, struct hm_v
                            .minor = query.dev_minor,
                            .read = query.vma_flags & PROCMAP_READABLE,
                            .write = query.vma_flags & PROCMAP_WRITABLE,
-                           .shared = query.vma_flags & PROCMAP_SHARED};
+                           .shared = query.vma_flags & PROCMAP_SHARED,
+                           .hugetlb = query.vma_page_size > HM_PAGE_SIZE};
     classify(out, name);
     return 0;
 }
@@ -171,7 +173,7 @@ static int look_at_mappings(const struct hm_process *process, uint64_t address, 
             break;
         bits = HM_LOOK_VMA | (vma.read ? HM_LOOK_READ : 0) | (vma.write ? HM_LOOK_WRITE : 0) |
                (vma.anonymous ? HM_LOOK_ANON : 0) | (vma.special ? HM_LOOK_SPECIAL : 0) |
-               (vma.shared ? HM_LOOK_SHARED : 0);
+               (vma.shared ? HM_LOOK_SHARED : 0) | (vma.hugetlb ? HM_LOOK_HUGETLB : 0);
         at = vma.start > at ? vma.start : at;
         for (; at < vma.end && at < end; at += HM_PAGE_SIZE)
             state[(at - address) / HM_PAGE_SIZE] = bits;

@@ -18,7 +18,17 @@ from typing import TypeVar
 
 import numpy as np
 
-from hmmfs.device.mirror_table import ATOMIC, VALID, WRITE, Entries, Mask, Table, View, readable
+from hmmfs.device.mirror_table import (
+    ATOMIC,
+    VALID,
+    WRITE,
+    Entries,
+    Mask,
+    Table,
+    View,
+    migratable,
+    readable,
+)
 from hmmfs.device.processes_protocol import Process, Processes
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.memory import HOST, PAGE_SIZE
@@ -233,7 +243,8 @@ class Mirror:
         data = await self._load(address, known)
         if known < pages:
             rest, left = address + known * PAGE_SIZE, pages - known
-            data += await self._fault(rest, left, lambda: self._load(rest, left))
+            more = await self._fault(rest, left, lambda: self._load(rest, left))
+            data = data + more if known else more
             faults = 1
         await self._process.copy_to_user(caller, command.pointer, data)
         return replace(command, cpages=pages, faults=faults)
@@ -295,9 +306,9 @@ class Mirror:
     def _map(self, address: int, look: Look) -> None:
         self._table.put(address // PAGE_SIZE, self._view.entries(look))
 
-    async def _load(self, address: int, pages: int) -> bytes:
+    async def _load(self, address: int, pages: int) -> bytearray:
         if not pages:
-            return b""
+            return bytearray()
         return await self._process.read(self._node, address, pages * PAGE_SIZE)
 
     def _bounce(self, command: Command) -> None:
@@ -313,7 +324,7 @@ class Mirror:
     async def _to_device(self, command: Command, caller: int) -> Command:
         for address, pages in windows(command.address, command.pages):
             look = await self._process.look(address, pages)
-            good = leading(readable(look))
+            good = leading(migratable(look))
             if good:
                 await self._bring(address, look.part(0, good))
             if good < pages:
@@ -374,7 +385,7 @@ class Mirror:
         moved = 0
         for address, pages in windows(command.address, command.pages):
             look = await self._process.look(address, pages)
-            good = leading(readable(look))
+            good = leading(migratable(look))
             if good:
                 moved += await self._send_home(address, look.part(0, good))
             if good < pages:

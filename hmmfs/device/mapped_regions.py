@@ -157,9 +157,12 @@ class MappedRegions:
             frames[here] = np.where(present, numbers, np.uint64(0))
         return Look(state, frames)
 
-    async def read(self, node: int, address: int, length: int) -> bytes:
+    async def read(self, node: int, address: int, length: int) -> bytearray:
+        parts = await self._pieces(node, address, length // PAGE_SIZE)
+        if len(parts) == 1 and parts[0].region is None:
+            return await self._process.read(node, address, length)
         out = bytearray(length)
-        for part in await self._pieces(node, address, length // PAGE_SIZE):
+        for part in parts:
             at, size = part.first * PAGE_SIZE, part.pages * PAGE_SIZE
             if part.region is None:
                 out[at : at + size] = await self._process.read(node, address + at, size)
@@ -168,7 +171,7 @@ class MappedRegions:
                 with _past_the_end():
                     data = await self._executor.load(part.region, part.offset, end)
                 out[at : at + len(data)] = data
-        return bytes(out)
+        return out
 
     async def write(self, node: int, address: int, data: bytes) -> None:
         for part in await self._pieces(node, address, len(data) // PAGE_SIZE):
@@ -211,7 +214,7 @@ class MappedRegions:
     async def exclusive(self, node: int, address: int, pages: int) -> NDArray[np.bool_]:
         return await self._process.exclusive(node, address, pages)
 
-    async def copy_to_user(self, pid: int, address: int, data: bytes) -> None:
+    async def copy_to_user(self, pid: int, address: int, data: bytes | bytearray) -> None:
         await self._process.copy_to_user(pid, address, data)
 
     async def copy_from_user(self, pid: int, address: int, length: int) -> bytes:

@@ -38,6 +38,12 @@ def readable(look: Look) -> Mask:
     return found
 
 
+def migratable(look: Look) -> Mask:
+    """What may be asked to migrate, whether it can or not."""
+    found: Mask = readable(look) & ~look.all(State.HUGETLB)
+    return found
+
+
 def storable(look: Look) -> Mask:
     """What can be stored to as it is: the page is a device's, or it is not shared for copy-on-write
     and has memory of its own."""

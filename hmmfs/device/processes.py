@@ -90,12 +90,12 @@ class Process:
         """Faults nothing in, and changes nothing."""
         return await self._apart(lambda: programs.look(self._core, self.region, address, pages))
 
-    async def read(self, node: int, address: int, length: int) -> bytes:
+    async def read(self, node: int, address: int, length: int) -> bytearray:
         """As the device sees it, without anything coming to it. EFAULT: something there can't be
         read."""
         data = bytearray(length)
         await self._access(JobKind.READ, node, address, data)
-        return bytes(data)
+        return data
 
     async def write(self, node: int, address: int, data: bytes) -> None:
         """EPERM: a mapping may not be stored to. EFAULT: nothing is mapped."""
@@ -139,9 +139,10 @@ class Process:
         ]
         return np.concatenate(parts)
 
-    async def copy_to_user(self, pid: int, address: int, data: bytes) -> None:
+    async def copy_to_user(self, pid: int, address: int, data: bytes | bytearray) -> None:
         """Into the memory of a program, which need not be this one. EFAULT."""
-        buffer = ctypes.create_string_buffer(data, len(data))
+        whole = data if isinstance(data, bytearray) else bytearray(data)
+        buffer = (ctypes.c_char * len(data)).from_buffer(whole)
         await self._apart(lambda: _copy(pid, address, buffer, store=True))
 
     async def copy_from_user(self, pid: int, address: int, length: int) -> bytes:

@@ -28,7 +28,7 @@ class Process(Protocol):
         """Faults nothing in, and changes nothing."""
         ...
 
-    async def read(self, node: int, address: int, length: int) -> bytes:
+    async def read(self, node: int, address: int, length: int) -> bytearray:
         """As the device sees it. EFAULT: something there can't be read."""
         ...
 
@@ -51,7 +51,7 @@ class Process(Protocol):
 
     async def exclusive(self, node: int, address: int, pages: int) -> NDArray[np.bool_]: ...
 
-    async def copy_to_user(self, pid: int, address: int, data: bytes) -> None:
+    async def copy_to_user(self, pid: int, address: int, data: bytes | bytearray) -> None:
         """Into the memory of a program, which need not be this one. EFAULT."""
         ...
 

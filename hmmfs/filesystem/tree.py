@@ -285,6 +285,10 @@ class Tree:
         node = self._find(path)
         return [name for _, name, _ in node.entries(0)] if isinstance(node, Directory) else []
 
+    def programs(self) -> list[bytes]:
+        """What the memories of programs are called in state/."""
+        return [name for name, region in self._table.listed() if region.pid]
+
     def read(self, *path: bytes) -> str | None:
         """What a file says at this moment; None, if there is no file of that path that could."""
         node = self._find(path)

@@ -34,6 +34,7 @@ class State(enum.IntFlag):
     ZERO = lib.HM_LOOK_ZERO
     HUGE = lib.HM_LOOK_HUGE
     EXCLUSIVE = lib.HM_LOOK_EXCLUSIVE
+    HUGETLB = lib.HM_LOOK_HUGETLB
 
 
 class Look(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import HMMFS, Mount, mounted
+from conftest import HMMFS, Mount, mounted, wait_until
 
 PROGRAM = Path(__file__).parent / "programs" / "hmm.c"
 SECONDS = 30
@@ -91,4 +91,4 @@ def test_hmm(row: str, devices: tuple[int, int], program: Path, machine: Mount) 
     if last and last[0].startswith("skip: "):
         pytest.skip(last[0].removeprefix("skip: "))
     assert (last, done.stderr, done.returncode) == (["ok"], "", 0)
-    assert machine.audit() == "ok"
+    assert wait_until(lambda: machine.audit() == "ok"), machine.audit()

@@ -33,6 +33,7 @@ MOVE, DROP, RELEASE = range(3)
 SLOTS, RUNS = 16, 32
 HELLO, SLOT = struct.Struct("QIIQQQQ"), struct.Struct("IIiI")
 SLOT_BYTES = SLOT.size + 16 * RUNS
+DISCARDING = 64 * 16  # bytes of what is being discarded, behind the slots
 BLOCK = 2 << 20
 
 # linux/userfaultfd.h
@@ -166,7 +167,7 @@ class Attached:
         struct.pack_into("I", self.control, slot * SLOT_BYTES, FREE)
 
     def leave(self) -> None:
-        struct.pack_into("I", self.control, SLOTS * SLOT_BYTES, 1)
+        struct.pack_into("I", self.control, SLOTS * SLOT_BYTES + DISCARDING, 1)
         self.vanish()
 
     def vanish(self) -> None:
@@ -318,7 +319,7 @@ def test_hello(daemon: Daemon, program: Path) -> None:
     assert attached.flags == MIGRATES
     assert attached.least == 123456
     assert attached.credentials[0] == running.process.pid
-    assert len(attached.control) == SLOTS * SLOT_BYTES + 8
+    assert len(attached.control) == SLOTS * SLOT_BYTES + DISCARDING + 8
     assert attached.seals & (fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     assert attached.scratch % BLOCK == 0
     assert attached.own <= attached.scratch

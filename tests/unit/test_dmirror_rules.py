@@ -96,13 +96,13 @@ class Memory:
         out = np.pad(state, (0, missing)).astype(np.uint16)
         return Look(out, np.pad(self.frame[at], (0, missing)))
 
-    async def read(self, node: int, address: int, length: int) -> bytes:
+    async def read(self, node: int, address: int, length: int) -> bytearray:
         await trio.lowlevel.checkpoint()
         at = self.at(address, length // PAGE)
         for page in range(at.start, at.stop):
             if self.owner[page] != node:
                 self.touch(page)
-        return self.data[at].tobytes()
+        return bytearray(self.data[at].tobytes())
 
     async def write(self, node: int, address: int, data: bytes) -> None:
         await trio.lowlevel.checkpoint()
@@ -142,7 +142,7 @@ class Memory:
         at = self.at(address, pages)
         return self.alone[at] & (self.owner[at] == node)
 
-    async def copy_to_user(self, pid: int, address: int, data: bytes) -> None:
+    async def copy_to_user(self, pid: int, address: int, data: bytes | bytearray) -> None:
         await trio.lowlevel.checkpoint()
         at = address - USER
         if at < 0 or at + len(data) > len(self.user):

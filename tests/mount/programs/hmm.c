@@ -21,6 +21,19 @@ static uint8_t here(uint8_t rights)
     return (coherent ? 0x40 : 0x20) | rights;
 }
 
+static _Noreturn void skip(const char *why)
+{
+    printf("skip: %s\n", why);
+    exit(0);
+}
+
+static void *small(size_t bytes)
+{
+    void *memory = aligned(bytes, PROT_READ | PROT_WRITE);
+    CHECK(!madvise(memory, bytes, MADV_NOHUGEPAGE));
+    return memory;
+}
+
 static void fail_next_allocation(void)
 {
     EQUAL(ask(dev, FLAGS, NULL, 1, NULL), 0);
@@ -164,7 +177,11 @@ static int *of_hugetlbfs(void)
 
 static void anon_write_hugetlbfs(void)
 {
-    write_to(of_hugetlbfs(), HUGE / PAGE);
+    int *memory = of_hugetlbfs(), *mirror = anonymous(HUGE / PAGE);
+    write_to(memory, HUGE / PAGE);
+    EQUAL(ask(dev, TO_DEV, memory, HUGE / PAGE, mirror), -EINVAL);
+    EQUAL(ask(dev, EXCLUSIVE, memory, HUGE / PAGE, mirror), -EOPNOTSUPP);
+    HOLDS(memory, HUGE / PAGE, 0);
 }
 
 /* ---- files -------------------------------------------------------------------------------- */

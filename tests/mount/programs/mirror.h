@@ -78,12 +78,6 @@ __attribute__((format(printf, 3, 4))) static _Noreturn void wrong(const char *fu
                   wanted_);                                                                        \
     } while (0)
 
-static _Noreturn void skip(const char *why)
-{
-    printf("skip: %s\n", why);
-    exit(0);
-}
-
 static int open_device(int number)
 {
     char path[32];
@@ -136,13 +130,6 @@ static void *huge(size_t bytes, int rights)
 {
     void *memory = aligned(bytes, rights);
     CHECK(!madvise(memory, bytes, MADV_HUGEPAGE));
-    return memory;
-}
-
-static void *small(size_t bytes)
-{
-    void *memory = aligned(bytes, PROT_READ | PROT_WRITE);
-    CHECK(!madvise(memory, bytes, MADV_NOHUGEPAGE));
     return memory;
 }
 

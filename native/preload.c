@@ -66,6 +66,7 @@ static struct {
 } settings;
 
 static struct hm_threads *threads; /* NULL: not attached */
+static pid_t attached;             /* whose they are */
 
 /* ---- sentences ---------------------------------------------------------------------------- */
 
@@ -80,6 +81,13 @@ static void complain(const char *what, int error, const char *consequence)
         for (const char *c = parts[i]; *c && used < sizeof(line); c++)
             line[used++] = *c;
     (void)!write(STDERR_FILENO, line, used);
+}
+
+/* NULL also in a child that a system call made: it has not inherited them, and we were not told. */
+static struct hm_threads *own_threads(void)
+{
+    struct hm_threads *ours = __atomic_load_n(&threads, __ATOMIC_RELAXED);
+    return ours && attached == getpid() ? ours : NULL;
 }
 
 /* ---- attaching ---------------------------------------------------------------------------- */
@@ -258,6 +266,7 @@ static bool attach(struct attempt *attempt)
     close_one(attempt->uffd);
     close_one(attempt->memory);
     if (!error) {
+        attached = getpid();
         threads = attempt->threads;
         return true;
     }
@@ -285,7 +294,8 @@ static void attach_child(void)
 /* Forks of a program that has lost its daemon are not attached, and say nothing. */
 static void before_fork(void)
 {
-    if (threads && __atomic_load_n(&threads->link.gone, __ATOMIC_ACQUIRE))
+    struct hm_threads *ours = own_threads();
+    if (ours && __atomic_load_n(&ours->link.gone, __ATOMIC_ACQUIRE))
         __atomic_store_n(&threads, NULL, __ATOMIC_RELAXED);
 }
 
@@ -425,7 +435,7 @@ static bool join(void *address, size_t length)
     struct uffdio_register request = {
         .range = {(uint64_t)(uintptr_t)address, (length + page - 1) & ~(page - 1)},
         .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP};
-    struct hm_threads *ours = __atomic_load_n(&threads, __ATOMIC_RELAXED);
+    struct hm_threads *ours = own_threads();
     int uffd, error;
     if (!ours || ours->link.uffd < 0 || !length)
         return false;
@@ -464,7 +474,7 @@ static void *real_madvise;
 /* An entry for a range that is being discarded; NULL: there is none, so it is as if nobody told. */
 static struct hm_discarding *announce(uint64_t start, uint64_t end)
 {
-    struct hm_threads *ours = __atomic_load_n(&threads, __ATOMIC_RELAXED);
+    struct hm_threads *ours = own_threads();
     struct hm_discarding *all =
         ours && ours->link.uffd >= 0 ? ours->link.control->discarding : NULL;
     for (int i = 0; all && i < HM_PRELOAD_DISCARDS; i++) {

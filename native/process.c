@@ -576,7 +576,7 @@ static void *process_thread(void *arg)
             continue;
         if (ready[2].revents)
             return NULL;
-        if (ready[3].revents || ready[4].revents)
+        if (ready[3].revents || ready[4].revents || atomic_load(&process->gone))
             break;
     }
     atomic_store(&process->gone, true);

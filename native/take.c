@@ -1,14 +1,17 @@
 /* Taking pages from a program: what its helper is asked for, and what becomes of it. */
 #include "process.h"
 
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <poll.h>
+#include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #define ANSWER_MS 1000 /* a helper has this long to begin; a stopped program's does not */
+#define LOST_MS 10000  /* after this, one that has begun and does not end is none of ours */
 #define HELP_MS 10     /* more than any request takes */
 #define NEWS_TRIES 200 /* times that the kernel may have news of a change before it is -EAGAIN */
 
@@ -64,6 +67,34 @@ static bool is_there(const struct hm_process *process)
     return process->socket >= 0 && poll(&ready, 1, 0) == 0;
 }
 
+/* No helper of ours does so: the program has written to its requests itself. It is no longer
+ * served; what devices have of it is a SIGBUS to it. */
+static int lose(struct hm_process *process)
+{
+    uint64_t one = 1;
+    atomic_store(&process->gone, true);
+    if (write(process->poke, &one, sizeof(one)) < 0)
+        return -ESRCH; /* it is signalled already */
+    return -ESRCH;
+}
+
+/* Whether the program is stopped, as by SIGSTOP or a debugger. */
+static bool is_stopped(const struct hm_process *process)
+{
+    char path[64], text[512], *end;
+    ssize_t n;
+    int fd;
+    snprintf(path, sizeof(path), "/proc/%d/stat", process->pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    n = read(fd, text, sizeof(text) - 1);
+    close(fd);
+    text[n > 0 ? n : 0] = 0;
+    end = strrchr(text, ')'); /* of its name */
+    return end && (end[1] == ' ') && (end[2] == 'T' || end[2] == 't');
+}
+
 /* Wait for the helper, with the process's lock held. reads: what it does is an event, which is read
  * here. -EBUSY: it did not begin in time, and won't. Once it has begun it can't be left while it
  * lives. What came of it is the request's result. */
@@ -72,14 +103,17 @@ static int await(struct hm_process *process, int slot, bool reads)
     struct hm_slot *request = &process->control->slot[slot];
     struct timespec step = {0, reads ? 100000 : 20000000};
     uint64_t end = hm_now() + ANSWER_MS * 1000000ULL, begun = hm_now() + HELP_MS * 1000000ULL;
+    uint64_t lost = hm_now() + LOST_MS * 1000000ULL;
     uint32_t state;
     while ((state = __atomic_load_n(&request->state, __ATOMIC_ACQUIRE)) != HM_SLOT_DONE) {
         if (state == HM_SLOT_PENDING && hm_now() > end &&
             __atomic_compare_exchange_n(&request->state, &state, HM_SLOT_FREE, false,
                                         __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
             return -EBUSY;
+        if (state == HM_SLOT_TAKEN && hm_now() > lost && !is_stopped(process))
+            return lose(process);
         if (state != HM_SLOT_PENDING && state != HM_SLOT_TAKEN)
-            return -ESRCH; /* no helper of ours writes that */
+            return lose(process);
         if (syscall(SYS_futex, &request->state, FUTEX_WAIT, state, &step, NULL, 0) < 0 &&
             errno == ETIMEDOUT && !is_there(process))
             return -ESRCH;

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -219,8 +220,17 @@ class Executor:
         with self._regions.using(region):
             await self._store(region, start, data)
 
+    def _stays(self, region: Region) -> bool:
+        """Whether it is memory of a program that can only be reached where it is."""
+        return region.pid != 0 and not self._processes.of(region).migrates
+
     async def _fill(self, region: Region, start: int, end: int, byte: int) -> None:
+        bytes_ = bytes([byte]) * min(end - start, BLOCK_BYTES) if self._stays(region) else None
+
         def job(span: Span) -> Job:
+            if bytes_ is not None:
+                buffer = memoryview(bytes_)[: span.length]
+                return self._job(JobKind.WRITE, region, span, buffer=buffer)
             return self._job(JobKind.FILL, region, span, byte=byte)
 
         with self._regions.using(region):
@@ -249,6 +259,8 @@ class Executor:
     async def _checksum(self, region: Region, start: int, end: int) -> str:
         """In order, since each block's CRC continues the last; the next block is fetched
         meanwhile."""
+        if self._stays(region):
+            return f"{zlib.crc32(await self._load(region, start, end)):08x}"
         crc, at = 0, start
         failure: HmmfsError | None = None
         places = touched_spans(region, start, end)
@@ -390,11 +402,13 @@ class Executor:
         byte: int = 0,
         buffer: memoryview | None = None,
     ) -> Job:
+        reads_or_writes = kind in (JobKind.READ, JobKind.WRITE)
         return Job(
             kind,
             region.ino,
             span.block,
             node=self._node,
+            flags=JobFlag.REMOTE if reads_or_writes and self._stays(region) else JobFlag.NONE,
             offset=span.offset,
             length=span.length,
             byte=byte,

@@ -53,7 +53,7 @@ THREADS = 64  # accesses under way; a program's memory may be another file syste
 FORGET_TRIES = 100
 _NUMBER = r"(?:0[xX][0-9A-Fa-f]{1,16}|\d{1,19})"
 COMMAND = re.compile(
-    r"(?P<verb>attach|detach)\s+dev(?P<device>\d{1,4})"
+    r"(?P<verb>attach|detach)\s+(?P<device>dev\d{1,4})"
     rf"|(?P<place>forget)\s+(?P<address>{_NUMBER})\+(?P<length>{_NUMBER})",
     re.ASCII,
 )
@@ -189,23 +189,36 @@ class Process:
         return "".join(f"dev{node - 1}\n" for node in nodes)
 
     async def command(self, text: str) -> None:
-        """What may be written there: `attach devN`, `detach devN`, `forget ADDRESS+LENGTH`."""
+        """What may be written there: `attach devN`, `detach devN`, `forget ADDRESS+LENGTH`, or all
+        devices that are to be attached, as it says them."""
+        if re.fullmatch(r"dev\d{1,4}(\s+dev\d{1,4})*", text, re.ASCII):
+            wanted = {self._node(word) for word in text.split()}
+            for node in range(1, self._core.nodes):
+                await self._set_attached(node, on=node in wanted)
+            return
         found = COMMAND.fullmatch(text)
         if found is None:
             raise UsageError(
-                f"{text[:80]!r} is wrong: write attach devN, detach devN, or forget ADDRESS+LENGTH."
+                f"{text[:80]!r} is wrong: write attach devN, detach devN, forget ADDRESS+LENGTH, "
+                "or the devices that are to be attached."
             )
         if found["place"]:
             await self.forget(int(found["address"], 0), int(found["length"], 0))
-            return
-        node = int(found["device"]) + 1
+        else:
+            await self._set_attached(self._node(found["device"]), on=found["verb"] == "attach")
+
+    def _node(self, device: str) -> int:
+        node = int(device.removeprefix("dev")) + 1
         if node >= self._core.nodes:
             raise HmmfsError(
-                errno.ENODEV, f"There is no dev{node - 1}: there are {self._core.nodes - 1}."
+                errno.ENODEV, f"There is no {device}: there are {self._core.nodes - 1}."
             )
-        if found["verb"] == "attach":
+        return node
+
+    async def _set_attached(self, node: int, *, on: bool) -> None:
+        if on:
             self.detached.discard(node)
-        else:
+        elif node not in self.detached:
             await self.detach(node)
 
     async def forget(self, address: int, length: int) -> None:
@@ -298,7 +311,10 @@ class Processes:
         return self._attached.get(pid)
 
     def of(self, region: Region) -> Process:
-        return self._by_ino[region.ino]
+        found = self._by_ino.get(region.ino)
+        if found is None:
+            raise _ended(region.pid)
+        return found
 
     def all(self) -> list[Process]:
         return list(self._attached.values())

@@ -7,13 +7,14 @@ import errno
 import os
 import re
 import stat
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Mount, MountFactory, fails
+from conftest import HMMFS, Mount, MountFactory, fails, wait_until
 
 import hmmfs
 from hmmfs.inspect.accounts import disagreements
@@ -39,7 +40,8 @@ def documented() -> dict[str, bool]:
 
 def called(path: Path) -> str:
     """As the README calls it."""
-    name = re.sub(r"^state/[^/]+", "state/NAME", str(path))
+    name = re.sub(r"^state/@\d+/devices", "state/@PID/devices", str(path))
+    name = re.sub(r"^state/(?!@PID)[^/]+", "state/NAME", name)
     name = re.sub(r"/links/\w+$", "/links/NODE", name)
     return re.sub(r"^devices/dev\d+", "devices/devN", name)
 
@@ -53,7 +55,7 @@ def files(mount: Mount) -> Iterator[Path]:
 
 
 @pytest.fixture
-def busy(mount_factory: MountFactory) -> Mount:
+def busy(mount_factory: MountFactory) -> Iterator[Mount]:
     """Of each kind of thing that files tell of, there is some."""
     mount = mount_factory(vram="4M", devices=2, host="64M", peer="nvlink3")
     machine = hmmfs.connect(mount.path)
@@ -65,7 +67,10 @@ def busy(mount_factory: MountFactory) -> Mount:
     b.advise("accessed_by=dev0", "preferred_location=host")
     machine.dev0.launch(touch, hmmfs.updates(b)).wait()
     mount.submit(0, "migrate a:0+1M to dev1")
-    return mount
+    command = [*HMMFS, "run", str(mount.path), "--", "cat"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as program:
+        assert wait_until(lambda: (mount.path / f"state/@{program.pid}").exists())
+        yield mount
 
 
 def touch(x: np.ndarray, *more: np.ndarray) -> None:

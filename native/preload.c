@@ -449,6 +449,15 @@ static bool join(void *address, size_t length)
 
 static void *real_mremap;
 
+/* From Linux 6.17 on a move of all of a range goes mapping by mapping, and stops at one that is
+ * registered: what went before it has gone, and a second try would put what is left in its place.
+ */
+static bool moves_in_parts(size_t length, size_t wanted, int flags)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    return flags & MREMAP_FIXED && (length + page - 1) / page == (wanted + page - 1) / page;
+}
+
 EXPORTED void *mremap(void *address, size_t length, size_t wanted, int flags, ...)
 {
     void *(*next)(void *, size_t, size_t, int, ...) = real(&real_mremap, "mremap");
@@ -458,6 +467,11 @@ EXPORTED void *mremap(void *address, size_t length, size_t wanted, int flags, ..
     va_start(rest, flags);
     to = va_arg(rest, void *);
     va_end(rest);
+    if (moves_in_parts(length, wanted, flags)) {
+        join(address, length);
+        errno = kept;
+        return next(address, length, wanted, flags, to);
+    }
     result = next(address, length, wanted, flags, to);
     if (result != MAP_FAILED || errno != EFAULT)
         return result;

@@ -1,0 +1,17 @@
+/* Where program_child.c has memory that devices of program.c write to, and what. */
+#ifndef PROGRAM_H
+#define PROGRAM_H
+#include <stddef.h>
+#include <stdint.h>
+
+#define CLOCK 0x100000200000UL
+#define CLOCK_PAGES 4
+#define OPEN 0x1000004f0000UL /* goes on into the next 2 MiB */
+#define OPEN_PAGES 400
+#define FILLED 0x5a
+
+static inline uint8_t open_byte(size_t at)
+{
+    return (uint8_t)(at * 31 + at / 4096) | 1;
+}
+#endif

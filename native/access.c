@@ -619,14 +619,14 @@ static int apply_write(struct part *part, const struct hm_request *request)
         return -EAGAIN;
     if (error)
         return error;
-    before = hm_block_charge(record);
+    before = hm_block_charge(part->region, record);
     HM_EACH_WORD (w) {
         new += hm_popcount(part->mask.word[w] & ~record->present[w]);
         record->present[w] |= part->mask.word[w];
         record->dirty[w] |= part->mask.word[w];
     }
     hm_block_populate(part->region, record, HM_HOST, new);
-    hm_reserve_always(part->region->core, HM_HOST, hm_block_charge(record) - before);
+    hm_reserve_always(part->region->core, HM_HOST, hm_block_charge(part->region, record) - before);
     return 0;
 }
 

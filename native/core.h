@@ -461,8 +461,9 @@ static inline struct hm_mask hm_without(struct hm_mask mask, const struct hm_mas
     return mask;
 }
 void hm_block_touch(struct hm_region *region, uint64_t block); /* mark and list it */
-uint32_t hm_block_charge(const struct hm_block *block);        /* host pages it holds */
-void hm_unlist(struct hm_region *region);                      /* needs no stripe */
+/* Host pages that it holds. A program's own memory is not charged, nor what is taken from it. */
+uint32_t hm_block_charge(const struct hm_region *region, const struct hm_block *block);
+void hm_unlist(struct hm_region *region); /* needs no stripe */
 bool hm_block_empty(const struct hm_block *block);
 /* Forget the pages of the mask, punch them everywhere, give their room back; bumps generation. */
 void hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask *mask,

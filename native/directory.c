@@ -31,9 +31,11 @@ bool hm_next_run(const uint64_t *words, uint32_t *first, uint32_t *count)
     return true;
 }
 
-uint32_t hm_block_charge(const struct hm_block *block)
+uint32_t hm_block_charge(const struct hm_region *region, const struct hm_block *block)
 {
     uint32_t pages = 0;
+    if (region->process)
+        return 0;
     HM_EACH_WORD (w) {
         uint64_t held = (block->present[w] & ~block->device[w]) | block->kept[w] |
                         ((block->cached[w] | block->recalling[w]) & ~block->present[w]);
@@ -64,6 +66,13 @@ bool hm_block_empty(const struct hm_block *block)
     return !any;
 }
 
+/* list_lock is held. It becomes 0, or something else, with the block's stripe only; from one place
+ * in the list to another it changes under the eyes of who holds that. */
+static void set_slot(struct hm_block *record, uint32_t slot)
+{
+    __atomic_store_n(&record->slot, slot, __ATOMIC_RELAXED);
+}
+
 static void list_add(struct hm_core *core, struct hm_region *region, uint64_t block)
 {
     pthread_mutex_lock(&core->list_lock);
@@ -76,7 +85,7 @@ static void list_add(struct hm_core *core, struct hm_region *region, uint64_t bl
         core->list_room = room;
     }
     core->list[core->list_used] = (struct hm_listed){region, block};
-    region->blocks[block].slot = ++core->list_used;
+    set_slot(&region->blocks[block], ++core->list_used);
 out:
     pthread_mutex_unlock(&core->list_lock);
 }
@@ -87,8 +96,8 @@ static void list_remove(struct hm_core *core, struct hm_block *record)
     if (record->slot) {
         struct hm_listed *last = &core->list[--core->list_used];
         core->list[record->slot - 1] = *last;
-        last->region->blocks[last->block].slot = record->slot;
-        record->slot = 0;
+        set_slot(&last->region->blocks[last->block], record->slot);
+        set_slot(record, 0);
     }
     pthread_mutex_unlock(&core->list_lock);
 }
@@ -104,7 +113,7 @@ void hm_unlist(struct hm_region *region)
         }
         core->list[i] = core->list[--core->list_used];
         if (core->list[i].region != region)
-            core->list[i].region->blocks[core->list[i].block].slot = i + 1;
+            set_slot(&core->list[i].region->blocks[core->list[i].block], i + 1);
     }
     pthread_mutex_unlock(&core->list_lock);
 }
@@ -120,7 +129,7 @@ void hm_block_touch(struct hm_region *region, uint64_t block)
     struct hm_block *record = &region->blocks[block];
     if (!hm_region_is_touched(region, block))
         __atomic_fetch_or(&region->touched[block / 64], 1ULL << (block % 64), __ATOMIC_RELEASE);
-    if (!record->slot)
+    if (!__atomic_load_n(&record->slot, __ATOMIC_RELAXED))
         list_add(region->core, region, block);
 }
 
@@ -142,7 +151,7 @@ void hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask
 {
     struct hm_core *core = region->core;
     struct hm_block *record = &region->blocks[block];
-    uint32_t before = hm_block_charge(record), first = 0, count;
+    uint32_t before = hm_block_charge(region, record), first = 0, count;
     uint32_t gone[HM_MAX_NODES] = {0}, of[HM_MAX_NODES];
     record->generation++;
     hm_collapse(region, block, mask, HM_HOST);
@@ -181,7 +190,7 @@ void hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask
          node++) /* which they were not said to be on */
         atomic_fetch_sub(&core->nodes[HM_HOST].dropped_pages, of[node]);
     /* Pages that stay cached become holes with a reservation, so the charge never grows here. */
-    hm_release(core, HM_HOST, before - hm_block_charge(record));
+    hm_release(core, HM_HOST, before - hm_block_charge(region, record));
     if (hm_block_empty(record) && !record->busy && !record->parked && !record->inflight)
         list_remove(core, record);
 }

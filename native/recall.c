@@ -120,9 +120,9 @@ int hm_recall(struct transaction *t, const struct hm_mask *mask)
         recall_round(region, block, stripe, &round);
     }
     record->state = HM_FROZEN;
-    before = hm_block_charge(record);
+    before = hm_block_charge(t->region, record);
     memset(record->recalling, 0, sizeof(record->recalling));
-    hm_release(core, HM_HOST, before - hm_block_charge(record));
+    hm_release(core, HM_HOST, before - hm_block_charge(t->region, record));
     if (began)
         hm_trace_job(t, HM_TRACE_UNMAP, &unmapped, HM_HOST, HM_NOWHERE, began);
     return 0;

@@ -383,7 +383,7 @@ static void audit_block(struct audit *a, struct hm_region *region, uint64_t b, u
             a->used[node] += count[node];
     }
     *kept += hm_bits(block->kept);
-    a->used[HM_HOST] += hm_block_charge(block);
+    a->used[HM_HOST] += hm_block_charge(region, block);
 }
 
 static void audit_region(struct audit *a, struct hm_region *region)

@@ -159,6 +159,8 @@ static int choose(struct transaction *t, const struct hm_mask *mask, bool popula
     struct hm_mask need = needed(t, mask), wanted, missing;
     int error;
     memset(taking, 0, sizeof(*taking));
+    if (atomic_load(&t->region->process->gone))
+        return -ESRCH;
     if (t->region->process->uffd < 0)
         return hm_bits(need.word) ? -EOPNOTSUPP : 0;
     error = hm_take_sort(t, mask, taking);
@@ -422,7 +424,7 @@ static int bring_home(struct transaction *t, const struct hm_mask *mask, uint32_
     memcpy(owners, t->record->owner, sizeof(owners));
     pthread_mutex_unlock(&t->stripe->lock);
     pthread_mutex_lock(&process->lock);
-    error = process->uffd < 0 ? -ESRCH : hm_take_no_news(t);
+    error = atomic_load(&process->gone) ? -ESRCH : hm_take_no_news(t);
     began = hm_now();
     if (error)
         memset(&moving, 0, sizeof(moving));

@@ -715,6 +715,13 @@ static void all_home(struct hm_process *process)
     }
 }
 
+/* Let go of what a descriptor is of; its number stays ours, for jobs under way may use it yet. */
+static void let_go_of(const struct hm_process *process, int fd)
+{
+    if (fd >= 0)
+        dup3(process->stop, fd, O_CLOEXEC);
+}
+
 int hm_process_detach(struct hm_core *core, uint64_t ino, int home)
 {
     struct hm_region *region = hm_region_get(core, ino);
@@ -735,13 +742,11 @@ int hm_process_detach(struct hm_core *core, uint64_t ino, int home)
     pthread_mutex_lock(&process->lock);
     hm_process_flush(process);
     atomic_store(&process->gone, true);
-    if (process->uffd >= 0)
-        close(process->uffd);
+    let_go_of(process, process->uffd);
+    let_go_of(process, process->pidfd);
     if (process->socket >= 0)
         close(process->socket);
-    if (process->pidfd >= 0)
-        close(process->pidfd);
-    process->uffd = process->socket = process->pidfd = -1;
+    process->socket = -1;
     pthread_mutex_unlock(&process->lock);
     hm_region_put(region);
     return 0;
@@ -752,6 +757,10 @@ void hm_process_deinit(struct hm_region *region)
     struct hm_process *process = region->process;
     if (!process)
         return;
+    if (process->uffd >= 0)
+        close(process->uffd);
+    if (process->pidfd >= 0)
+        close(process->pidfd);
     close_all(process);
     process_free(process);
     region->process = NULL;

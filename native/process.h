@@ -32,7 +32,7 @@ struct hm_process {
     pid_t pid;
     int pidfd, maps, pagemap;
     int uffd;               /* -1: nothing of it can be migrated */
-    int socket, stop, poke; /* socket -1: there is no library in it */
+    int socket, stop, poke; /* socket -1: there is no library in it; with the lock */
     struct hm_control *control;
     uint64_t own, own_bytes, scratch, least; /* as in the hello */
     pthread_t thread;

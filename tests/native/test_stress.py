@@ -1,12 +1,15 @@
 """The native core under each sanitizer: stress.c on a real mount, device.c with a worker of a
-device and its page faults, order.c by itself."""
+device and its page faults, program.c with programs whose own memory devices take, order.c by
+itself."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from hmmfs.filesystem.watchdog import abort
 
 HERE = Path(__file__).resolve().parent
 NATIVE = HERE.parents[1] / "native"
+LIBRARY = HERE.parents[1] / "hmmfs" / "libhmmfs-run.so"
 PRELOADED = ("helper.c", "preload.c")  # the library of hmmfs run
 SECONDS = 5
 LIMIT = 60.0
@@ -29,19 +33,37 @@ SANITIZERS = {
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount without a helper")
 
 
-def build(directory: Path, name: str, sanitizer: str) -> Path:
-    """name.c and the core, built with one sanitizer."""
-    path = directory / f"{name}-{sanitizer}"
-    core = [path for path in sorted(NATIVE.glob("*.c")) if path.name not in PRELOADED]
-    sources = [str(HERE / f"{name}.c"), *map(str, core)]
-    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-g", "-pthread", *SANITIZERS[sanitizer]]
-    subprocess.run(["gcc", *flags, "-o", str(path), *sources, "-lz"], check=True)
-    return path
+Build = Callable[[str, str], Path]
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """name.c and the core, built with one sanitizer; the core once for all that use it."""
+    directory = tmp_path_factory.mktemp("native")
+
+    def flags(sanitizer: str) -> list[str]:
+        return ["-std=gnu11", "-D_GNU_SOURCE", "-g", "-pthread", *SANITIZERS[sanitizer]]
+
+    @functools.cache
+    def core(sanitizer: str) -> list[Path]:
+        objects = directory / sanitizer
+        objects.mkdir()
+        sources = [path for path in sorted(NATIVE.glob("*.c")) if path.name not in PRELOADED]
+        subprocess.run(["gcc", *flags(sanitizer), "-c", *sources], check=True, cwd=objects)
+        return sorted(objects.glob("*.o"))
+
+    def built(name: str, sanitizer: str) -> Path:
+        path = directory / f"{name}-{sanitizer}"
+        sources = [HERE / f"{name}.c", *core(sanitizer), "-lz"]
+        subprocess.run(["gcc", *flags(sanitizer), "-o", path, *sources], check=True)
+        return path
+
+    return built
 
 
 @pytest.fixture(scope="module", params=SANITIZERS)
-def device(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("device"), "device", request.param)
+def device(request: pytest.FixtureRequest, build: Build) -> Path:
+    return build("device", request.param)
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 2, 3])
@@ -57,13 +79,34 @@ def test_device_faults(device: Path, prefetch: int) -> None:
         assert (int(found[2]) > 0) == (prefetch == 1), "VRAM is full only with whole blocks"
 
 
+@pytest.mark.skipif(
+    tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) < (6, 8),
+    reason="UFFDIO_MOVE is of Linux 6.8",
+)
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_memory_of_programs(build: Build, tmp_path: Path, sanitizer: str) -> None:
+    child = tmp_path / "child"
+    flags = ["-std=gnu11", "-O1", "-g", "-pthread"]
+    subprocess.run(["gcc", *flags, "-o", child, HERE / "program_child.c"], check=True)
+    command = ["setarch", "-R", build("program", sanitizer), str(SECONDS), "5", LIBRARY, child]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING: ThreadSanitizer" not in done.stderr
+    # Programs that end before they are asked, and their children, say there what is wrong.
+    found = re.fullmatch(r"programs (\d+) .* in (\d+) out (\d+) .*\n", done.stdout)
+    assert found, done.stdout + done.stderr
+    assert int(found[1]) > 10
+    assert int(found[2]) > 500
+    assert int(found[3]) > 500
+
+
 @pytest.fixture(scope="module", params=SANITIZERS)
-def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("stress"), "stress", request.param)
+def program(request: pytest.FixtureRequest, build: Build) -> Path:
+    return build("stress", request.param)
 
 
-def test_order_of_writes(tmp_path: Path) -> None:
-    done = subprocess.run([build(tmp_path, "order", "address")], capture_output=True, text=True)
+def test_order_of_writes(build: Build) -> None:
+    done = subprocess.run([build("order", "address")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

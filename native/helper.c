@@ -320,7 +320,7 @@ static void carry_out(const struct hm_link *link, uint32_t number)
         if (!first || result == -EAGAIN)
             first = result;
     }
-    slot->result = (int32_t)first;
+    __atomic_store_n(&slot->result, (int32_t)first, __ATOMIC_RELAXED);
     __atomic_store_n(&slot->state, HM_SLOT_DONE, __ATOMIC_RELEASE);
     wake_futex(&slot->state);
 }
@@ -543,7 +543,8 @@ static void helper(void *arg)
     long error = close_others(link);
     CALL(chdir, "/", 0, 0, 0, 0, 0);
     CALL(prctl, PR_SET_NAME, "hmmfs helper", 0, 0, 0, 0);
-    link->control->helper = (uint32_t)CALL(gettid, 0, 0, 0, 0, 0, 0);
+    __atomic_store_n(&link->control->helper, (uint32_t)CALL(gettid, 0, 0, 0, 0, 0, 0),
+                     __ATOMIC_RELAXED);
     if (!error && link->uffd >= 0) {
         error =
             start_thread(THREAD | CLONE_FILES | CLONE_FS, &threads->stack1[HM_PART], guard, link);

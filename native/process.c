@@ -317,7 +317,8 @@ static bool is_dropped(const struct hm_process *process, const struct uffd_msg *
     uint64_t start = message->arg.remove.start, end = message->arg.remove.end;
     if (!slot || message->event != UFFD_EVENT_REMOVE)
         return false;
-    for (uint32_t i = 0; i < HM_PRELOAD_RUNS && i < slot->runs; i++)
+    for (uint32_t i = 0, runs = __atomic_load_n(&slot->runs, __ATOMIC_RELAXED);
+         i < HM_PRELOAD_RUNS && i < runs; i++)
         if (start >= slot->run[i].address && end <= slot->run[i].address + slot->run[i].length)
             return true;
     return false;

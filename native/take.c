@@ -26,6 +26,11 @@ static uint64_t page_address(const struct transaction *t, uint32_t page)
 
 /* ---- the helper ----------------------------------------------------------------------------- */
 
+static int result_of(const struct hm_slot *slot)
+{
+    return __atomic_load_n(&slot->result, __ATOMIC_RELAXED);
+}
+
 /* A slot; the process's lock is held. -EBUSY: all are in use. */
 static int claim_slot(struct hm_process *process)
 {
@@ -33,8 +38,8 @@ static int claim_slot(struct hm_process *process)
         struct hm_slot *slot = &process->control->slot[i];
         bool used = process->slots >> i & 1;
         if (used &&
-            (slot->kind != HM_SLOT_RELEASE ||
-             __atomic_load_n(&slot->state, __ATOMIC_ACQUIRE) != HM_SLOT_DONE || slot->result))
+            (__atomic_load_n(&slot->kind, __ATOMIC_RELAXED) != HM_SLOT_RELEASE ||
+             __atomic_load_n(&slot->state, __ATOMIC_ACQUIRE) != HM_SLOT_DONE || result_of(slot)))
             continue;
         process->slots |= 1u << i;
         __atomic_store_n(&slot->state, HM_SLOT_FREE, __ATOMIC_RELEASE);
@@ -47,8 +52,8 @@ static int post(struct hm_process *process, int slot, enum hm_slot_kind kind)
 {
     struct hm_slot *request = &process->control->slot[slot];
     uint32_t number = (uint32_t)slot, state = HM_SLOT_PENDING;
-    request->kind = kind;
-    request->result = 0;
+    __atomic_store_n(&request->kind, kind, __ATOMIC_RELAXED);
+    __atomic_store_n(&request->result, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&request->state, HM_SLOT_PENDING, __ATOMIC_RELEASE);
     if (send(process->socket, &number, sizeof(number), MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
         return 0;
@@ -134,7 +139,7 @@ static int ask(struct hm_process *process, int slot, enum hm_slot_kind kind)
 /* With scratch, the slot is free again when the helper has emptied that. */
 static void release_slot(struct hm_process *process, int slot, bool scratch)
 {
-    process->control->slot[slot].runs = 0;
+    __atomic_store_n(&process->control->slot[slot].runs, 0, __ATOMIC_RELAXED);
     if (scratch)
         post(process, slot, HM_SLOT_RELEASE);
     else
@@ -146,16 +151,16 @@ static void release_slot(struct hm_process *process, int slot, bool scratch)
 static bool fill_runs(const struct transaction *t, struct hm_slot *request,
                       const struct hm_mask *mask, const struct hm_mask *firsts, uint32_t *page)
 {
-    uint32_t count;
-    request->runs = 0;
-    while (request->runs < HM_PRELOAD_RUNS && hm_next_run(mask->word, page, &count)) {
+    uint32_t count, runs = 0; /* the program may change what is in the slot at any time */
+    while (runs < HM_PRELOAD_RUNS && hm_next_run(mask->word, page, &count)) {
         uint32_t next = hm_next_page(firsts->word, *page + 1);
         count = next < *page + count ? next - *page : count;
-        request->run[request->runs++] =
+        request->run[runs++] =
             (struct hm_run){page_address(t, *page), (uint64_t)count * HM_PAGE_SIZE};
         *page += count;
     }
-    return request->runs;
+    __atomic_store_n(&request->runs, runs, __ATOMIC_RELAXED);
+    return runs;
 }
 
 /* ---- what may be taken ---------------------------------------------------------------------- */
@@ -327,7 +332,7 @@ static int move_pages(const struct transaction *t, const struct hm_taking *takin
             *unmarked = true;
         if (error)
             return error == -EBUSY && some ? 0 : error;
-        *unmarked |= request->result == -EAGAIN;
+        *unmarked |= result_of(request) == -EAGAIN;
         some = true;
     }
     return 0;
@@ -392,7 +397,7 @@ static int drop_pages(const struct transaction *t, const struct hm_taking *takin
         process->dropping = request;
         error = ask(process, slot, HM_SLOT_DROP);
         process->dropping = NULL;
-        *unmarked |= !error && request->result == -EAGAIN;
+        *unmarked |= !error && result_of(request) == -EAGAIN;
     }
     return error;
 }

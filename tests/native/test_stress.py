@@ -54,8 +54,8 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
     def built(name: str, sanitizer: str) -> Path:
         path = directory / f"{name}-{sanitizer}"
-        sources = [HERE / f"{name}.c", *core(sanitizer), "-lz"]
-        subprocess.run(["gcc", *flags(sanitizer), "-o", path, *sources], check=True)
+        sources = [str(HERE / f"{name}.c"), *map(str, core(sanitizer)), "-lz"]
+        subprocess.run(["gcc", *flags(sanitizer), "-o", str(path), *sources], check=True)
         return path
 
     return built
@@ -88,8 +88,10 @@ def test_memory_of_programs(build: Build, tmp_path: Path, sanitizer: str) -> Non
     child = tmp_path / "child"
     flags = ["-std=gnu11", "-O1", "-g", "-pthread"]
     subprocess.run(["gcc", *flags, "-o", child, HERE / "program_child.c"], check=True)
-    command = ["setarch", "-R", build("program", sanitizer), str(SECONDS), "5", LIBRARY, child]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    command = ["setarch", "-R", build("program", sanitizer), SECONDS, 5, LIBRARY, child]
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=LIMIT
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WARNING: ThreadSanitizer" not in done.stderr
     # Programs that end before they are asked, and their children, say there what is wrong.

@@ -541,6 +541,12 @@ int hm_process_remote(struct transaction *t)
     }
     t->record->last_device = hm_tick(t->core);
     pthread_mutex_unlock(&t->stripe->lock);
+    if (!error && t->region->process->uffd >= 0) {
+        /* What looks like a hole may be a page that is yet to be put there. */
+        pthread_mutex_lock(&t->region->process->lock);
+        error = hm_take_no_news(t);
+        pthread_mutex_unlock(&t->region->process->lock);
+    }
     while (!error && at < job->length) {
         uint32_t page = (job->offset + at) / HM_PAGE_SIZE, end = page + 1, n;
         bool here = hm_test(mine.word, page);

@@ -459,6 +459,13 @@ static bool serve_fault(struct hm_process *process, const struct uffd_msg *messa
         hm_process_wake(process, address, HM_PAGE_SIZE);
         return true;
     }
+    const uint64_t start = address - address % HM_BLOCK_BYTES;
+    /* What came later is not what the directory says of the place: whoever waits faults anew, which
+     * is behind it. */
+    if (hm_process_waits(process, start, start + HM_BLOCK_BYTES)) {
+        hm_process_wake(process, address, HM_PAGE_SIZE);
+        return true;
+    }
     if (!hm_region_is_touched(process->region, block)) {
         fill_holes(process, address, 1);
         return true;

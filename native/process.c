@@ -24,7 +24,8 @@
 #include <unistd.h>
 
 #define BATCH 64
-#define ZERO_PAGES 16 /* holes that are filled with one fault */
+#define CHILDREN_MS 5000 /* more than any transaction takes */
+#define ZERO_PAGES 16    /* holes that are filled with one fault */
 
 static int process_ioctl(struct hm_process *process, unsigned long request, void *argument)
 {
@@ -551,6 +552,29 @@ void hm_process_let_go(struct hm_region *region, uint64_t block)
 
 /* ---- the thread ----------------------------------------------------------------------------- */
 
+static bool any_fork(const struct hm_process *process)
+{
+    const struct hm_pending *at = process->pending;
+    while (at && at->message.event != UFFD_EVENT_FORK)
+        at = at->next;
+    return at;
+}
+
+/* A child lives from the moment that its event was read, and needs what devices have of its parent
+ * whatever becomes of that. */
+static void see_to_children(struct hm_process *process)
+{
+    bool some = process->uffd >= 0;
+    for (int ms = 0; some && ms < CHILDREN_MS; ms++) {
+        pthread_mutex_lock(&process->lock);
+        serve_all(process);
+        some = any_fork(process);
+        pthread_mutex_unlock(&process->lock);
+        if (some)
+            usleep(1000);
+    }
+}
+
 static void *process_thread(void *arg)
 {
     struct hm_process *process = arg;
@@ -582,11 +606,12 @@ static void *process_thread(void *arg)
         }
         if (ready[1].revents && read(process->poke, &count, sizeof(count)) < 0)
             continue;
-        if (ready[2].revents)
-            return NULL;
-        if (ready[3].revents || ready[4].revents || atomic_load(&process->gone))
+        if (ready[2].revents || ready[3].revents || ready[4].revents || atomic_load(&process->gone))
             break;
     }
+    see_to_children(process);
+    if (ready[2].revents)
+        return NULL;
     atomic_store(&process->gone, true);
     hm_event_push(process->core, &gone);
     return NULL;

@@ -13,7 +13,7 @@
 #define ANSWER_MS 1000 /* a helper has this long to begin; a stopped program's does not */
 #define LOST_MS 10000  /* after this, one that has begun and does not end is none of ours */
 #define HELP_MS 10     /* more than any request takes */
-#define NEWS_TRIES 200 /* times that the kernel may have news of a change before it is -EAGAIN */
+#define NEWS_US 50
 
 #ifndef UFFDIO_REGISTER_MODE_WP
 #error "linux/userfaultfd.h of 5.7 or later"
@@ -289,20 +289,73 @@ int hm_take_no_news(const struct transaction *t)
     return hm_process_waits(process, base, base + HM_BLOCK_BYTES) ? -EBUSY : 0;
 }
 
-static void protect(const struct transaction *t, const struct hm_mask *mask, bool on)
+/* The kernel has news. Who made the change has to run once more after that was read. */
+static bool hear(struct hm_process *process)
 {
+    hm_process_read(process);
+    usleep(NEWS_US);
+    return is_there(process);
+}
+
+static int protect(const struct transaction *t, const struct hm_mask *mask, bool on)
+{
+    struct hm_process *process = t->region->process;
+    int error = 0;
     for (uint32_t first = 0, count; hm_next_run(mask->word, &first, &count); first += count) {
         struct uffdio_writeprotect request = {
             {page_address(t, first), (uint64_t)count * HM_PAGE_SIZE},
             on ? UFFDIO_WRITEPROTECT_MODE_WP : 0};
-        for (int i = 0;
-             i < NEWS_TRIES && ioctl(t->region->process->uffd, UFFDIO_WRITEPROTECT, &request) < 0 &&
-             errno == EAGAIN;
-             i++) {
-            hm_process_read(t->region->process);
-            usleep(20); /* for who was told of to go on */
-        }
+        while (ioctl(process->uffd, UFFDIO_WRITEPROTECT, &request) < 0)
+            if (errno != EAGAIN || !hear(process)) {
+                error = errno == ENOENT ? -EBUSY : -ESRCH;
+                break;
+            }
     }
+    return error;
+}
+
+static bool mark(int uffd, uint64_t address)
+{
+    struct uffdio_writeprotect request = {{address, HM_PAGE_SIZE}, UFFDIO_WRITEPROTECT_MODE_WP};
+    return !ioctl(uffd, UFFDIO_WRITEPROTECT, &request) || errno != EAGAIN;
+}
+
+/* Where an event leaves a page; 0: nowhere. */
+static uint64_t place_after(const struct uffd_msg *message, uint64_t address)
+{
+    const uint64_t from = message->arg.remap.from, to = message->arg.remap.to;
+    switch (message->event) {
+    case UFFD_EVENT_REMAP:
+        return address - from < message->arg.remap.len ? address - from + to : address;
+    case UFFD_EVENT_REMOVE:
+    case UFFD_EVENT_UNMAP:
+        return address >= message->arg.remove.start && address < message->arg.remove.end ? 0
+                                                                                         : address;
+    default:
+        return address;
+    }
+}
+
+/* Whatever waits and concerns the page came after it was taken. */
+static bool mark_where_it_is(struct hm_process *process, uint64_t address)
+{
+    for (const struct hm_pending *at = process->pending; at && address; at = at->next)
+        if (at->message.event == UFFD_EVENT_FORK)
+            mark((int)at->message.arg.fork.ufd, address);
+        else
+            address = place_after(&at->message, address);
+    return !address || mark(process->uffd, address);
+}
+
+/* Markers that the helper could not leave, for the address space was changing: where the pages are
+ * by now, and in children that were made meanwhile. Without one a page that moves is a hole. */
+static void mark_late(const struct transaction *t, const struct hm_mask *mask)
+{
+    struct hm_process *process = t->region->process;
+    hm_process_read(process);
+    HM_EACH_PAGE (page, mask->word)
+        while (!mark_where_it_is(process, page_address(t, page)) && hear(process))
+            ;
 }
 
 /* The same before pages are taken; those that may be about to be discarded are left out. */
@@ -373,7 +426,7 @@ static int take_movable(const struct transaction *t, struct hm_taking *taking)
         error = read_into_pool(t, scratch, &taking->taken);
     }
     if (!error && unmarked)
-        protect(t, &wanted, true);
+        mark_late(t, &wanted);
     if (error) {
         if (error != -ESRCH)
             put_back(t, scratch, &taking->taken);
@@ -407,7 +460,7 @@ static int drop_pages(const struct transaction *t, const struct hm_taking *takin
 static int take_fixed(const struct transaction *t, struct hm_taking *taking)
 {
     struct hm_process *process = t->region->process;
-    struct hm_mask wanted, there, still, gone;
+    struct hm_mask wanted, there = {{0}}, still, gone;
     bool unmarked = false;
     int slot, error;
     if (!hm_bits(taking->fixed.word))
@@ -420,8 +473,11 @@ static int take_fixed(const struct transaction *t, struct hm_taking *taking)
         pthread_mutex_unlock(&process->lock);
         return slot;
     }
-    protect(t, &wanted, true);
-    error = hm_pages_there(process, page_address(t, 0), &wanted, &there);
+    error = protect(t, &wanted, true);
+    if (!error) /* a change since is of mappings that are not protected */
+        error = hm_take_no_news(t);
+    if (!error)
+        error = hm_pages_there(process, page_address(t, 0), &wanted, &there);
     still = there;
     if (!error)
         error = read_into_pool(t, page_address(t, 0), &there);

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
+import trio
 
 from hmmfs.device.mirror_table import (
     ATOMIC,
@@ -43,6 +44,7 @@ END = 1 << 64  # addresses wrap there
 WINDOW = 512  # pages that migrate at a time: an error leaves those before it where they came to be
 MAX_BOUNCE = 1 << 18  # pages that are copied through the daemon at once
 FAIL_ALLOC = 1
+BUSY_S = (0.002, 0.01, 0.05)  # before pages that stayed are tried again
 
 T = TypeVar("T")
 
@@ -322,6 +324,7 @@ class Mirror:
     # ---- migration
 
     async def _to_device(self, command: Command, caller: int) -> Command:
+        pauses = () if self._flags & FAIL_ALLOC else BUSY_S
         for address, pages in windows(command.address, command.pages):
             look = await self._process.look(address, pages)
             good = leading(migratable(look))
@@ -330,6 +333,9 @@ class Mirror:
             if good < pages:
                 raise _unmapped(address + good * PAGE_SIZE, errno.EINVAL)
         self._bounce(command)
+        for pause in pauses:
+            if not await self._bring_late(command, pause):
+                break
         look = await self._process.look(command.address, command.pages)
         mine = self._view.mine(look)
         if not mine.all():
@@ -350,6 +356,18 @@ class Mirror:
             await self._process.migrate(self._node, address + first * PAGE_SIZE, count)
         if whole:
             await self._process.set_huge(self._node, address)
+
+    async def _bring_late(self, command: Command, pause: float) -> bool:
+        """Pages that were in somebody's hands for a moment get another chance, as in the kernel's
+        migration. False: there are none."""
+        look = await self._process.look(command.address, command.pages)
+        left = look.all(State.ANON) & readable(look) & (look.owner == HOST)
+        if not left.any() or not self._process.migrates:
+            return False
+        await trio.sleep(pause)
+        for first, count in runs(left):
+            await self._process.migrate(self._node, command.address + first * PAGE_SIZE, count)
+        return True
 
     def _fail_once(self) -> bool:
         """Whether one allocation is to fail. A huge page is then done in small ones, anything else

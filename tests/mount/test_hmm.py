@@ -3,6 +3,8 @@ on devices of both kinds: what programs/hmm.c does, in the memory of a program u
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,8 +75,24 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     """Devices 0 and 1 are private, 2 and 3 coherent, as test_hmm has them."""
     kinds = "private+private+coherent+coherent"
-    with mounted(tmp_path_factory.mktemp("hmm"), 600, vram="512M", devices=4, type=kinds) as mount:
+    directory = tmp_path_factory.mktemp("hmm")
+    with huge_pages(8), mounted(directory, 600, vram="512M", devices=4, type=kinds) as mount:
         yield mount
+
+
+@contextlib.contextmanager
+def huge_pages(count: int) -> Iterator[None]:
+    """As many set aside, where that may be done and the kernel finds them."""
+    setting = Path("/proc/sys/vm/nr_hugepages")
+    before = setting.read_text()
+    if not os.access(setting, os.W_OK) or int(before) >= count:
+        yield
+        return
+    setting.write_text(f"{count}\n")
+    try:
+        yield
+    finally:
+        setting.write_text(before)
 
 
 def test_every_row_is_named(program: Path) -> None:

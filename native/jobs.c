@@ -207,6 +207,8 @@ bool hm_run(struct hm_core *core, struct hm_queued_job *queued)
         error = -ERANGE;
         goto out;
     }
+    if (t.region->process)
+        hm_process_settle(t.region->process);
     t.stripe = hm_stripe_of(core, job->ino, job->block);
     pthread_mutex_lock(&t.stripe->lock);
     if (stores || t.region->process) /* whose pages are there without our knowing */

@@ -404,17 +404,11 @@ static struct hm_mask home_window(const struct transaction *t, const struct hm_m
     return window;
 }
 
-static bool block_waits(const struct transaction *t)
-{
-    uint64_t start = hm_process_address(t->region->process, t->block);
-    return hm_process_waits(t->region->process, start, start + HM_BLOCK_BYTES);
-}
-
 /* Bring pages home for a program that waits for one of them: at once if they are few. Both locks
  * are held. False: it has to be tried again. */
 static bool bring_home(struct transaction *t, const struct hm_mask *touched)
 {
-    struct hm_mask window = block_waits(t) ? *touched : home_window(t, touched);
+    struct hm_mask window = home_window(t, touched);
     if (hm_bits(window.word) > HM_INLINE_PAGES) {
         struct hm_job job = {.kind = HM_JOB_MIGRATE,
                              .ino = t->region->ino,
@@ -454,15 +448,9 @@ static bool serve_fault(struct hm_process *process, const struct uffd_msg *messa
                             .job = &job,
                             .cause = hm_cause(&job)};
     struct hm_mask touched = hm_mask_range(page, 1);
+    const uint64_t start = address - address % HM_BLOCK_BYTES;
     /* What was read with it is about another mapping than the page is in by now, or about a fork
      * that has to have the page, too: it is to fault again, behind that. */
-    if (hm_process_waits(process, address, address + HM_PAGE_SIZE)) {
-        hm_process_wake(process, address, HM_PAGE_SIZE);
-        return true;
-    }
-    const uint64_t start = address - address % HM_BLOCK_BYTES;
-    /* What came later is not what the directory says of the place: whoever waits faults anew, which
-     * is behind it. */
     if (hm_process_waits(process, start, start + HM_BLOCK_BYTES)) {
         hm_process_wake(process, address, HM_PAGE_SIZE);
         return true;
@@ -488,7 +476,7 @@ static bool serve_fault(struct hm_process *process, const struct uffd_msg *messa
         struct uffdio_writeprotect request = {.range = {address, HM_PAGE_SIZE}};
         done = process_ioctl(process, UFFDIO_WRITEPROTECT, &request) != -EAGAIN;
     } else {
-        holes = block_waits(&t) ? 1 : holes_from(t.record, page);
+        holes = holes_from(t.record, page);
         pthread_mutex_unlock(&t.stripe->lock);
         fill_holes(process, address, holes);
         return true;
@@ -531,6 +519,15 @@ static bool serve_all(struct hm_process *process)
         hm_pending_free(first);
     }
     return true;
+}
+
+void hm_process_settle(struct hm_process *process)
+{
+    if (process->uffd < 0)
+        return;
+    pthread_mutex_lock(&process->lock);
+    serve_all(process);
+    pthread_mutex_unlock(&process->lock);
 }
 
 void hm_process_let_go(struct hm_region *region, uint64_t block)

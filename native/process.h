@@ -103,6 +103,10 @@ void hm_process_help(struct hm_process *process);
 struct hm_pending **hm_pending_add(struct hm_pending **end, const struct uffd_msg *message);
 /* What an event is about; nothing, if it is a fault. */
 void hm_pending_range(const struct hm_pending *pending, uint64_t *start, uint64_t *end);
+/* Before a transaction begins: what the kernel has told is dealt with, which it would have to wait
+ * for with its block held. The thread alone may come too late, time after time, where processors
+ * are few and the program changes its mappings all the while. */
+void hm_process_settle(struct hm_process *process);
 /* A transaction on the block has ended: who waits for it may try again. */
 void hm_process_let_go(struct hm_region *region, uint64_t block);
 /* Punch what is late, all of it, but for blocks that a transaction holds. The lock is held. */

@@ -27,8 +27,11 @@ from hmmfs.memory import (
 )
 from hmmfs.service import Jobs, Rooms
 
-PATIENCE_S = 0.5  # with a program that does not answer, which takes a second each time
-ATTEMPTS = 8  # of one job against a busy CPU (pauses double from 1 ms), or for want of room
+PATIENCE_S = 0.5  # with a busy CPU; one try with a program that does not answer takes a second
+# A pause doubles from 1 ms to this. A try may fail half the time: of a program that changes its
+# mappings without end, with processors that others use, 12 % of the first did, more of the later.
+PAUSE_S = 0.008
+ATTEMPTS = 8  # of one job for want of room
 
 
 class Span(NamedTuple):
@@ -63,13 +66,14 @@ class Blocks:
     async def run(self, job: Job) -> JobResult:
         """Run a job on one block until it is done, making room as needed."""
         full: HmmfsError | None = None
-        result = JobResult(0)
+        rooms, busy = ATTEMPTS, 0
         patience = trio.current_time() + PATIENCE_S
-        for attempt in range(ATTEMPTS):
+        while True:
             result = await self._jobs.run(job)
-            if result.result == -errno.ENOSPC:
+            if result.result == -errno.ENOSPC and rooms:
                 if full is not None:
                     raise full
+                rooms -= 1
                 try:
                     result = await self._run_with_room(job, result.need)
                 except HmmfsError as error:
@@ -77,8 +81,9 @@ class Blocks:
                     full = error
                     continue
             if result.result == -errno.EBUSY and trio.current_time() < patience:
-                await trio.sleep(0.001 * 2**attempt)
-            elif result.result != -errno.ENOSPC:
+                await trio.sleep(min(0.001 * 2**busy, PAUSE_S))
+                busy += 1
+            elif result.result != -errno.ENOSPC or not rooms:
                 break
         if result.result:
             region = self._regions.by_ino(job.ino)

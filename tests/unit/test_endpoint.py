@@ -39,6 +39,9 @@ class Files:
         n = len(path)
         return list({p[n]: None for p in self.files if p[:n] == path and len(p) > n})
 
+    def programs(self) -> list[bytes]:
+        return [name for name in self.names(b"state") if name.startswith(b"@")]
+
 
 class Served:
     """An endpoint on a loop of its own, in a thread."""

@@ -55,8 +55,11 @@ static void region_free(struct hm_region *region)
     if (region->directory_fd >= 0)
         close(region->directory_fd);
     pthread_mutex_destroy(&region->pools_lock);
-    if (region->record)
-        memset(region->record, 0, sizeof(*region->record)); /* the record is free again */
+    if (region->record) { /* free again with its number, the first member, and not before */
+        uint8_t *rest = (uint8_t *)region->record + sizeof(region->record->ino);
+        memset(rest, 0, sizeof(*region->record) - sizeof(region->record->ino));
+        __atomic_store_n(&region->record->ino, 0, __ATOMIC_RELEASE);
+    }
     free(region);
 }
 
@@ -91,7 +94,7 @@ static int directory_open(struct hm_region *region)
 static struct hm_region_record *record_find(struct hm_core *core)
 {
     for (uint32_t i = 0; i < core->table_used; i++)
-        if (!core->table[i].ino)
+        if (!__atomic_load_n(&core->table[i].ino, __ATOMIC_ACQUIRE))
             return &core->table[i];
     return core->table_used < HM_MAX_REGIONS ? &core->table[core->table_used++] : NULL;
 }

@@ -56,21 +56,6 @@ static struct part part_of(struct hm_region *region, uint64_t offset, uint64_t e
 
 /* ---- faults of programs ------------------------------------------------------------------ */
 
-static void trace_fault(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
-                        bool write, uint64_t since)
-{
-    uint64_t now = hm_now();
-    hm_trace(
-        region, block, mask,
-        (struct hm_trace_event){.kind = since ? HM_TRACE_PAGE_FAULT_END : HM_TRACE_PAGE_FAULT_START,
-                                .trigger = write ? HM_BY_WRITE : HM_BY_READ,
-                                .node = HM_HOST,
-                                .from = HM_NOWHERE,
-                                .to = HM_NOWHERE,
-                                .at_ns = now,
-                                .took_ns = since ? now - since : 0});
-}
-
 /* The part touches pages that a device has: enter that, once. The stripe is held. */
 static void begin_fault(struct part *part, bool write)
 {
@@ -82,13 +67,13 @@ static void begin_fault(struct part *part, bool write)
     hm_count_faults(part->region, HM_HOST, write ? HM_FAULTS_WRITE : HM_FAULTS_READ, 1);
     HM_EACH_WORD (w)
         touched.word[w] = part->mask.word[w] & part->record->device[w];
-    trace_fault(part->region, part->block, &touched, write, 0);
+    hm_trace_cpu_fault(part->region, part->block, &touched, write, 0);
 }
 
 static void end_fault(const struct part *part, bool write, enum admission admission)
 {
     if (part->faulted_at && admission != PARK_BUSY && admission != PARK_SERVICE)
-        trace_fault(part->region, part->block, &part->mask, write, part->faulted_at);
+        hm_trace_cpu_fault(part->region, part->block, &part->mask, write, part->faulted_at);
 }
 
 /* ---- waiting ------------------------------------------------------------------------------ */

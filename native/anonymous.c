@@ -18,15 +18,19 @@
 #define MADV_COLLAPSE 25 /* 6.1 */
 #endif
 
-static uint64_t page_address(const struct transaction *t, uint32_t page)
-{
-    return hm_process_address(t->region->process, t->block) + (uint64_t)page * HM_PAGE_SIZE;
-}
-
 static uint8_t *device_page(const struct transaction *t, uint32_t page)
 {
     return hm_pool_map(&t->region->pools[t->record->owner[page]],
                        t->block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE);
+}
+
+/* What devices have lost is theirs no more, and its room is free. */
+static void punch_freed(const struct transaction *t, const struct hm_mask freed[HM_MAX_NODES])
+{
+    for (uint32_t node = 1; node < t->core->config.nodes; node++) {
+        hm_punch_runs(t->region, node, t->block, freed[node].word);
+        hm_release(t->core, node, hm_bits(freed[node].word));
+    }
 }
 
 /* ---- to a device ---------------------------------------------------------------------------- */
@@ -170,7 +174,7 @@ static int choose(struct transaction *t, const struct hm_mask *mask, bool popula
     if (!error && hm_bits(missing.word))
         error = -EFAULT;
     if (!error)
-        error = hm_pages_there(t->region->process, page_address(t, 0), &wanted, &taking->there);
+        error = hm_pages_there(t->region->process, hm_page_of(t, 0), &wanted, &taking->there);
     if (populate && t->job->kind != HM_JOB_TOUCH)
         return error;
     HM_EACH_WORD (w) { /* no holes come with what was touched */
@@ -227,10 +231,7 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
     flip_to(t, &others, &taking, freed, began);
     t->reserved -= hm_bits(others.word) + hm_bits(taking.taken.word) + hm_bits(taking.holes.word);
     pthread_mutex_unlock(&t->stripe->lock);
-    for (uint32_t node = 1; node < t->core->config.nodes; node++) {
-        hm_punch_runs(t->region, node, t->block, freed[node].word);
-        hm_release(t->core, node, hm_bits(freed[node].word));
-    }
+    punch_freed(t, freed);
     pthread_mutex_lock(&t->stripe->lock);
     if (!error) {
         struct hm_mask need = needed(t, mask), there;
@@ -248,7 +249,7 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
  * ENOENT: nothing is mapped there any more, and it is about to be cut. */
 static int give_run(const struct transaction *t, uint32_t first, uint32_t count, uint64_t mode)
 {
-    struct uffdio_copy copy = {.dst = page_address(t, first),
+    struct uffdio_copy copy = {.dst = hm_page_of(t, first),
                                .src = (uintptr_t)device_page(t, first),
                                .len = (uint64_t)count * HM_PAGE_SIZE,
                                .mode = mode};
@@ -342,7 +343,7 @@ static void flip_home(struct transaction *t, const struct hm_mask *mask, uint64_
  * Programs wait for that, till the transaction's end wakes them. */
 static void collapse(const struct transaction *t)
 {
-    struct iovec block = {(void *)page_address(t, 0), HM_BLOCK_BYTES};
+    struct iovec block = {(void *)hm_page_of(t, 0), HM_BLOCK_BYTES};
     syscall(SYS_process_madvise, t->region->process->pidfd, &block, 1, MADV_COLLAPSE, 0);
 }
 
@@ -352,10 +353,7 @@ static void punch(struct transaction *t, const uint8_t owners[HM_BLOCK_PAGES],
     struct hm_mask freed[HM_MAX_NODES] = {0};
     HM_EACH_PAGE (page, mask->word)
         hm_set(&freed[owners[page]], page);
-    for (uint32_t node = 1; node < t->core->config.nodes; node++) {
-        hm_punch_runs(t->region, node, t->block, freed[node].word);
-        hm_release(t->core, node, hm_bits(freed[node].word));
-    }
+    punch_freed(t, freed);
 }
 
 /* The same later; the process's lock and the stripe are held. */
@@ -455,7 +453,7 @@ int hm_process_bring(struct transaction *t, const struct hm_mask *mask, bool pop
 
 int hm_process_may_write(struct transaction *t, const struct hm_mask *mask)
 {
-    uint64_t base = page_address(t, 0);
+    uint64_t base = hm_page_of(t, 0);
     for (uint32_t first = 0, count; hm_next_run(mask->word, &first, &count);) {
         struct hm_vma vma;
         uint64_t at = base + (uint64_t)first * HM_PAGE_SIZE;
@@ -474,7 +472,7 @@ int hm_process_may_write(struct transaction *t, const struct hm_mask *mask)
 static int access_program(const struct transaction *t, uint32_t at, uint32_t length)
 {
     struct hm_process *process = t->region->process;
-    uint64_t start = page_address(t, 0) + t->job->offset + at;
+    uint64_t start = hm_page_of(t, 0) + t->job->offset + at;
     struct iovec local = {(uint8_t *)t->job->buffer + at, length};
     struct iovec remote = {(void *)start, length};
     uint32_t nobody = 0, self = (uint32_t)gettid();
@@ -524,10 +522,8 @@ int hm_process_remote(struct transaction *t)
         other.job = &home;
         error = bring_home(&other, &away, HM_BLOCK_PAGES);
         t->charged = other.charged;
-        away = hm_both(&away, &(struct hm_mask){{t->record->device[0], t->record->device[1],
-                                                 t->record->device[2], t->record->device[3],
-                                                 t->record->device[4], t->record->device[5],
-                                                 t->record->device[6], t->record->device[7]}});
+        HM_EACH_WORD (w)
+            away.word[w] &= t->record->device[w];
         if (!error && hm_bits(away.word))
             error = -EFAULT; /* nothing is mapped there any more */
     }

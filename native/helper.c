@@ -221,22 +221,27 @@ static long watch_scratch(const struct hm_link *link, uint32_t slot, bool on)
               : uffd_ioctl(link->uffd, UFFDIO_UNREGISTER, &range);
 }
 
+/* Let nobody store to it, or with another mode everybody. */
+static long write_protect(int uffd, struct uffdio_range range, uint64_t mode)
+{
+    struct uffdio_writeprotect request = {range, mode};
+    return uffd_ioctl(uffd, UFFDIO_WRITEPROTECT, &request);
+}
+
 /* Wherever a run has no page, a marker: that there was one, which is not here. -EAGAIN while the
  * address space changes: the daemon, which has yet to hear of that, sees to them. */
 static long mark(const struct hm_link *link, const struct hm_run *run)
 {
-    struct uffdio_writeprotect request = {range_of(run->address, run->length),
-                                          UFFDIO_WRITEPROTECT_MODE_WP};
-    return uffd_ioctl(link->uffd, UFFDIO_WRITEPROTECT, &request);
+    return write_protect(link->uffd, range_of(run->address, run->length),
+                         UFFDIO_WRITEPROTECT_MODE_WP);
 }
 
 /* Break a page's sharing with a fork by a store that changes nothing. It may not be a fault that
  * waits for the daemon, which waits for this thread: a page that stayed is write-protected. */
 static void make_private(const struct hm_link *link, uint64_t address)
 {
-    struct uffdio_writeprotect request = {range_of(address, link->page),
-                                          UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
-    if (!uffd_ioctl(link->uffd, UFFDIO_WRITEPROTECT, &request))
+    if (!write_protect(link->uffd, range_of(address, link->page),
+                       UFFDIO_WRITEPROTECT_MODE_DONTWAKE))
         CALL(madvise, address, link->page, MADV_POPULATE_WRITE, 0, 0, 0);
 }
 
@@ -350,12 +355,6 @@ static struct uffdio_range page_at(const struct hm_link *link, uint64_t address)
     return (struct uffdio_range){address & ~(link->page - 1), link->page};
 }
 
-static long let_store(int uffd, struct uffdio_range page, uint64_t mode)
-{
-    struct uffdio_writeprotect request = {page, mode};
-    return uffd_ioctl(uffd, UFFDIO_WRITEPROTECT, &request);
-}
-
 static long poison(int uffd, struct uffdio_range page)
 {
     struct hm_uffdio_poison request = {.start = page.start, .length = page.len};
@@ -390,7 +389,7 @@ static void forget_ended(struct hm_link *link)
     struct uffdio_range page = page_at(link, (uint64_t)(uintptr_t)link);
     for (uint32_t i = 1; i < link->served;) {
         int uffd = link->poll[i].fd;
-        if (let_store(uffd, page, UFFDIO_WRITEPROTECT_MODE_DONTWAKE) != -ESRCH) {
+        if (write_protect(uffd, page, UFFDIO_WRITEPROTECT_MODE_DONTWAKE) != -ESRCH) {
             i++;
             continue;
         }
@@ -430,7 +429,7 @@ static void answer_missing(struct hm_link *link, int uffd, struct uffdio_range p
 {
     long error = in_flight(link, page.start) ? -EEXIST : zero(uffd, page);
     if (error == -EEXIST)
-        error = let_store(uffd, page, UFFDIO_WRITEPROTECT_MODE_DONTWAKE);
+        error = write_protect(uffd, page, UFFDIO_WRITEPROTECT_MODE_DONTWAKE);
     else if (!error)
         return;
     if (!error)
@@ -450,7 +449,7 @@ static void answer(struct hm_link *link, int uffd, const struct uffd_msg *messag
     page = page_at(link, message->arg.pagefault.address);
     if (!(message->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP))
         answer_missing(link, uffd, page);
-    else if (let_store(uffd, page, 0))
+    else if (write_protect(uffd, page, 0))
         uffd_ioctl(uffd, UFFDIO_WAKE, &page);
 }
 

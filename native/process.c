@@ -86,19 +86,13 @@ int hm_process_exclusive(struct hm_core *core, uint64_t ino, uint32_t node, uint
  */
 
 /* Of one block, whose stripe is held. */
-static uint32_t punch_late(struct hm_process *process, uint64_t block)
+static void punch_late(struct hm_process *process, uint64_t block)
 {
     struct hm_side *side = hm_side(&process->late, block);
-    uint32_t all = 0;
     for (uint32_t node = 1; side && node < process->core->config.nodes; node++) {
-        uint32_t pages = hm_bits(side->on[node]);
-        if (!pages)
-            continue;
         hm_punch_runs(process->region, node, block, side->on[node]);
         memset(side->on[node], 0, sizeof(side->on[node]));
-        all += pages;
     }
-    return all;
 }
 
 void hm_process_flush(struct hm_process *process)
@@ -367,22 +361,6 @@ void hm_process_help(struct hm_process *process)
 
 /* ---- faults --------------------------------------------------------------------------------- */
 
-static void trace_fault(struct transaction *t, const struct hm_mask *mask, bool write,
-                        uint64_t since)
-{
-    enum hm_trace_kind kind = since ? HM_TRACE_PAGE_FAULT_END : HM_TRACE_PAGE_FAULT_START;
-    uint64_t now = hm_now();
-    if (hm_traced(t->region, kind))
-        hm_trace(t->region, t->block, mask,
-                 (struct hm_trace_event){.kind = (uint8_t)kind,
-                                         .trigger = write ? HM_BY_WRITE : HM_BY_READ,
-                                         .node = HM_HOST,
-                                         .from = HM_NOWHERE,
-                                         .to = HM_NOWHERE,
-                                         .at_ns = now,
-                                         .took_ns = since ? now - since : 0});
-}
-
 /* What the host's policy brings home with a page that a device has. */
 static struct hm_mask home_window(const struct transaction *t, const struct hm_mask *touched)
 {
@@ -468,10 +446,10 @@ static bool serve_fault(struct hm_process *process, const struct uffd_msg *messa
         hm_count(&t.core->count.express_faults, 1);
         hm_charge_faults(t.core, HM_HOST, 1);
         t.record->cpu_faulted++;
-        trace_fault(&t, &touched, write, 0);
+        hm_trace_cpu_fault(t.region, block, &touched, write, 0);
         done = bring_home(&t, &touched);
         t.record->cpu_faults += t.record->cpu_faults < UINT8_MAX;
-        trace_fault(&t, &touched, write, began);
+        hm_trace_cpu_fault(t.region, block, &touched, write, began);
     } else if (message->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP) {
         struct uffdio_writeprotect request = {.range = {address, HM_PAGE_SIZE}};
         done = process_ioctl(process, UFFDIO_WRITEPROTECT, &request) != -EAGAIN;

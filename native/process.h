@@ -65,8 +65,7 @@ struct hm_process {
 
 /* vma.c: mappings of a program */
 struct hm_vma {
-    uint64_t start, end, offset, ino;
-    uint32_t major, minor;
+    uint64_t start, end, ino;
     bool read, write, shared, anonymous, special, hugetlb;
 };
 /* The mapping that has the address, or the next one. -ENOENT: there is none; -ESRCH. */
@@ -117,6 +116,19 @@ int hm_process_wake(struct hm_process *process, uint64_t start, uint64_t length)
 
 /* space.c */
 uint64_t hm_process_address(const struct hm_process *process, uint64_t block); /* of its start */
+static inline uint64_t hm_page_address(const struct hm_process *process, uint64_t block,
+                                       uint32_t page)
+{
+    return hm_process_address(process, block) + (uint64_t)page * HM_PAGE_SIZE;
+}
+
+static inline uint64_t hm_page_of(const struct transaction *t, uint32_t page)
+{
+    return hm_page_address(t->region->process, t->block, page);
+}
+
+/* Where a page is after an event that is no fork; 0: nowhere. */
+uint64_t hm_pending_follow(const struct hm_pending *pending, uint64_t address);
 /* With the lock held, what an event is about. False: a transaction holds one of the blocks, or the
  * kernel has news: once more later. Pages went, and so does what devices have of them; a child has
  * all that its parent had; pages come home at their new place. */

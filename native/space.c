@@ -7,11 +7,6 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-static uint64_t page_address(const struct hm_process *process, uint64_t block, uint32_t page)
-{
-    return hm_process_address(process, block) + (uint64_t)page * HM_PAGE_SIZE;
-}
-
 /* ---- addresses ---------------------------------------------------------------------------- */
 
 uint64_t hm_process_address(const struct hm_process *process, uint64_t block)
@@ -154,8 +149,7 @@ void hm_pending_free(struct hm_pending *pending)
     free(pending);
 }
 
-/* Where a page is after an event. 0: nowhere. */
-static uint64_t follow(const struct hm_pending *pending, uint64_t address)
+uint64_t hm_pending_follow(const struct hm_pending *pending, uint64_t address)
 {
     uint64_t from, to;
     hm_pending_range(pending, &from, &to);
@@ -207,7 +201,7 @@ static int spread(const struct hm_process *process, int uffd, struct hm_pending 
     for (; since && to; since = since->next) {
         int error = 0;
         if (since->message.event != UFFD_EVENT_FORK)
-            to = follow(since, to);
+            to = hm_pending_follow(since, to);
         else
             error = give_child(process, since, block, page, to);
         if (error)
@@ -245,7 +239,7 @@ static int copy_out(const struct hm_process *process, struct hm_pending *child, 
         HM_EACH_WORD (w)
             mask.word[w] &= error ? 0 : record->device[w];
         HM_EACH_PAGE (page, mask.word) {
-            uint64_t address = page_address(process, block, page);
+            uint64_t address = hm_page_address(process, block, page);
             if (!error && child)
                 error = give_child(process, child, block, page, address);
             else if (!error)

@@ -19,11 +19,6 @@
 #error "linux/userfaultfd.h of 5.7 or later"
 #endif
 
-static uint64_t page_address(const struct transaction *t, uint32_t page)
-{
-    return hm_process_address(t->region->process, t->block) + (uint64_t)page * HM_PAGE_SIZE;
-}
-
 /* ---- the helper ----------------------------------------------------------------------------- */
 
 static int result_of(const struct hm_slot *slot)
@@ -156,7 +151,7 @@ static bool fill_runs(const struct transaction *t, struct hm_slot *request,
         uint32_t next = hm_next_page(firsts->word, *page + 1);
         count = next < *page + count ? next - *page : count;
         request->run[runs++] =
-            (struct hm_run){page_address(t, *page), (uint64_t)count * HM_PAGE_SIZE};
+            (struct hm_run){hm_page_of(t, *page), (uint64_t)count * HM_PAGE_SIZE};
         *page += count;
     }
     __atomic_store_n(&request->runs, runs, __ATOMIC_RELAXED);
@@ -182,7 +177,7 @@ static bool spans(const struct hm_process *process, uint64_t start, uint64_t end
 int hm_take_sort(const struct transaction *t, const struct hm_mask *mask, struct hm_taking *out)
 {
     struct hm_process *process = t->region->process;
-    uint64_t base = page_address(t, 0), end = base + HM_BLOCK_BYTES;
+    uint64_t base = hm_page_of(t, 0), end = base + HM_BLOCK_BYTES;
     struct hm_vma vma;
     int error = 0;
     for (uint64_t at = base; at < end; at = vma.end) {
@@ -269,7 +264,7 @@ static void put_back(const struct transaction *t, uint64_t scratch, const struct
         struct iovec local = {bytes, sizeof(bytes)};
         struct iovec remote = {(void *)(scratch + (uint64_t)page * HM_PAGE_SIZE), sizeof(bytes)};
         struct uffdio_copy copy = {
-            .dst = page_address(t, page), .src = (uintptr_t)bytes, .len = sizeof(bytes)};
+            .dst = hm_page_of(t, page), .src = (uintptr_t)bytes, .len = sizeof(bytes)};
         if (process_vm_readv(process->pid, &local, 1, &remote, 1, 0) != sizeof(bytes))
             continue;
         while (ioctl(process->uffd, UFFDIO_COPY, &copy) < 0 && errno == EAGAIN &&
@@ -284,7 +279,7 @@ static void put_back(const struct transaction *t, uint64_t scratch, const struct
 int hm_take_no_news(const struct transaction *t)
 {
     struct hm_process *process = t->region->process;
-    uint64_t base = page_address(t, 0);
+    uint64_t base = hm_page_of(t, 0);
     hm_process_read(process);
     return hm_process_waits(process, base, base + HM_BLOCK_BYTES) ? -EBUSY : 0;
 }
@@ -303,7 +298,7 @@ static int protect(const struct transaction *t, const struct hm_mask *mask, bool
     int error = 0;
     for (uint32_t first = 0, count; hm_next_run(mask->word, &first, &count); first += count) {
         struct uffdio_writeprotect request = {
-            {page_address(t, first), (uint64_t)count * HM_PAGE_SIZE},
+            {hm_page_of(t, first), (uint64_t)count * HM_PAGE_SIZE},
             on ? UFFDIO_WRITEPROTECT_MODE_WP : 0};
         while (ioctl(process->uffd, UFFDIO_WRITEPROTECT, &request) < 0)
             if (errno != EAGAIN || !hear(process)) {
@@ -320,22 +315,6 @@ static bool mark(int uffd, uint64_t address)
     return !ioctl(uffd, UFFDIO_WRITEPROTECT, &request) || errno != EAGAIN;
 }
 
-/* Where an event leaves a page; 0: nowhere. */
-static uint64_t place_after(const struct uffd_msg *message, uint64_t address)
-{
-    const uint64_t from = message->arg.remap.from, to = message->arg.remap.to;
-    switch (message->event) {
-    case UFFD_EVENT_REMAP:
-        return address - from < message->arg.remap.len ? address - from + to : address;
-    case UFFD_EVENT_REMOVE:
-    case UFFD_EVENT_UNMAP:
-        return address >= message->arg.remove.start && address < message->arg.remove.end ? 0
-                                                                                         : address;
-    default:
-        return address;
-    }
-}
-
 /* Whatever waits and concerns the page came after it was taken. */
 static bool mark_where_it_is(struct hm_process *process, uint64_t address)
 {
@@ -343,7 +322,7 @@ static bool mark_where_it_is(struct hm_process *process, uint64_t address)
         if (at->message.event == UFFD_EVENT_FORK)
             mark((int)at->message.arg.fork.ufd, address);
         else
-            address = place_after(&at->message, address);
+            address = hm_pending_follow(at, address);
     return !address || mark(process->uffd, address);
 }
 
@@ -354,7 +333,7 @@ static void mark_late(const struct transaction *t, const struct hm_mask *mask)
     struct hm_process *process = t->region->process;
     hm_process_read(process);
     HM_EACH_PAGE (page, mask->word)
-        while (!mark_where_it_is(process, page_address(t, page)) && hear(process))
+        while (!mark_where_it_is(process, hm_page_of(t, page)) && hear(process))
             ;
 }
 
@@ -418,7 +397,7 @@ static int take_movable(const struct transaction *t, struct hm_taking *taking)
     if (!error)
         error = which_were_moved(process, scratch, &wanted, &taking->taken);
     if (!error)
-        error = hm_pages_there(process, page_address(t, 0), &wanted, &there);
+        error = hm_pages_there(process, hm_page_of(t, 0), &wanted, &there);
     if (!error) {
         taking->holes = hm_without(wanted, &there);
         wanted = taking->holes;
@@ -477,14 +456,14 @@ static int take_fixed(const struct transaction *t, struct hm_taking *taking)
     if (!error) /* a change since is of mappings that are not protected */
         error = hm_take_no_news(t);
     if (!error)
-        error = hm_pages_there(process, page_address(t, 0), &wanted, &there);
+        error = hm_pages_there(process, hm_page_of(t, 0), &wanted, &there);
     still = there;
     if (!error)
-        error = read_into_pool(t, page_address(t, 0), &there);
+        error = read_into_pool(t, hm_page_of(t, 0), &there);
     if (!error) {
         error = drop_pages(t, taking, slot, &unmarked);
         /* Whatever failed then, what was dropped is nowhere else. */
-        if (hm_pages_there(process, page_address(t, 0), &wanted, &still))
+        if (hm_pages_there(process, hm_page_of(t, 0), &wanted, &still))
             error = -ESRCH;
     }
     gone = hm_without(there, &still);

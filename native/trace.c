@@ -130,6 +130,24 @@ void hm_trace(struct hm_region *region, uint64_t block, const struct hm_mask *ma
     record(region->core, &event);
 }
 
+void hm_trace_cpu_fault(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
+                        bool write, uint64_t since)
+{
+    enum hm_trace_kind kind = since ? HM_TRACE_PAGE_FAULT_END : HM_TRACE_PAGE_FAULT_START;
+    uint64_t now;
+    if (!hm_traced(region, kind))
+        return;
+    now = hm_now();
+    hm_trace(region, block, mask,
+             (struct hm_trace_event){.kind = (uint8_t)kind,
+                                     .trigger = write ? HM_BY_WRITE : HM_BY_READ,
+                                     .node = HM_HOST,
+                                     .from = HM_NOWHERE,
+                                     .to = HM_NOWHERE,
+                                     .at_ns = now,
+                                     .took_ns = since ? now - since : 0});
+}
+
 uint64_t hm_trace_wake(struct hm_core *core, uint64_t from)
 {
     struct hm_trace *trace = &core->trace;

@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 /* linux/fs.h of 6.11 and later. Without it the text is read, which takes 60 us and more. */
@@ -53,10 +52,7 @@ static int query(const struct hm_process *process, uint64_t address, struct hm_v
     }
     *out = (struct hm_vma){.start = query.vma_start,
                            .end = query.vma_end,
-                           .offset = query.vma_offset,
                            .ino = query.inode,
-                           .major = query.dev_major,
-                           .minor = query.dev_minor,
                            .read = query.vma_flags & PROCMAP_READABLE,
                            .write = query.vma_flags & PROCMAP_WRITABLE,
                            .shared = query.vma_flags & PROCMAP_SHARED,
@@ -76,19 +72,15 @@ static int search(const struct hm_process *process, uint64_t address, struct hm_
     if (!file)
         return errno == ENOENT ? -ESRCH : -errno;
     while (error && getline(&line, &size, file) > 0) {
-        unsigned long long start, end, offset, ino;
-        unsigned major, minor;
+        unsigned long long start, end, ino;
         char rights[5], name[NAME_BYTES] = "";
-        if (sscanf(line, "%llx-%llx %4s %llx %x:%x %llu %255[^\n]", &start, &end, rights, &offset,
-                   &major, &minor, &ino, name) < 7 ||
+        if (sscanf(line, "%llx-%llx %4s %*x %*x:%*x %llu %255[^\n]", &start, &end, rights, &ino,
+                   name) < 4 ||
             end <= address)
             continue;
         *out = (struct hm_vma){.start = start,
                                .end = end,
-                               .offset = offset,
                                .ino = ino,
-                               .major = major,
-                               .minor = minor,
                                .read = rights[0] == 'r',
                                .write = rights[1] == 'w',
                                .shared = rights[3] == 's'};

@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hmmfs.errors import HmmfsError, UsageError
+from hmmfs.units import LARGEST
 
 if TYPE_CHECKING:
     from hmmfs.api import Device, Handle, Machine
-
-# A program's addresses are offsets of its region modulo this; native/hmmfs.h says why.
-OFFSETS = 1 << 44
 
 
 class Hmadvise(enum.IntEnum):
@@ -79,7 +77,7 @@ class Process:
             self.view(address, length).migrate(node)
         elif behavior in (Hmadvise.PINNED, Hmadvise.UNPINNED):
             word = "pinned" if behavior == Hmadvise.PINNED else "unset_pinned"
-            self._write("advice", f"{address % OFFSETS}+{length} {word}")
+            self._write("advice", f"{address % LARGEST}+{length} {word}")
         elif behavior == Hmadvise.DONTNEED:
             self._write("devices", f"forget {address:#x}+{length}")
         else:
@@ -122,7 +120,7 @@ class View:
     @property
     def offset(self) -> int:
         """Of its first byte, in what the program's memory is to the devices."""
-        return self.address % OFFSETS
+        return self.address % LARGEST
 
     @property
     def place(self) -> str:

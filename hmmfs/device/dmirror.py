@@ -298,9 +298,8 @@ class Mirror:
         if good < pages:
             raise HmmfsError(errno.EPERM, f"The program's mapping at {at:#x} is read-only.")
         alone = await self._alone(address, pages, look)
-        for first, count in runs(alone):
-            # As a fault of anybody else does, it ends what was the device's alone.
-            await self._process.migrate(HOST, address + first * PAGE_SIZE, count)
+        # As a fault of anybody else does, it ends what was the device's alone.
+        await self._migrate(HOST, address, alone)
         result = await use()
         self._map(address, await self._process.look(address, pages))
         return result
@@ -322,6 +321,11 @@ class Mirror:
             )
 
     # ---- migration
+
+    async def _migrate(self, node: int, address: int, pages: Mask) -> None:
+        """Those of the pages from an address on."""
+        for first, count in runs(pages):
+            await self._process.migrate(node, address + first * PAGE_SIZE, count)
 
     async def _to_device(self, command: Command, caller: int) -> Command:
         pauses = () if self._flags & FAIL_ALLOC else BUSY_S
@@ -352,8 +356,7 @@ class Mirror:
         if wanted.any() and self._fail_once():
             wanted[int(np.argmax(wanted))] &= whole
             whole = False
-        for first, count in runs(wanted):
-            await self._process.migrate(self._node, address + first * PAGE_SIZE, count)
+        await self._migrate(self._node, address, wanted)
         if whole:
             await self._process.set_huge(self._node, address)
 
@@ -365,8 +368,7 @@ class Mirror:
         if not left.any() or not self._process.migrates:
             return False
         await trio.sleep(pause)
-        for first, count in runs(left):
-            await self._process.migrate(self._node, command.address + first * PAGE_SIZE, count)
+        await self._migrate(self._node, command.address, left)
         return True
 
     def _fail_once(self) -> bool:
@@ -423,8 +425,7 @@ class Mirror:
                 await self._process.migrate(HOST, address, 1)
             mine[first] &= huge
             huge = False
-        for first, count in runs(mine):
-            await self._process.migrate(HOST, address + first * PAGE_SIZE, count)
+        await self._migrate(HOST, address, mine)
         after = await self._process.look(address, pages)
         gone = int((mine & ~self._view.mine(after)).sum())
         return 1 if huge and gone == pages else gone
@@ -475,8 +476,7 @@ class Mirror:
 
     async def _take(self, address: int, look: Look) -> None:
         pages = len(look.state)
-        for first, count in runs((look.owner != HOST) & ~self._view.mine(look)):
-            await self._process.migrate(HOST, address + first * PAGE_SIZE, count)
+        await self._migrate(HOST, address, (look.owner != HOST) & ~self._view.mine(look))
         await self._process.migrate(self._node, address, pages)
         await self._process.set_exclusive(self._node, address, pages)
         look = await self._process.look(address, pages)

@@ -173,7 +173,8 @@ class Executor:
             case commands.Read(source):
                 return await self._read(*self._bounds(source))
             case commands.Write(target, data):
-                await self._write(*self._bounds(target), data)
+                region, start, _ = self._bounds(target)
+                await self.store(region, start, data)
             case commands.Fill(target, byte):
                 await self._fill(*self._bounds(target), byte)
             case commands.Checksum(source):
@@ -213,12 +214,7 @@ class Executor:
     # ---- operations
 
     async def _read(self, region: Region, start: int, end: int) -> str:
-        with self._regions.using(region):
-            return (await self._load(region, start, end)).hex()
-
-    async def _write(self, region: Region, start: int, end: int, data: bytes) -> None:
-        with self._regions.using(region):
-            await self._store(region, start, data)
+        return (await self.load(region, start, end)).hex()
 
     def _stays(self, region: Region) -> bool:
         """Whether it is memory of a program that can only be reached where it is."""
@@ -341,7 +337,7 @@ class Executor:
         process.check_attached(self._node)
         return process
 
-    # ---- for a dmirror, whose turn it need not be
+    # ---- also for a dmirror, whose turn it need not be
 
     async def load(self, region: Region, start: int, end: int) -> bytearray:
         """Bytes as the device sees them."""

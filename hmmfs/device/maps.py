@@ -11,37 +11,23 @@ import weakref
 from typing import NamedTuple
 
 from hmmfs.errors import HmmfsError
-from hmmfs.memory.programs import State
 
 READ_BYTES = 1 << 16
-SPECIAL = ("[vvar", "[vsyscall]")
 
 
 class Mapping(NamedTuple):
     start: int
     end: int
-    state: State  # what is true of all its pages
     offset: int  # of the file
     device: str  # MAJOR:MINOR, in hex
     ino: int  # 0: there is no file
-
-    @property
-    def private(self) -> bool:
-        return not self.state & State.SHARED
+    private: bool
 
     @classmethod
     def parse(cls, line: str) -> Mapping:
-        place, rights, offset, device, ino, *name = line.split(maxsplit=5)
+        place, rights, offset, device, ino, *_ = line.split(maxsplit=5)
         start, end = (int(text, 16) for text in place.split("-"))
-        state = State.VMA
-        state |= State.READ if rights[0] == "r" else State(0)
-        state |= State.WRITE if rights[1] == "w" else State(0)
-        if rights[3] == "s":
-            state |= State.SHARED
-        elif ino == "0":
-            state |= State.ANON
-        state |= State.SPECIAL if name and name[0].startswith(SPECIAL) else State(0)
-        return cls(start, end, state, int(offset, 16), device, int(ino))
+        return cls(start, end, int(offset, 16), device, int(ino), rights[3] == "p")
 
 
 def open_proc(pid: int, name: str) -> int:

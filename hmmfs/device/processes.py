@@ -340,12 +340,7 @@ class Processes:
         self._table.acquire(region)
         self._table.remove_program(region)
         try:
-            pidfd = _pidfd(pid)
-            try:
-                programs.attach(self._core, region, pid, pidfd, Attachment())
-            except BaseException:
-                os.close(pidfd)
-                raise
+            self._give(region, pid, Attachment())
         except BaseException:
             self._table.release(region)
             raise
@@ -439,18 +434,22 @@ class Processes:
     def _attach(self, pid: int, uid: int, sent: Attachment) -> None:
         region = self._table.add_program(pid, uid, 0)
         try:
-            pidfd = _pidfd(pid)
-            try:
-                programs.attach(self._core, region, pid, pidfd, sent)
-            except BaseException:
-                os.close(pidfd)
-                raise
+            self._give(region, pid, sent)
         except BaseException:
             self._table.remove_program(region)
             raise
         process = self._process(region, pid, migrates=sent.uffd >= 0)
         self._attached[pid] = self._by_ino[region.ino] = process
         log.info("Process %d is attached%s.", pid, "" if process.migrates else ", for access only")
+
+    def _give(self, region: Region, pid: int, sent: Attachment) -> None:
+        """The region is the program's memory from now on."""
+        pidfd = _pidfd(pid)
+        try:
+            programs.attach(self._core, region, pid, pidfd, sent)
+        except BaseException:
+            os.close(pidfd)
+            raise
 
     async def on_gone(self, ino: int) -> None:
         """The core says that the program has ended, or has become another."""

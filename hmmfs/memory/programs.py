@@ -14,9 +14,9 @@ from hmmfs._native import ffi, lib
 from hmmfs.errors import HmmfsError, UsageError, check
 from hmmfs.memory.core import Core, Region
 from hmmfs.memory.types import page_set, page_words
+from hmmfs.units import LARGEST
 
-# Which TiB of a program are told apart; see hm_process_offset.
-OFFSETS = 1 << 44
+OFFSETS = LARGEST  # addresses that are so far apart are one offset; see hm_process_offset
 OWNER = int(lib.HM_LOOK_OWNER)
 
 

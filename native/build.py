@@ -28,6 +28,7 @@ SOURCES = [
     "movers.c",
     "operation.c",
     "order.c",
+    "pending.c",
     "placement.c",
     "pool.c",
     "prefetch.c",

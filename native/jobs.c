@@ -207,8 +207,12 @@ bool hm_run(struct hm_core *core, struct hm_queued_job *queued)
         error = -ERANGE;
         goto out;
     }
-    if (t.region->process)
-        hm_process_settle(t.region->process);
+    /* Pages that come home are looked at later, when nothing more can be told meanwhile. */
+    if (t.region->process && !hm_process_settle(t.region->process, job->block) &&
+        job->node != HM_HOST) {
+        error = -EBUSY;
+        goto out;
+    }
     t.stripe = hm_stripe_of(core, job->ino, job->block);
     pthread_mutex_lock(&t.stripe->lock);
     if (stores || t.region->process) /* whose pages are there without our knowing */

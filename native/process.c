@@ -23,19 +23,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define BATCH 64
 #define CHILDREN_MS 5000 /* more than any transaction takes */
 #define ZERO_PAGES 16    /* holes that are filled with one fault */
 
-static int process_ioctl(struct hm_process *process, unsigned long request, void *argument)
-{
-    return ioctl(process->uffd, request, argument) < 0 ? -errno : 0;
-}
-
-int hm_process_wake(struct hm_process *process, uint64_t start, uint64_t length)
+void hm_process_wake(struct hm_process *process, uint64_t start, uint64_t length)
 {
     struct uffdio_range range = {start, length};
-    return process_ioctl(process, UFFDIO_WAKE, &range);
+    ioctl(process->uffd, UFFDIO_WAKE, &range);
 }
 
 /* ---- pages that a device has for itself ---------------------------------------------------------
@@ -163,202 +157,6 @@ int hm_process_set_huge(struct hm_core *core, uint64_t ino, uint32_t node, uint6
     return error;
 }
 
-/* ---- what waits ----------------------------------------------------------------------------- */
-
-void hm_pending_range(const struct hm_pending *pending, uint64_t *start, uint64_t *end)
-{
-    const struct uffd_msg *message = &pending->message;
-    switch (message->event) {
-    case UFFD_EVENT_REMOVE:
-    case UFFD_EVENT_UNMAP:
-        *start = message->arg.remove.start;
-        *end = message->arg.remove.end;
-        break;
-    case UFFD_EVENT_REMAP:
-        *start = message->arg.remap.from;
-        *end = message->arg.remap.from + message->arg.remap.len;
-        break;
-    case UFFD_EVENT_FORK:
-        *start = 0;
-        *end = UINT64_MAX;
-        break;
-    default: /* a fault changes nothing */
-        *start = *end = 0;
-    }
-}
-
-bool hm_process_waits(const struct hm_process *process, uint64_t start, uint64_t end)
-{
-    for (const struct hm_pending *at = process->pending; at; at = at->next) {
-        uint64_t from, to;
-        hm_pending_range(at, &from, &to);
-        if (from < end && start < to)
-            return true;
-        if (at->message.event == UFFD_EVENT_REMAP && at->message.arg.remap.to < end &&
-            start < at->message.arg.remap.to + at->message.arg.remap.len)
-            return true;
-    }
-    return false;
-}
-
-struct hm_pending **hm_pending_add(struct hm_pending **end, const struct uffd_msg *message)
-{
-    struct hm_pending *pending;
-    while (!(pending = malloc(sizeof(*pending))))
-        usleep(1000); /* an event lost is a program that waits for ever */
-    *pending = (struct hm_pending){.message = *message};
-    *end = pending;
-    return &pending->next;
-}
-
-/* Whether the library tells of it, and so of its end. */
-static bool is_announced(const struct hm_process *process, uint64_t start, uint64_t end)
-{
-    const struct hm_discarding *all = process->control->discarding;
-    for (int i = 0; i < HM_PRELOAD_DISCARDS; i++) {
-        uint64_t from = __atomic_load_n(&all[i].start, __ATOMIC_SEQ_CST);
-        if (from > 1 && from <= start && end <= __atomic_load_n(&all[i].end, __ATOMIC_RELAXED))
-            return true;
-    }
-    return false;
-}
-
-static void note_discard(struct hm_process *process, uint64_t start, uint64_t end)
-{
-    uint64_t now = hm_now();
-    struct hm_discard *at = process->discard, *last = at + HM_DISCARDS - 1;
-    while (at < last && at->until_ns > now)
-        at++;
-    if (at->until_ns > now) { /* there are too many: widen it */
-        start = at->start < start ? at->start : start;
-        end = at->end > end ? at->end : end;
-    }
-    *at = (struct hm_discard){start, end, now + HM_DISCARD_MS * 1000000ULL};
-}
-
-static void add_part(struct hm_mask *mask, uint64_t base, uint64_t start, uint64_t end)
-{
-    uint64_t limit = base + HM_BLOCK_BYTES;
-    struct hm_mask part;
-    start = start > base ? start : base;
-    end = end < limit ? end : limit;
-    if (start >= end)
-        return;
-    part = hm_mask_range((uint32_t)((start - base) / HM_PAGE_SIZE),
-                         (uint32_t)((end - start + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE));
-    HM_EACH_WORD (w)
-        mask->word[w] |= part.word[w];
-}
-
-struct hm_mask hm_process_discards(const struct hm_process *process, uint64_t block)
-{
-    uint64_t base = hm_process_address(process, block), now = hm_now();
-    const struct hm_discarding *all = process->control->discarding;
-    struct hm_mask mask = {{0}};
-    for (int i = 0; i < HM_DISCARDS; i++)
-        if (process->discard[i].until_ns > now)
-            add_part(&mask, base, process->discard[i].start, process->discard[i].end);
-    for (int i = 0; i < HM_PRELOAD_DISCARDS; i++) {
-        uint64_t start = __atomic_load_n(&all[i].start, __ATOMIC_SEQ_CST);
-        if (start > 1)
-            add_part(&mask, base, start, __atomic_load_n(&all[i].end, __ATOMIC_RELAXED));
-    }
-    return mask;
-}
-
-static bool is_ours(const struct hm_process *process, uint32_t thread)
-{
-    if (process->control && thread &&
-        thread == __atomic_load_n(&process->control->helper, __ATOMIC_RELAXED))
-        return true;
-    for (int i = 0; i < HM_MAX_MOVERS; i++)
-        if (thread && atomic_load(&process->remote[i]) == thread)
-            return true;
-    return false;
-}
-
-/* Give a page, and holes that follow it in the block, their zeros. */
-static void fill_holes(struct hm_process *process, uint64_t address, uint32_t pages)
-{
-    struct uffdio_zeropage zeros = {.range = {address, (uint64_t)pages * HM_PAGE_SIZE}};
-    if (process_ioctl(process, UFFDIO_ZEROPAGE, &zeros) && zeros.zeropage <= 0) {
-        /* It reaches into another mapping; or there is a marker of what was forgotten since. */
-        struct uffdio_writeprotect clear = {.range = {address, HM_PAGE_SIZE},
-                                            .mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
-        process_ioctl(process, UFFDIO_WRITEPROTECT, &clear);
-        zeros = (struct uffdio_zeropage){.range = {address, HM_PAGE_SIZE}};
-        process_ioctl(process, UFFDIO_ZEROPAGE, &zeros);
-    }
-    hm_process_wake(process, address, HM_PAGE_SIZE); /* it may have been there */
-}
-
-/* A thread of ours faults, or the program's helper, with a block held: the page is a hole, or was
- * protected in vain. */
-static void serve_own(struct hm_process *process, const struct uffd_msg *message)
-{
-    uint64_t address = message->arg.pagefault.address & ~(HM_PAGE_SIZE - 1ULL);
-    struct uffdio_writeprotect request = {.range = {address, HM_PAGE_SIZE}};
-    if (message->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP)
-        process_ioctl(process, UFFDIO_WRITEPROTECT, &request);
-    else
-        fill_holes(process, address, 1);
-}
-
-/* Whether it is what the helper was asked to drop, or a part: mappings may have been split since.
- */
-static bool is_dropped(const struct hm_process *process, const struct uffd_msg *message)
-{
-    const struct hm_slot *slot = process->dropping;
-    uint64_t start = message->arg.remove.start, end = message->arg.remove.end;
-    if (!slot || message->event != UFFD_EVENT_REMOVE)
-        return false;
-    for (uint32_t i = 0, runs = __atomic_load_n(&slot->runs, __ATOMIC_RELAXED);
-         i < HM_PRELOAD_RUNS && i < runs; i++)
-        if (start >= slot->run[i].address && end <= slot->run[i].address + slot->run[i].length)
-            return true;
-    return false;
-}
-
-/* One system call; false: there is nothing more. */
-static bool read_some(struct hm_process *process, size_t most)
-{
-    struct uffd_msg messages[BATCH];
-    ssize_t n = read(process->uffd, messages, most * sizeof(*messages));
-    for (ssize_t i = 0; i < n / (ssize_t)sizeof(*messages); i++) {
-        const struct uffd_msg *message = &messages[i];
-        if (message->event == UFFD_EVENT_PAGEFAULT &&
-            is_ours(process, message->arg.pagefault.feat.ptid))
-            serve_own(process, message);
-        else if (!is_dropped(process, message)) {
-            if (message->event == UFFD_EVENT_REMOVE &&
-                !is_announced(process, message->arg.remove.start, message->arg.remove.end))
-                note_discard(process, message->arg.remove.start, message->arg.remove.end);
-            process->pending_end = hm_pending_add(process->pending_end, message);
-        }
-    }
-    return n == (ssize_t)(most * sizeof(*messages));
-}
-
-void hm_process_read(struct hm_process *process)
-{
-    while (read_some(process, BATCH))
-        ;
-}
-
-void hm_process_help(struct hm_process *process)
-{
-    uint32_t helper = __atomic_load_n(&process->control->helper, __ATOMIC_RELAXED);
-    char path[80], where[32] = "";
-    int fd;
-    snprintf(path, sizeof(path), "/proc/%d/task/%u/wchan", process->pid, helper);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return;
-    if (read(fd, where, sizeof(where) - 1) > 0 && !strcmp(where, "handle_userfault"))
-        read_some(process, 1);
-    close(fd);
-}
-
 /* ---- faults --------------------------------------------------------------------------------- */
 
 /* What the host's policy brings home with a page that a device has. */
@@ -434,7 +232,7 @@ static bool serve_fault(struct hm_process *process, const struct uffd_msg *messa
         return true;
     }
     if (!hm_region_is_touched(process->region, block)) {
-        fill_holes(process, address, 1);
+        hm_process_fill(process, address, 1);
         return true;
     }
     pthread_mutex_lock(&t.stripe->lock);
@@ -452,11 +250,11 @@ static bool serve_fault(struct hm_process *process, const struct uffd_msg *messa
         hm_trace_cpu_fault(t.region, block, &touched, write, began);
     } else if (message->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP) {
         struct uffdio_writeprotect request = {.range = {address, HM_PAGE_SIZE}};
-        done = process_ioctl(process, UFFDIO_WRITEPROTECT, &request) != -EAGAIN;
+        done = !ioctl(process->uffd, UFFDIO_WRITEPROTECT, &request) || errno != EAGAIN;
     } else {
         holes = holes_from(t.record, page);
         pthread_mutex_unlock(&t.stripe->lock);
-        fill_holes(process, address, holes);
+        hm_process_fill(process, address, holes);
         return true;
     }
     pthread_mutex_unlock(&t.stripe->lock);
@@ -487,7 +285,7 @@ static bool serve(struct hm_process *process, struct hm_pending *pending)
 static bool serve_all(struct hm_process *process)
 {
     struct hm_pending *first;
-    read_some(process, BATCH);
+    hm_process_read(process);
     while ((first = process->pending)) {
         if (!serve(process, first))
             return false;
@@ -499,13 +297,33 @@ static bool serve_all(struct hm_process *process)
     return true;
 }
 
-void hm_process_settle(struct hm_process *process)
+static bool is_settled(const struct hm_process *process, uint64_t block)
 {
+    uint64_t start = hm_process_address(process, block);
+    return !hm_process_waits(process, start, start + HM_BLOCK_BYTES);
+}
+
+bool hm_process_settle(struct hm_process *process, uint64_t block)
+{
+    bool settled;
     if (process->uffd < 0)
-        return;
+        return true;
     pthread_mutex_lock(&process->lock);
-    serve_all(process);
+    settled = serve_all(process) || is_settled(process, block);
     pthread_mutex_unlock(&process->lock);
+    return settled;
+}
+
+bool hm_process_is_settled(struct hm_process *process, uint64_t block)
+{
+    bool settled;
+    if (process->uffd < 0)
+        return true;
+    if (pthread_mutex_trylock(&process->lock))
+        return false;
+    settled = is_settled(process, block);
+    pthread_mutex_unlock(&process->lock);
+    return settled;
 }
 
 void hm_process_let_go(struct hm_region *region, uint64_t block)

@@ -1,5 +1,5 @@
 /* Programs whose own memory devices work on: shared by process.c, space.c, take.c,
- * anonymous.c and vma.c. */
+ * anonymous.c, pending.c and vma.c. */
 #ifndef HMMFS_PROCESS_H
 #define HMMFS_PROCESS_H
 #include "preload.h"
@@ -86,9 +86,7 @@ static inline bool hm_pm_there(uint64_t entry)
     return entry & HM_PM_PRESENT || (entry & HM_PM_SWAPPED && !(entry & HM_PM_PROTECTED));
 }
 
-/* process.c */
-/* Pages leave the devices that have them, which had them for themselves no longer. */
-void hm_process_revoke(struct hm_process *process, uint64_t block, const struct hm_mask *mask);
+/* pending.c: what the kernel tells of the program */
 /* With the lock held: whether an event that is not dealt with concerns the range. */
 bool hm_process_waits(const struct hm_process *process, uint64_t start, uint64_t end);
 /* With the lock held: pages of a block that the program may be about to discard. */
@@ -102,17 +100,32 @@ void hm_process_help(struct hm_process *process);
 struct hm_pending **hm_pending_add(struct hm_pending **end, const struct uffd_msg *message);
 /* What an event is about; nothing, if it is a fault. */
 void hm_pending_range(const struct hm_pending *pending, uint64_t *start, uint64_t *end);
+/* Whether it moves pages to a range; whether it changes anything there. */
+bool hm_pending_comes_to(const struct hm_pending *pending, uint64_t start, uint64_t end);
+bool hm_pending_concerns(const struct hm_pending *pending, uint64_t start, uint64_t end);
+/* Where a page is after an event that is no fork; 0: nowhere. */
+uint64_t hm_pending_follow(const struct hm_pending *pending, uint64_t address);
+void hm_pending_free(struct hm_pending *pending);
+/* Give a page, and holes that follow it in the block, their zeros. */
+void hm_process_fill(struct hm_process *process, uint64_t address, uint32_t pages);
+
+/* process.c */
+/* Pages leave the devices that have them, which had them for themselves no longer. */
+void hm_process_revoke(struct hm_process *process, uint64_t block, const struct hm_mask *mask);
 /* Before a transaction begins: what the kernel has told is dealt with, which it would have to wait
  * for with its block held. The thread alone may come too late, time after time, where processors
- * are few and the program changes its mappings all the while. */
-void hm_process_settle(struct hm_process *process);
+ * are few and the program changes its mappings all the while. False: some of it concerns the block
+ * and waits for another, so that the directory does not know what the program has there. */
+bool hm_process_settle(struct hm_process *process, uint64_t block);
+/* The same where nobody may wait, with the stripe: false, too, if somebody takes pages just now. */
+bool hm_process_is_settled(struct hm_process *process, uint64_t block);
 /* A transaction on the block has ended: who waits for it may try again. */
 void hm_process_let_go(struct hm_region *region, uint64_t block);
 /* Punch what is late, all of it, but for blocks that a transaction holds. The lock is held. */
 void hm_process_flush(struct hm_process *process);
 /* And of a block that a transaction holds, with the stripe, which is dropped meanwhile. */
 void hm_process_flush_block(struct hm_process *process, uint64_t block);
-int hm_process_wake(struct hm_process *process, uint64_t start, uint64_t length);
+void hm_process_wake(struct hm_process *process, uint64_t start, uint64_t length);
 
 /* space.c */
 uint64_t hm_process_address(const struct hm_process *process, uint64_t block); /* of its start */
@@ -127,15 +140,15 @@ static inline uint64_t hm_page_of(const struct transaction *t, uint32_t page)
     return hm_page_address(t->region->process, t->block, page);
 }
 
-/* Where a page is after an event that is no fork; 0: nowhere. */
-uint64_t hm_pending_follow(const struct hm_pending *pending, uint64_t address);
 /* With the lock held, what an event is about. False: a transaction holds one of the blocks, or the
  * kernel has news: once more later. Pages went, and so does what devices have of them; a child has
  * all that its parent had; pages come home at their new place. */
 bool hm_process_cut(struct hm_process *process, uint64_t start, uint64_t end);
 bool hm_process_forked(struct hm_process *process, struct hm_pending *fork);
 bool hm_process_remapped(struct hm_process *process, struct hm_pending *remap);
-void hm_pending_free(struct hm_pending *pending);
+/* With the lock held: a page that an event which waits is to put at an address is wanted there now.
+ * -ENOENT: there is none to come; -EAGAIN: it can't be had at the moment. */
+int hm_process_put_early(const struct hm_process *process, uint64_t address);
 
 /* take.c: taking pages of a block from a program, to the device of the transaction's job */
 struct hm_taking {

@@ -137,29 +137,6 @@ int hm_process_forget(struct hm_core *core, uint64_t ino, uint64_t address, uint
 /* ---- copies for other places -------------------------------------------------------------------
  */
 
-void hm_pending_free(struct hm_pending *pending)
-{
-    while (pending->heard) {
-        struct hm_pending *heard = pending->heard;
-        pending->heard = heard->next;
-        hm_pending_free(heard);
-    }
-    if (pending->message.event == UFFD_EVENT_FORK)
-        close((int)pending->message.arg.fork.ufd);
-    free(pending);
-}
-
-uint64_t hm_pending_follow(const struct hm_pending *pending, uint64_t address)
-{
-    uint64_t from, to;
-    hm_pending_range(pending, &from, &to);
-    if (address < from || address >= to)
-        return address;
-    return pending->message.event == UFFD_EVENT_REMAP
-               ? address - from + pending->message.arg.remap.to
-               : 0;
-}
-
 /* Give an address space a copy of a device's page. -EAGAIN: the kernel has news of it. */
 static int give_copy(const struct hm_process *process, int uffd, uint64_t block, uint32_t page,
                      uint64_t to)
@@ -269,4 +246,45 @@ bool hm_process_remapped(struct hm_process *process, struct hm_pending *remap)
     uint64_t from = remap->message.arg.remap.from, length = remap->message.arg.remap.len;
     return !copy_out(process, NULL, from, length, remap->message.arg.remap.to, remap->next) &&
            hm_process_cut(process, from, from + length);
+}
+
+/* Where the page that is to be at an address after all that waits was before; 0: nowhere. */
+static uint64_t origin(const struct hm_process *process, uint64_t address)
+{
+    const struct hm_pending *end = NULL, *last;
+    do {
+        last = NULL;
+        for (const struct hm_pending *at = process->pending; at != end; at = at->next)
+            if (at->message.event != UFFD_EVENT_FORK &&
+                hm_pending_concerns(at, address, address + 1))
+                last = at;
+        if (last && !hm_pending_comes_to(last, address, address + 1))
+            return 0;
+        if (last)
+            address = address - last->message.arg.remap.to + last->message.arg.remap.from;
+        end = last;
+    } while (last);
+    return address;
+}
+
+int hm_process_put_early(const struct hm_process *process, uint64_t address)
+{
+    struct hm_region *region = process->region;
+    uint64_t from = origin(process, address), block = from % HM_MAX_BYTES / HM_BLOCK_BYTES;
+    uint32_t page = (uint32_t)(from % HM_BLOCK_BYTES / HM_PAGE_SIZE);
+    const struct hm_block *record = &region->blocks[block];
+    struct hm_stripe *stripe = hm_stripe_of(process->core, region->ino, block);
+    int error = -ENOENT;
+    if (!from || from == address || !hm_region_is_touched(region, block) ||
+        hm_page_address(process, block, page) != from)
+        return -ENOENT;
+    pthread_mutex_lock(&stripe->lock);
+    /* It was taken, and is on its way. Another transaction may write to a page that it holds and
+     * that we copy: that store is to memory that has moved away under it. */
+    if (record->busy && hm_test(record->recalling, page))
+        error = -EAGAIN;
+    else if (hm_test(record->device, page))
+        error = give_copy(process, process->uffd, block, page, address);
+    pthread_mutex_unlock(&stripe->lock);
+    return error;
 }

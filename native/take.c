@@ -326,6 +326,17 @@ static bool mark_where_it_is(struct hm_process *process, uint64_t address)
     return !address || mark(process->uffd, address);
 }
 
+/* Where the address space was changing all the while, what looked like a hole may be a page that a
+ * move has yet to put there: that is none of ours. */
+static void leave_to_come(const struct transaction *t, struct hm_mask *holes)
+{
+    const struct hm_pending *at = t->region->process->pending;
+    for (; at; at = at->next)
+        HM_EACH_PAGE (page, holes->word)
+            if (hm_pending_comes_to(at, hm_page_of(t, page), hm_page_of(t, page) + HM_PAGE_SIZE))
+                holes->word[page / 64] &= ~(1ULL << (page % 64));
+}
+
 /* Markers that the helper could not leave, for the address space was changing: where the pages are
  * by now, and in children that were made meanwhile. Without one a page that moves is a hole. */
 static void mark_late(const struct transaction *t, const struct hm_mask *mask)
@@ -404,8 +415,10 @@ static int take_movable(const struct transaction *t, struct hm_taking *taking)
         taking->holes = hm_without(taking->holes, &taking->taken);
         error = read_into_pool(t, scratch, &taking->taken);
     }
-    if (!error && unmarked)
+    if (!error && unmarked) {
         mark_late(t, &wanted);
+        leave_to_come(t, &taking->holes);
+    }
     if (error) {
         if (error != -ESRCH)
             put_back(t, scratch, &taking->taken);

@@ -331,7 +331,7 @@ bool hm_touch_is_easy(const struct transaction *t)
         return false;
     if (t->region->process) {
         window = elsewhere(t, &window); /* taking it waits for the program */
-        return !hm_bits(window.word);
+        return !hm_bits(window.word) && hm_process_is_settled(t->region->process, t->block);
     }
     HM_EACH_WORD (w)
         window.word[w] &= ~record->device[w];

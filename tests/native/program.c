@@ -1,7 +1,7 @@
 /* Programs' own memory, without Python: the core attaches program_child.c and what it forks, and
- * storms over all that they have mapped.
+ * storms over all that they have mapped; with `moves` over what they move with mremap, and no more.
  *
- *   program SECONDS SEED LIBRARY CHILD     (root: for userfaultfd's events)
+ *   program SECONDS SEED LIBRARY CHILD [moves]     (root: for userfaultfd's events)
  *
  * One program ends by itself, one is killed, and one is left while it lives, with all its pages.
  * They check themselves; here the directory must be whole in the end, and no descriptor be left.
@@ -45,6 +45,7 @@
     } while (0)
 
 static struct hm_core *core;
+static bool moves;
 static _Atomic bool stop, closing;
 static _Atomic uint64_t attached, done_jobs, refused, failed_jobs;
 
@@ -322,12 +323,15 @@ static void read_maps(struct storm *s)
 /* A range in one block; false: there is none now. */
 static bool aim(struct storm *s, struct hm_job *job, uint64_t *address)
 {
-    const struct mapping *at;
+    static const struct mapping arena = {ARENA, ARENA + ARENA_PAGES * HM_PAGE_SIZE};
+    const struct mapping *at = &arena;
     uint64_t random = draw(&s->seed), pages, first;
     int64_t offset;
-    if (!s->mappings)
-        return false;
-    at = &s->mapping[random % s->mappings];
+    if (!moves) {
+        if (!s->mappings)
+            return false;
+        at = &s->mapping[random % s->mappings];
+    }
     pages = (at->end - at->start) / HM_PAGE_SIZE;
     first = (random >> 16) % pages;
     *address = at->start + first * HM_PAGE_SIZE;
@@ -458,6 +462,7 @@ static void *storm_main(void *arg)
 {
     static void (*const all[])(struct storm *, uint64_t) = {migrate, migrate, migrate, load,
                                                             store,   tick,    look,    forget};
+    static void (*const few[])(struct storm *, uint64_t) = {migrate, load, load, load};
     struct storm *s = arg;
     for (uint64_t i = 0; !stop; i++) {
         uint64_t random = draw(&s->seed);
@@ -469,7 +474,7 @@ static void *storm_main(void *arg)
             }
             read_maps(s);
         }
-        all[random % 8](s, random >> 3);
+        (moves ? few[random % 4] : all[random % 8])(s, random >> 3);
     }
     return NULL;
 }
@@ -507,7 +512,7 @@ static pid_t start(const char *child, double milliseconds)
     if (pid)
         return pid;
     snprintf(time, sizeof(time), "%.0f", milliseconds);
-    execl(child, child, time, (char *)NULL);
+    execl(child, child, time, moves ? "moves" : NULL, (char *)NULL);
     _exit(127);
 }
 
@@ -544,7 +549,8 @@ int main(int argc, char **argv)
     double ms;
     char name[64];
     pid_t ends, dies, stays;
-    CHECK(argc == 5 && storms, "usage: program SECONDS SEED LIBRARY CHILD");
+    moves = argc == 6 && !strcmp(argv[5], "moves");
+    CHECK((argc == 5 || moves) && storms, "usage: program SECONDS SEED LIBRARY CHILD [moves]");
     ms = atof(argv[1]) * 1e3;
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     listener = listen_at(name);

@@ -1,7 +1,7 @@
 /* A program for program.c, run with the library of hmmfs run: its threads change their memory and
  * check it, while devices take all of it.
  *
- *   program_child MILLISECONDS
+ *   program_child MILLISECONDS [moves]     (moves: it does nothing but mremap)
  *
  * It says what is wrong, and ends with 0 if nothing is.
  */
@@ -13,8 +13,8 @@
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
-#define SLOT (160 * PAGE) /* of a thread: neighbours share blocks of 2 MiB */
-#define COUNTED 300       /* pages */
+#define SLOT (SLOT_PAGES * PAGE)
+#define COUNTED 300 /* pages */
 
 static char *arena;
 static uint64_t *counted;
@@ -143,6 +143,14 @@ static void *changes(void *number)
     return NULL;
 }
 
+static void *moves(void *number)
+{
+    uint32_t seed = 77 + (uint32_t)(uintptr_t)number;
+    while (now_ms() < until)
+        move(arena + (uintptr_t)number * SLOT, &seed);
+    return NULL;
+}
+
 static void *forks(void *number)
 {
     uint32_t seed = 177 + (uint32_t)(uintptr_t)number;
@@ -197,15 +205,20 @@ int main(int count, char **argument)
     /* The first leaves gaps, where no other may map anything; so it starts last. */
     static void *(*const all[])(void *) = {changes, forks, counts, watches};
     pthread_t threads[4];
-    CHECK(count == 2);
+    CHECK(count == 2 || (count == 3 && !strcmp(argument[2], "moves")));
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     CHECK(map_at((void *)CLOCK, CLOCK_PAGES * PAGE, MAP_FIXED_NOREPLACE) == (void *)CLOCK);
     CHECK(map_at((void *)OPEN, OPEN_PAGES * PAGE, MAP_FIXED_NOREPLACE) == (void *)OPEN);
-    arena = map_at(NULL, 2 * SLOT, 0);
+    arena = map_at((void *)ARENA, ARENA_PAGES * PAGE, MAP_FIXED_NOREPLACE);
+    CHECK(arena == (char *)ARENA);
     counted = (uint64_t *)map_at(NULL, COUNTED * PAGE, 0);
     sums = mmap(NULL, COUNTED * sizeof(*sums), RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(sums != MAP_FAILED);
     until = now_ms() + strtoull(argument[1], NULL, 10);
+    if (count == 3) {
+        moves(NULL);
+        return 0;
+    }
     for (int i = 3; i >= 0; i--)
         CHECK(!pthread_create(&threads[i], NULL, all[i], (void *)(uintptr_t)i));
     for (int i = 0; i < 4; i++)

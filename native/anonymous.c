@@ -475,20 +475,15 @@ static int access_program(const struct transaction *t, uint32_t at, uint32_t len
     uint64_t start = hm_page_of(t, 0) + t->job->offset + at;
     struct iovec local = {(uint8_t *)t->job->buffer + at, length};
     struct iovec remote = {(void *)start, length};
-    uint32_t nobody = 0, self = (uint32_t)gettid();
-    int slot = 0;
+    int slot = hm_process_enter(process);
     ssize_t n;
-    while (!atomic_compare_exchange_strong(&process->remote[slot], &nobody, self)) {
-        nobody = 0;
-        slot = (slot + 1) % HM_MAX_MOVERS;
-    }
     if (t->job->kind == HM_JOB_READ)
         n = process_vm_readv(process->pid, &local, 1, &remote, 1, 0);
     else
         n = process_vm_writev(process->pid, &local, 1, &remote, 1, 0);
     if (n < 0)
         n = -errno;
-    atomic_store(&process->remote[slot], 0);
+    hm_process_leave(process, slot);
     if (n == (ssize_t)length)
         return 0;
     return n < 0 && n != -EFAULT ? (int)n : -EFAULT;

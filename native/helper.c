@@ -300,6 +300,20 @@ static long take_run(const struct hm_link *link, uint32_t slot, uint32_t kind,
     return unmarked == -EAGAIN ? unmarked : error;
 }
 
+/* Dropping, unless a mapping has changed or is about to; for the change that comes now waits. */
+static bool begin_drop(struct hm_link *link, const struct hm_slot *slot)
+{
+    uint32_t changes = __atomic_load_n(&slot->changes, __ATOMIC_RELAXED);
+    __atomic_store_n(&link->dropping, 1, __ATOMIC_SEQ_CST);
+    return __atomic_load_n(&link->control->changes_begun, __ATOMIC_SEQ_CST) == changes;
+}
+
+static void end_drop(struct hm_link *link)
+{
+    __atomic_store_n(&link->dropping, 0, __ATOMIC_SEQ_CST);
+    wake_futex(&link->dropping);
+}
+
 static long release(const struct hm_link *link, uint32_t number)
 {
     long error = watch_scratch(link, number, false);
@@ -307,7 +321,7 @@ static long release(const struct hm_link *link, uint32_t number)
                  : CALL(madvise, scratch_of(link, number), HM_SCRATCH, MADV_DONTNEED, 0, 0, 0);
 }
 
-static void carry_out(const struct hm_link *link, uint32_t number)
+static void carry_out(struct hm_link *link, uint32_t number)
 {
     struct hm_slot *slot = &link->control->slot[number];
     uint32_t runs = __atomic_load_n(&slot->runs, __ATOMIC_RELAXED);
@@ -318,6 +332,8 @@ static void carry_out(const struct hm_link *link, uint32_t number)
         error = watch_scratch(link, number, true);
     if (!error && kind == HM_SLOT_RELEASE)
         error = release(link, number);
+    if (!error && kind == HM_SLOT_DROP && !begin_drop(link, slot))
+        error = -EBUSY;
     first = error;
     for (uint32_t i = 0; !error && kind != HM_SLOT_RELEASE && i < runs; i++) {
         struct hm_run run = slot->run[i];
@@ -325,6 +341,8 @@ static void carry_out(const struct hm_link *link, uint32_t number)
         if (!first || result == -EAGAIN)
             first = result;
     }
+    if (kind == HM_SLOT_DROP)
+        end_drop(link);
     __atomic_store_n(&slot->result, (int32_t)first, __ATOMIC_RELAXED);
     __atomic_store_n(&slot->state, HM_SLOT_DONE, __ATOMIC_RELEASE);
     wake_futex(&slot->state);

@@ -31,12 +31,13 @@ struct hm_uffdio_move {
  * they could not wait for a page of their own. */
 struct hm_link {
     struct hm_control *control;
-    int socket, uffd; /* in the threads' table of descriptors, not the program's; uffd -1: none */
-    uint64_t page;    /* bytes */
-    uint64_t scratch; /* HM_PRELOAD_SLOTS times HM_SCRATCH, private memory, so aligned */
-    int32_t ready;    /* a futex: 1 once they have a table of their own; or -errno */
-    uint32_t gone;    /* the daemon is: nothing is asked for any more */
-    int guard;        /* thread number of the one that waits for that */
+    int socket, uffd;  /* in the threads' table of descriptors, not the program's; uffd -1: none */
+    uint64_t page;     /* bytes */
+    uint64_t scratch;  /* HM_PRELOAD_SLOTS times HM_SCRATCH, private memory, so aligned */
+    int32_t ready;     /* a futex: 1 once they have a table of their own; or -errno */
+    uint32_t gone;     /* the daemon is: nothing is asked for any more */
+    uint32_t dropping; /* 1: the helper drops pages, and mappings may not change; a futex */
+    int guard;         /* thread number of the one that waits for that */
     uint32_t served;
     struct pollfd poll[HM_SERVED]; /* first the program's, then those of its forks */
 };

@@ -154,6 +154,22 @@ struct hm_mask hm_process_discards(const struct hm_process *process, uint64_t bl
 /* ---- faults of our own threads ------------------------------------------------------------------
  */
 
+int hm_process_enter(struct hm_process *process)
+{
+    uint32_t nobody = 0, self = (uint32_t)gettid();
+    int slot = 0;
+    while (!atomic_compare_exchange_strong(&process->remote[slot], &nobody, self)) {
+        nobody = 0;
+        slot = (slot + 1) % HM_MAX_MOVERS;
+    }
+    return slot;
+}
+
+void hm_process_leave(struct hm_process *process, int slot)
+{
+    atomic_store(&process->remote[slot], 0);
+}
+
 static bool is_ours(const struct hm_process *process, uint32_t thread)
 {
     if (process->control && thread &&

@@ -8,8 +8,9 @@
  * may be one of many threads, so nothing here takes a lock or allocates. A program that replaces
  * this one is attached by its own copy of this library; vfork and posix_spawn need nothing.
  *
- * It also stands before open, for the device files of the kernel's HMM tests, and before mremap:
- * pages that the daemon has registered split the kernel's mappings, which mremap does not cross.
+ * It also stands before open, for the device files of the kernel's HMM tests; before mremap, for
+ * pages that the daemon has registered split the kernel's mappings, which mremap does not cross;
+ * and before what changes mappings or discards pages, which taking pages has to know of.
  */
 #include "helper.h"
 
@@ -17,6 +18,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/futex.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -31,6 +33,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifndef PR_SET_PTRACER
@@ -447,6 +450,72 @@ static bool join(void *address, size_t length)
     return error == 0;
 }
 
+/* The helper may be about to drop pages of a mapping, and the kernel would drop what replaces it.
+ * It takes some 20 us, and not longer than the daemon needs to read an event. NULL: there is none.
+ */
+static struct hm_control *begin_change(void)
+{
+    struct hm_threads *ours = own_threads();
+    struct timespec most = {.tv_sec = 1};
+    if (!ours || ours->link.uffd < 0)
+        return NULL;
+    __atomic_add_fetch(&ours->link.control->changes_begun, 1, __ATOMIC_SEQ_CST);
+    for (int tries = 0; tries < 3 && __atomic_load_n(&ours->link.dropping, __ATOMIC_SEQ_CST);
+         tries++)
+        syscall(SYS_futex, &ours->link.dropping, FUTEX_WAIT, 1, &most, NULL, 0);
+    return ours->link.control;
+}
+
+static void end_change(struct hm_control *control)
+{
+    if (control)
+        __atomic_add_fetch(&control->changes_ended, 1, __ATOMIC_SEQ_CST);
+}
+
+/* Whoever allocates before the constructor has run may do so by these: nothing is looked up. */
+static void *real_mmap, *real_munmap;
+
+static void *map(void *address, size_t length, int protection, int flags, int fd, off64_t offset)
+{
+    void *(*next)(void *, size_t, int, int, int, off64_t) =
+        __atomic_load_n(&real_mmap, __ATOMIC_RELAXED);
+    bool replaces = flags & MAP_FIXED;
+    struct hm_control *change = NULL;
+    int kept = errno;
+    void *result;
+    if (replaces)
+        change = begin_change();
+    errno = kept;
+    if (next)
+        result = next(address, length, protection, flags, fd, offset);
+    else
+        result = (void *)syscall(SYS_mmap, address, length, protection, flags, fd, offset);
+    end_change(change);
+    return result;
+}
+
+EXPORTED void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset)
+{
+    return map(address, length, protection, flags, fd, offset);
+}
+
+EXPORTED void *mmap64(void *address, size_t length, int protection, int flags, int fd,
+                      off64_t offset)
+{
+    return map(address, length, protection, flags, fd, offset);
+}
+
+EXPORTED int munmap(void *address, size_t length)
+{
+    int (*next)(void *, size_t) = __atomic_load_n(&real_munmap, __ATOMIC_RELAXED);
+    int kept = errno, result;
+    struct hm_control *change = begin_change();
+    errno = kept;
+    result = next ? next(address, length) : (int)syscall(SYS_munmap, address, length);
+    end_change(change);
+    return result;
+}
+
 static void *real_mremap;
 
 /* From Linux 6.17 on a move of all of a range goes mapping by mapping, and stops at one that is
@@ -458,15 +527,11 @@ static bool moves_in_parts(size_t length, size_t wanted, int flags)
     return flags & MREMAP_FIXED && (length + page - 1) / page == (wanted + page - 1) / page;
 }
 
-EXPORTED void *mremap(void *address, size_t length, size_t wanted, int flags, ...)
+static void *remap(void *address, size_t length, size_t wanted, int flags, void *to)
 {
     void *(*next)(void *, size_t, size_t, int, ...) = real(&real_mremap, "mremap");
     int kept = errno;
-    void *to, *result;
-    va_list rest;
-    va_start(rest, flags);
-    to = va_arg(rest, void *);
-    va_end(rest);
+    void *result;
     if (moves_in_parts(length, wanted, flags)) {
         join(address, length);
         errno = kept;
@@ -481,6 +546,22 @@ EXPORTED void *mremap(void *address, size_t length, size_t wanted, int flags, ..
     }
     errno = EFAULT;
     return MAP_FAILED;
+}
+
+EXPORTED void *mremap(void *address, size_t length, size_t wanted, int flags, ...)
+{
+    struct hm_control *change;
+    int kept = errno;
+    void *to, *result;
+    va_list rest;
+    va_start(rest, flags);
+    to = va_arg(rest, void *);
+    va_end(rest);
+    change = begin_change();
+    errno = kept;
+    result = remap(address, length, wanted, flags, to);
+    end_change(change);
+    return result;
 }
 
 static void *real_madvise;
@@ -533,6 +614,8 @@ static void find_real(void)
     real(&real___openat64_2, "__openat64_2");
     real(&real_mremap, "mremap");
     real(&real_madvise, "madvise");
+    real(&real_mmap, "mmap");
+    real(&real_munmap, "munmap");
 }
 
 __attribute__((constructor)) static void begin(void)

@@ -16,9 +16,12 @@
  * Pages are taken with UFFDIO_MOVE (Linux 6.8), into a part of the library's own memory from where
  * the daemon reads them. It can't take what the daemon does not mean: it fails while there is any
  * change of the address space that the daemon was not told of, and the daemon hears of none while
- * it waits. MADV_DONTNEED has no such moment, so it is for read-only mappings alone, which can't
- * be moved from. Before a page's userfaultfd is anything but the daemon's, a marker of write
- * protection is where it was, so that it can be told from one that never was.
+ * it waits. Nothing can be moved from read-only mappings: their pages are write-protected, copied,
+ * and dropped by MADV_DONTNEED. That lets go of the kernel's locks before it drops whatever is
+ * mapped there by then. So the library holds up all that changes mappings (munmap, mremap, mmap
+ * with MAP_FIXED) while the helper drops, and counts it: nothing is dropped if there was such a
+ * change after the daemon looked. Before a page's userfaultfd is anything but the daemon's, a
+ * marker of write protection is where it was, so that it can be told from one that never was.
  */
 #ifndef HMMFS_PRELOAD_H
 #define HMMFS_PRELOAD_H
@@ -53,7 +56,9 @@ enum hm_slot_kind {
     /* Move the pages of each run to the same place of its 2 MiB in the slot's scratch; what is not
      * there is left out, what can't be moved stays. Then a marker wherever there is no page. */
     HM_SLOT_MOVE,
-    HM_SLOT_DROP,   /* MADV_DONTNEED of each run, which was copied away; then markers */
+    /* MADV_DONTNEED of each run, which was copied away; then markers. -EBUSY: nothing was done,
+     * since more changes than `changes` have begun. */
+    HM_SLOT_DROP,
     HM_SLOT_RELEASE /* the slot's scratch is empty again */
 };
 
@@ -63,6 +68,7 @@ struct hm_slot {
     int32_t result; /* 0, or -errno of the first run of which something failed; before all others
                      * -EAGAIN: while the address space changes, so that markers may be missing */
     uint32_t runs;
+    uint32_t changes, unused;
     struct hm_run {
         uint64_t address, length; /* bytes; within one block of 2 MiB */
     } run[HM_PRELOAD_RUNS];
@@ -79,6 +85,7 @@ struct hm_control {
     struct hm_discarding discarding[HM_PRELOAD_DISCARDS];
     uint32_t leaving; /* set by the daemon: all pages are home, so that its end is no accident */
     uint32_t helper;  /* the helper's thread number, as the program has it */
+    uint32_t changes_begun, changes_ended; /* of mappings */
 };
 
 #endif

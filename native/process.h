@@ -106,6 +106,10 @@ bool hm_pending_concerns(const struct hm_pending *pending, uint64_t start, uint6
 /* Where a page is after an event that is no fork; 0: nowhere. */
 uint64_t hm_pending_follow(const struct hm_pending *pending, uint64_t address);
 void hm_pending_free(struct hm_pending *pending);
+/* A thread of ours accesses the program's memory from here on, without the lock: its faults are
+ * served whatever is held. Returns what to end it with. */
+int hm_process_enter(struct hm_process *process);
+void hm_process_leave(struct hm_process *process, int slot);
 /* Give a page, and holes that follow it in the block, their zeros. */
 void hm_process_fill(struct hm_process *process, uint64_t address, uint32_t pages);
 

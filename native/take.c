@@ -237,21 +237,26 @@ static int which_were_moved(const struct hm_process *process, uint64_t scratch,
 
 /* ---- taking --------------------------------------------------------------------------------- */
 
-/* Read pages of the program, or of its scratch, into the device's pool. */
+/* Read pages of the program, or of its scratch, into the device's pool; the lock is not held. */
 static int read_into_pool(const struct transaction *t, uint64_t base, const struct hm_mask *mask)
 {
+    struct hm_process *process = t->region->process;
     struct hm_pool *pool = hm_region_pool(t->region, t->job->node);
     uint8_t *to = pool ? hm_pool_map(pool, t->block * HM_BLOCK_BYTES) : NULL;
+    int error = 0, slot;
     if (!to)
         return -ENOMEM;
-    for (uint32_t first = 0, count; hm_next_run(mask->word, &first, &count); first += count) {
+    slot = hm_process_enter(process);
+    for (uint32_t first = 0, count; !error && hm_next_run(mask->word, &first, &count);
+         first += count) {
         size_t at = (size_t)first * HM_PAGE_SIZE, length = (size_t)count * HM_PAGE_SIZE;
         struct iovec local = {to + at, length}, remote = {(void *)(base + at), length};
-        ssize_t n = process_vm_readv(t->region->process->pid, &local, 1, &remote, 1, 0);
+        ssize_t n = process_vm_readv(process->pid, &local, 1, &remote, 1, 0);
         if (n != (ssize_t)length)
-            return n < 0 ? -errno : -EFAULT;
+            error = n < 0 ? -errno : -EFAULT;
     }
-    return 0;
+    hm_process_leave(process, slot);
+    return error;
 }
 
 /* What was moved to scratch goes back. It can't fail but with the program: its pages are holes with
@@ -381,44 +386,54 @@ static int move_pages(const struct transaction *t, const struct hm_taking *takin
     return 0;
 }
 
+/* With the lock held: into the slot's scratch, after which nothing of the pages changes. */
+static int move_away(const struct transaction *t, struct hm_taking *taking, int slot,
+                     uint64_t scratch)
+{
+    struct hm_process *process = t->region->process;
+    struct hm_mask there, away;
+    bool unmarked = false;
+    int error = move_pages(t, taking, slot, &unmarked);
+    if (!error)
+        error = which_were_moved(process, scratch, &taking->movable, &taking->taken);
+    if (!error)
+        error = hm_pages_there(process, hm_page_of(t, 0), &taking->movable, &there);
+    if (error)
+        return error;
+    away = hm_without(taking->movable, &there);
+    taking->holes = hm_without(away, &taking->taken);
+    if (unmarked) {
+        mark_late(t, &away);
+        leave_to_come(t, &taking->holes);
+    }
+    return 0;
+}
+
 static int take_movable(const struct transaction *t, struct hm_taking *taking)
 {
     struct hm_process *process = t->region->process;
-    struct hm_mask wanted, there;
-    bool unmarked = false;
     int slot, error;
     uint64_t scratch;
     if (!hm_bits(taking->movable.word))
         return 0;
     pthread_mutex_lock(&process->lock);
     error = may_take(t, &taking->movable);
-    wanted = taking->movable;
     slot = error ? error : claim_slot(process);
     if (slot < 0) {
         pthread_mutex_unlock(&process->lock);
         return slot;
     }
     scratch = process->scratch + (uint64_t)slot * HM_BLOCK_BYTES;
-    error = move_pages(t, taking, slot, &unmarked);
+    error = move_away(t, taking, slot, scratch);
     if (error == -EBUSY) {
         release_slot(process, slot, false);
         pthread_mutex_unlock(&process->lock);
         return error;
     }
+    pthread_mutex_unlock(&process->lock);
     if (!error)
-        error = which_were_moved(process, scratch, &wanted, &taking->taken);
-    if (!error)
-        error = hm_pages_there(process, hm_page_of(t, 0), &wanted, &there);
-    if (!error) {
-        taking->holes = hm_without(wanted, &there);
-        wanted = taking->holes;
-        taking->holes = hm_without(taking->holes, &taking->taken);
         error = read_into_pool(t, scratch, &taking->taken);
-    }
-    if (!error && unmarked) {
-        mark_late(t, &wanted);
-        leave_to_come(t, &taking->holes);
-    }
+    pthread_mutex_lock(&process->lock);
     if (error) {
         if (error != -ESRCH)
             put_back(t, scratch, &taking->taken);
@@ -432,17 +447,67 @@ static int take_movable(const struct transaction *t, struct hm_taking *taking)
 
 /* Drop pages that were copied; those that can't be dropped stay. */
 static int drop_pages(const struct transaction *t, const struct hm_taking *taking, int slot,
-                      bool *unmarked)
+                      uint32_t changes, bool *unmarked)
 {
     struct hm_process *process = t->region->process;
     struct hm_slot *request = &process->control->slot[slot];
     uint32_t page = 0;
     int error = 0;
+    __atomic_store_n(&request->changes, changes, __ATOMIC_RELAXED);
     while (!error && fill_runs(t, request, &taking->fixed, &taking->firsts, &page)) {
         process->dropping = request;
         error = ask(process, slot, HM_SLOT_DROP);
         process->dropping = NULL;
         *unmarked |= !error && result_of(request) == -EAGAIN;
+        if (!error && result_of(request) == -EBUSY)
+            error = -EBUSY;
+    }
+    return error;
+}
+
+/* The program's library is not changing any mapping; and how often it has. */
+static int no_changes(const struct hm_process *process, uint32_t *changes)
+{
+    *changes = __atomic_load_n(&process->control->changes_ended, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&process->control->changes_begun, __ATOMIC_SEQ_CST) != *changes)
+        return -EBUSY;
+    return 0;
+}
+
+/* With the lock held: from now on nothing of the pages changes without a fault that waits for us.
+ */
+static int hold_still(const struct transaction *t, const struct hm_mask *wanted,
+                      struct hm_mask *there)
+{
+    int error = protect(t, wanted, true);
+    if (!error) /* a change since is of mappings that are not protected */
+        error = hm_take_no_news(t);
+    if (!error)
+        error = hm_pages_there(t->region->process, hm_page_of(t, 0), wanted, there);
+    return error;
+}
+
+/* With the lock held: what was copied leaves the program. Whatever fails, what is gone is nowhere
+ * else. */
+static int let_go(const struct transaction *t, struct hm_taking *taking,
+                  const struct hm_mask *there, int slot, uint32_t changes)
+{
+    struct hm_mask still = *there, gone, holes;
+    bool unmarked = false;
+    int error = drop_pages(t, taking, slot, changes, &unmarked);
+    if (hm_pages_there(t->region->process, hm_page_of(t, 0), &taking->fixed, &still))
+        error = -ESRCH;
+    gone = hm_without(*there, &still);
+    holes = error ? (struct hm_mask){{0}} : hm_without(taking->fixed, there);
+    HM_EACH_WORD (w) {
+        taking->taken.word[w] |= gone.word[w];
+        taking->holes.word[w] |= holes.word[w];
+        still.word[w] = taking->fixed.word[w] & ~gone.word[w] & ~holes.word[w];
+    }
+    if (error != -ESRCH) {
+        protect(t, &still, false);
+        if (unmarked)
+            protect(t, &gone, true);
     }
     return error;
 }
@@ -452,48 +517,32 @@ static int drop_pages(const struct transaction *t, const struct hm_taking *takin
 static int take_fixed(const struct transaction *t, struct hm_taking *taking)
 {
     struct hm_process *process = t->region->process;
-    struct hm_mask wanted, there = {{0}}, still, gone;
-    bool unmarked = false;
+    struct hm_mask there;
+    uint32_t changes = 0;
     int slot, error;
     if (!hm_bits(taking->fixed.word))
         return 0;
     pthread_mutex_lock(&process->lock);
     error = may_take(t, &taking->fixed);
-    wanted = taking->fixed;
     slot = error ? error : claim_slot(process);
     if (slot < 0) {
         pthread_mutex_unlock(&process->lock);
         return slot;
     }
-    error = protect(t, &wanted, true);
-    if (!error) /* a change since is of mappings that are not protected */
+    error = hold_still(t, &taking->fixed, &there);
+    if (!error) {
+        pthread_mutex_unlock(&process->lock);
+        error = read_into_pool(t, hm_page_of(t, 0), &there);
+        pthread_mutex_lock(&process->lock);
+    }
+    if (!error)
+        error = no_changes(process, &changes);
+    if (!error) /* all of it was of the mappings that we know */
         error = hm_take_no_news(t);
     if (!error)
-        error = hm_pages_there(process, hm_page_of(t, 0), &wanted, &there);
-    still = there;
-    if (!error)
-        error = read_into_pool(t, hm_page_of(t, 0), &there);
-    if (!error) {
-        error = drop_pages(t, taking, slot, &unmarked);
-        /* Whatever failed then, what was dropped is nowhere else. */
-        if (hm_pages_there(process, hm_page_of(t, 0), &wanted, &still))
-            error = -ESRCH;
-    }
-    gone = hm_without(there, &still);
-    if (!error) {
-        struct hm_mask holes = hm_without(wanted, &there);
-        HM_EACH_WORD (w)
-            taking->holes.word[w] |= holes.word[w];
-        wanted = hm_without(wanted, &holes);
-    }
-    wanted = hm_without(wanted, &gone);
-    HM_EACH_WORD (w)
-        taking->taken.word[w] |= gone.word[w];
-    if (error != -ESRCH) {
-        protect(t, &wanted, false);
-        if (unmarked)
-            protect(t, &gone, true);
-    }
+        error = let_go(t, taking, &there, slot, changes);
+    else if (error != -ESRCH)
+        protect(t, &taking->fixed, false);
     release_slot(process, slot, false);
     pthread_mutex_unlock(&process->lock);
     return error;

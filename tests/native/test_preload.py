@@ -31,9 +31,10 @@ MAGIC, VERSION, MIGRATES = 0x68656C6C6F6D6D68, 1, 1
 FREE, PENDING, TAKEN, DONE = range(4)
 MOVE, DROP, RELEASE = range(3)
 SLOTS, RUNS = 16, 32
-HELLO, SLOT = struct.Struct("QIIQQQQ"), struct.Struct("IIiI")
+HELLO, SLOT = struct.Struct("QIIQQQQ"), struct.Struct("IIiIII")
 SLOT_BYTES = SLOT.size + 16 * RUNS
 DISCARDING = 64 * 16  # bytes of what is being discarded, behind the slots
+CHANGES = SLOTS * SLOT_BYTES + DISCARDING + 8  # where changes of mappings are counted
 BLOCK = 2 << 20
 
 # linux/userfaultfd.h
@@ -142,24 +143,40 @@ class Attached:
     def scratch_pages(self, slot: int, count: int = 16) -> str:
         return self.pages(self.scratch + slot * BLOCK, count)
 
+    def changes(self) -> tuple[int, int]:
+        """Those that have begun, and that have ended."""
+        begun, ended = struct.unpack_from("2I", self.control, CHANGES)
+        return begun, ended
+
     def request(
-        self, slot: int, kind: int, runs: list[tuple[int, int]], count: int | None = None
+        self,
+        slot: int,
+        kind: int,
+        runs: list[tuple[int, int]],
+        count: int | None = None,
+        changes: int | None = None,
     ) -> None:
         flat = [number for run in runs for number in run]
         at = slot * SLOT_BYTES
         struct.pack_into(f"{len(flat)}Q", self.control, at + SLOT.size, *flat)
         count = len(runs) if count is None else count
-        SLOT.pack_into(self.control, at, PENDING, kind, 99, count)
+        changes = self.changes()[0] if changes is None else changes
+        SLOT.pack_into(self.control, at, PENDING, kind, 99, count, changes, 0)
         self.socket.send(struct.pack("I", slot))
 
     def state(self, slot: int) -> int:
         return int(struct.unpack_from("I", self.control, slot * SLOT_BYTES)[0])
 
     def ask(
-        self, slot: int, kind: int, runs: list[tuple[int, int]], count: int | None = None
+        self,
+        slot: int,
+        kind: int,
+        runs: list[tuple[int, int]],
+        count: int | None = None,
+        changes: int | None = None,
     ) -> int:
         """The result: 0 or -errno."""
-        self.request(slot, kind, runs, count)
+        self.request(slot, kind, runs, count, changes)
         until(lambda: self.state(slot) == DONE)
         return int(SLOT.unpack_from(self.control, slot * SLOT_BYTES)[2])
 
@@ -319,7 +336,7 @@ def test_hello(daemon: Daemon, program: Path) -> None:
     assert attached.flags == MIGRATES
     assert attached.least == 123456
     assert attached.credentials[0] == running.process.pid
-    assert len(attached.control) == SLOTS * SLOT_BYTES + DISCARDING + 8
+    assert len(attached.control) == SLOTS * SLOT_BYTES + DISCARDING + 16
     assert attached.seals & (fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     assert attached.scratch % BLOCK == 0
     assert attached.own <= attached.scratch
@@ -417,6 +434,38 @@ def test_read_only_pages_are_dropped_instead(daemon: Daemon, program: Path) -> N
     assert own_pages(running) == before - 1
     assert running.ask("touch 1") == "2"
     assert running.ask("touch 2") == "3"
+
+
+def test_nothing_is_dropped_after_a_mapping_has_changed(daemon: Daemon, program: Path) -> None:
+    running, attached, start = begin(daemon, program)
+    begun, ended = attached.changes()
+    assert begun == ended
+    assert running.ask("unmap 4") == "0"
+    assert attached.changes() == (begun + 1, ended + 1)
+    assert attached.ask(0, DROP, [(start, PAGE)], changes=begun) == -errno.EBUSY
+    assert attached.pages(start, 2) == "pp"
+    assert attached.ask(0, DROP, [(start, PAGE)]) == 0
+    assert attached.pages(start, 2) == "ap"
+    assert running.ask("unmap 5") == "0", "nobody holds it up any more"
+
+
+def test_mappings_do_not_change_while_pages_are_dropped(daemon: Daemon, program: Path) -> None:
+    running = daemon.start(program)
+    attached = daemon.accept().welcome()
+    start = running.address()
+    attached.register(start, 16)
+    attached.request(0, DROP, [(start, 2 * PAGE)])
+    select.select([attached.uffd], [], [], SECONDS)
+    running.tell("unmap 1")
+    until(lambda: len(set(attached.changes())) == 2)
+    time.sleep(0.05)
+    assert attached.pages(start, 3) == "ppp", "it waits"
+    assert attached.read_event()[0] == REMOVE
+    until(lambda: attached.state(0) == DONE)
+    assert attached.read_event()[0] == UNMAP
+    assert running.hear() == "0"
+    assert attached.pages(start, 3) == "a-p"
+    assert len(set(attached.changes())) == 1
 
 
 def test_move_nothing_from_where_nothing_is_mapped(daemon: Daemon, program: Path) -> None:

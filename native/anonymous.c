@@ -226,11 +226,16 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
     pthread_mutex_lock(&t->stripe->lock);
     memset(record->recalling, 0, sizeof(record->recalling));
     t->reserved += room;
-    if (record->generation != generation) /* the program is gone, and all of it */
+    if (record->generation != generation) { /* the program is gone, and all of it */
+        pthread_mutex_unlock(&t->stripe->lock);
+        hm_process_arrive(t->region->process, t->block);
+        pthread_mutex_lock(&t->stripe->lock);
         return -ESRCH;
+    }
     flip_to(t, &others, &taking, freed, began);
     t->reserved -= hm_bits(others.word) + hm_bits(taking.taken.word) + hm_bits(taking.holes.word);
     pthread_mutex_unlock(&t->stripe->lock);
+    hm_process_arrive(t->region->process, t->block);
     punch_freed(t, freed);
     pthread_mutex_lock(&t->stripe->lock);
     if (!error) {

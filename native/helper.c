@@ -236,17 +236,16 @@ static long mark(const struct hm_link *link, const struct hm_run *run)
                          UFFDIO_WRITEPROTECT_MODE_WP);
 }
 
-/* Break a page's sharing with a fork by a store that changes nothing. It may not be a fault that
- * waits for the daemon, which waits for this thread: a page that stayed is write-protected. */
-static void make_private(const struct hm_link *link, uint64_t address)
+/* By stores that change nothing, for which a page may not be write-protected. */
+static long make_private(const struct hm_link *link, const struct hm_run *run)
 {
-    if (!write_protect(link->uffd, range_of(address, link->page),
-                       UFFDIO_WRITEPROTECT_MODE_DONTWAKE))
-        CALL(madvise, address, link->page, MADV_POPULATE_WRITE, 0, 0, 0);
+    long error = write_protect(link->uffd, range_of(run->address, run->length),
+                               UFFDIO_WRITEPROTECT_MODE_DONTWAKE);
+    return error ? error : CALL(madvise, run->address, run->length, MADV_POPULATE_WRITE, 0, 0, 0);
 }
 
 /* Move what there is of a run. A page that is shared since a fork, or is being used, gets a few
- * tries, after it was made the program's alone; then it stays. Where a marker is (-EFAULT) there is
+ * tries; then it stays. Where a marker is (-EFAULT) there is
  * no page. A call that moves some says nothing of why it stopped, but the next one does. */
 static long move_run(const struct hm_link *link, uint32_t slot, const struct hm_run *run)
 {
@@ -264,8 +263,6 @@ static long move_run(const struct hm_link *link, uint32_t slot, const struct hm_
         if (!done) {
             if (error == -ENOENT || error == -EINVAL || error == -ESRCH)
                 return error;
-            if (error == -EBUSY && !tries)
-                make_private(link, at);
             if (error != -EFAULT && ++tries < MOVE_TRIES)
                 continue;
             if (error != -EFAULT && !first)
@@ -291,6 +288,8 @@ static long take_run(const struct hm_link *link, uint32_t slot, uint32_t kind,
     long error, unmarked = 0;
     if (!is_sound(link, run))
         return -EINVAL;
+    if (kind == HM_SLOT_PRIVATE)
+        return make_private(link, run);
     if (kind == HM_SLOT_MOVE)
         error = move_run(link, slot, run);
     else

@@ -162,6 +162,7 @@ int hm_process_enter(struct hm_process *process)
         nobody = 0;
         slot = (slot + 1) % HM_MAX_MOVERS;
     }
+    atomic_store(&process->remote_ns[slot], hm_now());
     return slot;
 }
 
@@ -170,15 +171,58 @@ void hm_process_leave(struct hm_process *process, int slot)
     atomic_store(&process->remote[slot], 0);
 }
 
-static bool is_ours(const struct hm_process *process, uint32_t thread)
+void hm_process_depart(struct hm_process *process, uint64_t block)
 {
-    if (process->control && thread &&
-        thread == __atomic_load_n(&process->control->helper, __ATOMIC_RELAXED))
-        return true;
+    int i = 0;
+    while (process->departing[i] && process->departing[i] != block + 1)
+        i++; /* one for each mover: there is always room */
+    process->departing[i] = block + 1;
+}
+
+void hm_process_arrive(struct hm_process *process, uint64_t block)
+{
+    pthread_mutex_lock(&process->lock);
     for (int i = 0; i < HM_MAX_MOVERS; i++)
-        if (thread && atomic_load(&process->remote[i]) == thread)
+        if (process->departing[i] == block + 1)
+            process->departing[i] = 0;
+    pthread_mutex_unlock(&process->lock);
+}
+
+bool hm_process_departs(const struct hm_process *process, uint64_t block)
+{
+    for (int i = 0; i < HM_MAX_MOVERS; i++)
+        if (process->departing[i] == block + 1)
             return true;
     return false;
+}
+
+int hm_process_lose(struct hm_process *process)
+{
+    uint64_t one = 1;
+    atomic_store(&process->gone, true);
+    if (write(process->poke, &one, sizeof(one)) < 0)
+        return -ESRCH; /* it is signalled already */
+    return -ESRCH;
+}
+
+static bool is_helper(const struct hm_process *process, uint32_t thread)
+{
+    return process->control &&
+           thread == __atomic_load_n(&process->control->helper, __ATOMIC_RELAXED);
+}
+
+/* Which of the threads that access its memory; -1: none of them. */
+static int remote_slot(const struct hm_process *process, uint32_t thread)
+{
+    for (int i = 0; i < HM_MAX_MOVERS; i++)
+        if (atomic_load(&process->remote[i]) == thread)
+            return i;
+    return -1;
+}
+
+static bool is_ours(const struct hm_process *process, uint32_t thread)
+{
+    return thread && (is_helper(process, thread) || remote_slot(process, thread) >= 0);
 }
 
 void hm_process_fill(struct hm_process *process, uint64_t address, uint32_t pages)
@@ -195,18 +239,33 @@ void hm_process_fill(struct hm_process *process, uint64_t address, uint32_t page
     hm_process_wake(process, address, HM_PAGE_SIZE); /* it may have been there */
 }
 
+/* It faults again, till the page has arrived. No thread of ours waits for ever: what it waits for
+ * is under way, unless the program works against us. */
+static void try_again(struct hm_process *process, const struct uffd_msg *message)
+{
+    int slot = remote_slot(process, message->arg.pagefault.feat.ptid);
+    if (slot >= 0 && hm_now() - atomic_load(&process->remote_ns[slot]) > HM_LOST_MS * 1000000ULL)
+        hm_process_lose(process);
+    else
+        hm_process_wake(process, message->arg.pagefault.address & ~(HM_PAGE_SIZE - 1ULL),
+                        HM_PAGE_SIZE);
+}
+
 /* A thread of ours faults, or the program's helper, with a block held: the page is a hole, or yet
  * to be put there, or was protected in vain. */
 static void serve_own(struct hm_process *process, const struct uffd_msg *message)
 {
     uint64_t address = message->arg.pagefault.address & ~(HM_PAGE_SIZE - 1ULL);
     struct uffdio_writeprotect request = {.range = {address, HM_PAGE_SIZE}};
+    int error = 0;
     if (message->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP)
         ioctl(process->uffd, UFFDIO_WRITEPROTECT, &request);
-    else if (hm_process_put_early(process, address) == -ENOENT)
+    else
+        error = hm_process_put_early(process, address);
+    if (error == -ENOENT)
         hm_process_fill(process, address, 1);
     else
-        hm_process_wake(process, address, HM_PAGE_SIZE);
+        try_again(process, message);
 }
 
 /* ---- reading ------------------------------------------------------------------------------------
@@ -218,8 +277,8 @@ static bool is_dropped(const struct hm_process *process, const struct uffd_msg *
 {
     const struct hm_slot *slot = process->dropping;
     uint64_t start = message->arg.remove.start, end = message->arg.remove.end;
-    if (!slot || message->event != UFFD_EVENT_REMOVE)
-        return false;
+    if (!slot || message->event != UFFD_EVENT_REMOVE || is_announced(process, start, end))
+        return false; /* what the program discards at the same time goes, whoever was first */
     for (uint32_t i = 0, runs = __atomic_load_n(&slot->runs, __ATOMIC_RELAXED);
          i < HM_PRELOAD_RUNS && i < runs; i++)
         if (start >= slot->run[i].address && end <= slot->run[i].address + slot->run[i].length)

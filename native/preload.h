@@ -59,6 +59,9 @@ enum hm_slot_kind {
     /* MADV_DONTNEED of each run, which was copied away; then markers. -EBUSY: nothing was done,
      * since more changes than `changes` have begun. */
     HM_SLOT_DROP,
+    /* Break the sharing of each run's pages with forks, which can't be moved else. This may be a
+     * fault, which waits for the daemon. */
+    HM_SLOT_PRIVATE,
     HM_SLOT_RELEASE /* the slot's scratch is empty again */
 };
 

@@ -15,6 +15,7 @@
 
 #define HM_DISCARDS 32
 #define HM_DISCARD_MS 50 /* for a thread that was woken to get a processor */
+#define HM_LOST_MS 10000 /* nothing that we wait for a program to do takes longer */
 #define HM_LATE_BLOCKS 64
 #define HM_LATE_PAGES 8192 /* most that are late, and for HM_LATE_MS when nothing happens */
 #define HM_LATE_MS 2
@@ -59,8 +60,12 @@ struct hm_process {
     uint32_t late_blocks, late_pages;
     hm_side_table exclusive;  /* pages that a device has for itself; with the stripe */
     struct hm_slot *dropping; /* what the helper drops: REMOVE events of its runs are our own */
-    _Atomic uint64_t area[HM_AREAS];        /* 1 + the high bits of its addresses; 0: free */
-    _Atomic uint32_t remote[HM_MAX_MOVERS]; /* threads of ours that access its memory */
+    _Atomic uint64_t area[HM_AREAS];           /* 1 + the high bits of its addresses; 0: free */
+    _Atomic uint32_t remote[HM_MAX_MOVERS];    /* threads of ours that access its memory */
+    _Atomic uint64_t remote_ns[HM_MAX_MOVERS]; /* since when */
+    /* 1 + a block that pages are on their way from to a device, neither here nor there; 0: none.
+     * With the lock. */
+    uint64_t departing[HM_MAX_MOVERS];
 };
 
 /* vma.c: mappings of a program */
@@ -110,6 +115,15 @@ void hm_pending_free(struct hm_pending *pending);
  * served whatever is held. Returns what to end it with. */
 int hm_process_enter(struct hm_process *process);
 void hm_process_leave(struct hm_process *process, int slot);
+/* Pages of a block leave the program, with the lock held; and they are all somewhere again,
+ * without.
+ */
+void hm_process_depart(struct hm_process *process, uint64_t block);
+void hm_process_arrive(struct hm_process *process, uint64_t block);
+bool hm_process_departs(const struct hm_process *process, uint64_t block);
+/* It does what no library of ours does, such as writing to its requests itself. It is no longer
+ * served; what devices have of it is a SIGBUS to it. Returns -ESRCH. */
+int hm_process_lose(struct hm_process *process);
 /* Give a page, and holes that follow it in the block, their zeros. */
 void hm_process_fill(struct hm_process *process, uint64_t address, uint32_t pages);
 

@@ -279,12 +279,12 @@ int hm_process_put_early(const struct hm_process *process, uint64_t address)
         hm_page_address(process, block, page) != from)
         return -ENOENT;
     pthread_mutex_lock(&stripe->lock);
-    /* It was taken, and is on its way. Another transaction may write to a page that it holds and
-     * that we copy: that store is to memory that has moved away under it. */
-    if (record->busy && hm_test(record->recalling, page))
-        error = -EAGAIN;
-    else if (hm_test(record->device, page))
+    /* Another transaction may write to a page that it holds and that we copy: that store is to
+     * memory that has moved away under it. */
+    if (hm_test(record->device, page))
         error = give_copy(process, process->uffd, block, page, address);
+    else if (record->busy && hm_test(record->recalling, page) && hm_process_departs(process, block))
+        error = -EAGAIN;
     pthread_mutex_unlock(&stripe->lock);
     return error;
 }

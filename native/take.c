@@ -11,7 +11,6 @@
 #include <unistd.h>
 
 #define ANSWER_MS 1000 /* a helper has this long to begin; a stopped program's does not */
-#define LOST_MS 10000  /* after this, one that has begun and does not end is none of ours */
 #define HELP_MS 10     /* more than any request takes */
 #define NEWS_US 50
 
@@ -43,6 +42,11 @@ static int claim_slot(struct hm_process *process)
     return -EBUSY;
 }
 
+static uint64_t scratch_of(const struct hm_process *process, int slot)
+{
+    return process->scratch + (uint64_t)slot * HM_BLOCK_BYTES;
+}
+
 static int post(struct hm_process *process, int slot, enum hm_slot_kind kind)
 {
     struct hm_slot *request = &process->control->slot[slot];
@@ -67,17 +71,6 @@ static bool is_there(const struct hm_process *process)
     return process->socket >= 0 && poll(&ready, 1, 0) == 0;
 }
 
-/* No helper of ours does so: the program has written to its requests itself. It is no longer
- * served; what devices have of it is a SIGBUS to it. */
-static int lose(struct hm_process *process)
-{
-    uint64_t one = 1;
-    atomic_store(&process->gone, true);
-    if (write(process->poke, &one, sizeof(one)) < 0)
-        return -ESRCH; /* it is signalled already */
-    return -ESRCH;
-}
-
 /* Whether the program is stopped, as by SIGSTOP or a debugger. */
 static bool is_stopped(const struct hm_process *process)
 {
@@ -95,15 +88,15 @@ static bool is_stopped(const struct hm_process *process)
     return end && (end[1] == ' ') && (end[2] == 'T' || end[2] == 't');
 }
 
-/* Wait for the helper, with the process's lock held. reads: what it does is an event, which is read
- * here. -EBUSY: it did not begin in time, and won't. Once it has begun it can't be left while it
- * lives. What came of it is the request's result. */
+/* Wait for the helper, with the process's lock held. reads: what it does may be an event or a
+ * fault, which is read here. -EBUSY: it did not begin in time, and won't. Once it has begun it
+ * can't be left while it lives. What came of it is the request's result. */
 static int await(struct hm_process *process, int slot, bool reads)
 {
     struct hm_slot *request = &process->control->slot[slot];
     struct timespec step = {0, reads ? 100000 : 20000000};
     uint64_t end = hm_now() + ANSWER_MS * 1000000ULL, begun = hm_now() + HELP_MS * 1000000ULL;
-    uint64_t lost = hm_now() + LOST_MS * 1000000ULL;
+    uint64_t lost = hm_now() + HM_LOST_MS * 1000000ULL;
     uint32_t state;
     while ((state = __atomic_load_n(&request->state, __ATOMIC_ACQUIRE)) != HM_SLOT_DONE) {
         if (state == HM_SLOT_PENDING && hm_now() > end &&
@@ -111,9 +104,9 @@ static int await(struct hm_process *process, int slot, bool reads)
                                         __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
             return -EBUSY;
         if (state == HM_SLOT_TAKEN && hm_now() > lost && !is_stopped(process))
-            return lose(process);
+            return hm_process_lose(process);
         if (state != HM_SLOT_PENDING && state != HM_SLOT_TAKEN)
-            return lose(process);
+            return hm_process_lose(process);
         if (syscall(SYS_futex, &request->state, FUTEX_WAIT, state, &step, NULL, 0) < 0 &&
             errno == ETIMEDOUT && !is_there(process))
             return -ESRCH;
@@ -128,7 +121,7 @@ static int await(struct hm_process *process, int slot, bool reads)
 static int ask(struct hm_process *process, int slot, enum hm_slot_kind kind)
 {
     int error = post(process, slot, kind);
-    return error ? error : await(process, slot, kind == HM_SLOT_DROP);
+    return error ? error : await(process, slot, kind == HM_SLOT_DROP || kind == HM_SLOT_PRIVATE);
 }
 
 /* With scratch, the slot is free again when the helper has emptied that. */
@@ -367,14 +360,14 @@ static int may_take(const struct transaction *t, struct hm_mask *pages)
 
 /* What can't be moved stays: pagemap tells which. 0 if any request was carried out, for what that
  * one moved has to be seen to. */
-static int move_pages(const struct transaction *t, const struct hm_taking *taking, int slot,
-                      bool *unmarked)
+static int move_pages(const struct transaction *t, const struct hm_taking *taking,
+                      const struct hm_mask *mask, int slot, bool *unmarked)
 {
     struct hm_process *process = t->region->process;
     struct hm_slot *request = &process->control->slot[slot];
     bool some = false;
     uint32_t page = 0;
-    while (fill_runs(t, request, &taking->movable, &taking->firsts, &page)) {
+    while (fill_runs(t, request, mask, &taking->firsts, &page)) {
         int error = ask(process, slot, HM_SLOT_MOVE);
         if (error == -EBUSY && some)
             *unmarked = true;
@@ -386,34 +379,63 @@ static int move_pages(const struct transaction *t, const struct hm_taking *takin
     return 0;
 }
 
-/* With the lock held: into the slot's scratch, after which nothing of the pages changes. */
-static int move_away(const struct transaction *t, struct hm_taking *taking, int slot,
-                     uint64_t scratch)
+/* Into the slot's scratch, after which nothing of the pages changes. What stays is told. */
+static int move_away(const struct transaction *t, struct hm_taking *taking,
+                     const struct hm_mask *mask, int slot, struct hm_mask *stay)
 {
     struct hm_process *process = t->region->process;
-    struct hm_mask there, away;
+    uint64_t scratch = scratch_of(process, slot);
+    struct hm_mask moved, holes, away;
     bool unmarked = false;
-    int error = move_pages(t, taking, slot, &unmarked);
+    int error = move_pages(t, taking, mask, slot, &unmarked);
     if (!error)
-        error = which_were_moved(process, scratch, &taking->movable, &taking->taken);
+        error = which_were_moved(process, scratch, mask, &moved);
     if (!error)
-        error = hm_pages_there(process, hm_page_of(t, 0), &taking->movable, &there);
+        error = hm_pages_there(process, hm_page_of(t, 0), mask, stay);
     if (error)
         return error;
-    away = hm_without(taking->movable, &there);
-    taking->holes = hm_without(away, &taking->taken);
+    away = hm_without(*mask, stay);
+    holes = hm_without(away, &moved);
     if (unmarked) {
         mark_late(t, &away);
-        leave_to_come(t, &taking->holes);
+        leave_to_come(t, &holes);
+    }
+    HM_EACH_WORD (w) {
+        taking->taken.word[w] |= moved.word[w];
+        taking->holes.word[w] |= holes.word[w];
     }
     return 0;
+}
+
+/* Pages that stayed may be shared with forks. Not within a move: breaking that may be a fault,
+ * which waits for events to be read where the address space has just changed. Whether they may be
+ * moved now. */
+static bool make_private(const struct transaction *t, const struct hm_taking *taking,
+                         struct hm_mask *mask, int slot)
+{
+    struct hm_process *process = t->region->process;
+    struct hm_slot *request = &process->control->slot[slot];
+    uint32_t page = 0;
+    while (fill_runs(t, request, mask, &taking->firsts, &page))
+        if (ask(process, slot, HM_SLOT_PRIVATE))
+            return false;
+    return !may_take(t, mask);
+}
+
+static int move_all(const struct transaction *t, struct hm_taking *taking, int slot)
+{
+    struct hm_mask stay, still;
+    int error = move_away(t, taking, &taking->movable, slot, &stay);
+    if (error || !hm_bits(stay.word) || !make_private(t, taking, &stay, slot))
+        return error;
+    error = move_away(t, taking, &stay, slot, &still);
+    return error == -EBUSY ? 0 : error; /* then none of these were */
 }
 
 static int take_movable(const struct transaction *t, struct hm_taking *taking)
 {
     struct hm_process *process = t->region->process;
     int slot, error;
-    uint64_t scratch;
     if (!hm_bits(taking->movable.word))
         return 0;
     pthread_mutex_lock(&process->lock);
@@ -423,8 +445,8 @@ static int take_movable(const struct transaction *t, struct hm_taking *taking)
         pthread_mutex_unlock(&process->lock);
         return slot;
     }
-    scratch = process->scratch + (uint64_t)slot * HM_BLOCK_BYTES;
-    error = move_away(t, taking, slot, scratch);
+    hm_process_depart(process, t->block);
+    error = move_all(t, taking, slot);
     if (error == -EBUSY) {
         release_slot(process, slot, false);
         pthread_mutex_unlock(&process->lock);
@@ -432,11 +454,11 @@ static int take_movable(const struct transaction *t, struct hm_taking *taking)
     }
     pthread_mutex_unlock(&process->lock);
     if (!error)
-        error = read_into_pool(t, scratch, &taking->taken);
+        error = read_into_pool(t, scratch_of(process, slot), &taking->taken);
     pthread_mutex_lock(&process->lock);
     if (error) {
         if (error != -ESRCH)
-            put_back(t, scratch, &taking->taken);
+            put_back(t, scratch_of(process, slot), &taking->taken);
         memset(&taking->taken, 0, sizeof(taking->taken));
         memset(&taking->holes, 0, sizeof(taking->holes));
     }
@@ -539,6 +561,7 @@ static int take_fixed(const struct transaction *t, struct hm_taking *taking)
         error = no_changes(process, &changes);
     if (!error) /* all of it was of the mappings that we know */
         error = hm_take_no_news(t);
+    hm_process_depart(process, t->block);
     if (!error)
         error = let_go(t, taking, &there, slot, changes);
     else if (error != -ESRCH)
@@ -548,8 +571,17 @@ static int take_fixed(const struct transaction *t, struct hm_taking *taking)
     return error;
 }
 
+/* First those that are read where the program has them: a thread of ours that waits there for a
+ * page may be given it, since none of the block is on its way yet. */
 int hm_take(const struct transaction *t, struct hm_taking *taking)
 {
-    int error = take_movable(t, taking);
-    return error ? error : take_fixed(t, taking);
+    struct hm_taking moving = {.movable = taking->movable, .firsts = taking->firsts};
+    int error = take_fixed(t, taking);
+    if (!error)
+        error = take_movable(t, &moving);
+    HM_EACH_WORD (w) {
+        taking->taken.word[w] |= moving.taken.word[w];
+        taking->holes.word[w] |= moving.holes.word[w];
+    }
+    return error;
 }

@@ -29,7 +29,7 @@ SECONDS = 5.0
 
 MAGIC, VERSION, MIGRATES = 0x68656C6C6F6D6D68, 1, 1
 FREE, PENDING, TAKEN, DONE = range(4)
-MOVE, DROP, RELEASE = range(3)
+MOVE, DROP, PRIVATE, RELEASE = range(4)
 SLOTS, RUNS = 16, 32
 HELLO, SLOT = struct.Struct("QIIQQQQ"), struct.Struct("IIiIII")
 SLOT_BYTES = SLOT.size + 16 * RUNS
@@ -404,12 +404,16 @@ def test_move_a_huge_page(daemon: Daemon, program: Path) -> None:
 
 
 def test_move_what_is_shared_with_a_fork(daemon: Daemon, program: Path) -> None:
-    """Also write-protected pages: a fault of the helper would wait for who waits for it."""
+    """Not before they are the program's alone; also write-protected ones, without a fault."""
     running, attached, start = begin(daemon, program)
     running.tell("fork")
     child = daemon.accept().welcome()
     assert running.hear() == "child"
     attached.protect(start + 2 * PAGE, 2)
+    assert attached.ask(0, MOVE, [(start, 4 * PAGE)]) == -errno.EBUSY
+    assert attached.pages(start, 16) == "w" * 4 + "p" * 4 + "-" * 8
+    assert attached.ask(0, PRIVATE, [(start, 6 * PAGE), (start + 6 * PAGE, 2 * PAGE)]) == 0
+    assert attached.pages(start, 16) == "p" * 8 + "-" * 8
     assert attached.ask(0, MOVE, [(start, 16 * PAGE)]) == 0
     assert attached.pages(start, 16) == "a" * 16
     assert attached.scratch_pages(0) == "p" * 8 + "-" * 8
@@ -504,7 +508,7 @@ def test_wrong_requests(daemon: Daemon, program: Path) -> None:
         (start + 1, PAGE),
         (start, PAGE + 1),
     ]
-    for kind in (MOVE, DROP):
+    for kind in (MOVE, DROP, PRIVATE):
         for run in wrong:
             assert attached.ask(1, kind, [run]) == -errno.EINVAL
         assert attached.ask(2, kind, [], count=RUNS + 1) == -errno.EINVAL

@@ -26,6 +26,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <signal.h>
+#include <time.h>
 #include <unistd.h>
 
 #define INO (1ULL << 32)
@@ -59,6 +60,13 @@ static uint64_t draw(uint64_t *state)
     *state ^= *state >> 7;
     *state ^= *state << 17;
     return *state;
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
 static void send_fd(int channel, uint64_t value, int fd)
@@ -244,7 +252,7 @@ int main(int argc, char **argv)
     unsigned long policy;
     int channel[2], uffd, pool, status;
     pthread_t events_thread;
-    uint64_t seed, address;
+    uint64_t seed, address, end;
     pid_t pid;
     CHECK(argc == 4 && (policy = strtoul(argv[3], NULL, 0)) < 4, "usage: device SECONDS SEED 0..3");
     seed = strtoull(argv[2], NULL, 0) + 1;
@@ -267,7 +275,8 @@ int main(int argc, char **argv)
     CHECK(!hm_device_map(core, 1, INO, address, BYTES), "map");
     send_fd(channel[0], 0, pool);
     close(pool);
-    for (double left = atof(argv[1]) * 1e6; left > 0; left -= 300) {
+    end = now_ns() + (uint64_t)(atof(argv[1]) * 1e9);
+    while (now_ns() < end) {
         uint64_t random = draw(&seed);
         struct hm_job job = {.kind = HM_JOB_MIGRATE,
                              .ino = INO,

@@ -323,8 +323,8 @@ static void read_maps(struct storm *s)
 /* A range in one block; false: there is none now. */
 static bool aim(struct storm *s, struct hm_job *job, uint64_t *address)
 {
-    static const struct mapping arena = {ARENA, ARENA + ARENA_PAGES * HM_PAGE_SIZE};
-    const struct mapping *at = &arena;
+    static const struct mapping slot = {ARENA, ARENA + SLOT_PAGES * HM_PAGE_SIZE};
+    const struct mapping *at = &slot;
     uint64_t random = draw(&s->seed), pages, first;
     int64_t offset;
     if (!moves) {

@@ -1,7 +1,7 @@
 /* A program for program.c, run with the library of hmmfs run: its threads change their memory and
  * check it, while devices take all of it.
  *
- *   program_child MILLISECONDS [moves]     (moves: it does nothing but mremap)
+ *   program_child MILLISECONDS [moves]     (moves: most of that is mremap, and there is one thread)
  *
  * It says what is wrong, and ends with 0 if nothing is.
  */
@@ -145,9 +145,10 @@ static void *changes(void *number)
 
 static void *moves(void *number)
 {
+    static void (*const all[])(char *, uint32_t *) = {move, move, move, protect, discard};
     uint32_t seed = 77 + (uint32_t)(uintptr_t)number;
     while (now_ms() < until)
-        move(arena + (uintptr_t)number * SLOT, &seed);
+        all[next(&seed) % 5](arena + (uintptr_t)number * SLOT, &seed);
     return NULL;
 }
 

@@ -10,6 +10,7 @@ import re
 import subprocess
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,12 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         objects = directory / sanitizer
         objects.mkdir()
         sources = [path for path in sorted(NATIVE.glob("*.c")) if path.name not in PRELOADED]
-        subprocess.run(["gcc", *flags(sanitizer), "-c", *sources], check=True, cwd=objects)
+
+        def compiled(source: Path) -> None:
+            subprocess.run(["gcc", *flags(sanitizer), "-c", source], check=True, cwd=objects)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(compiled, sources))
         return sorted(objects.glob("*.o"))
 
     def built(name: str, sanitizer: str) -> Path:
@@ -84,7 +90,7 @@ def test_device_faults(device: Path, prefetch: int) -> None:
     reason="UFFDIO_MOVE is of Linux 6.8",
 )
 @pytest.mark.parametrize(
-    ("sanitizer", "only"), [(name, "") for name in SANITIZERS] + [("thread", "moves")]
+    ("sanitizer", "only"), [(name, "") for name in SANITIZERS] + [("plain", "moves")]
 )
 def test_memory_of_programs(build: Build, tmp_path: Path, sanitizer: str, only: str) -> None:
     child = tmp_path / "child"

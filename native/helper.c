@@ -245,8 +245,8 @@ static long make_private(const struct hm_link *link, const struct hm_run *run)
 }
 
 /* Move what there is of a run. A page that is shared since a fork, or is being used, gets a few
- * tries; then it stays. Where a marker is (-EFAULT) there is
- * no page. A call that moves some says nothing of why it stopped, but the next one does. */
+ * tries; then it stays. Where a marker is (-EFAULT) there is no page. A call that moves some says
+ * nothing of why it stopped, but the next one does. */
 static long move_run(const struct hm_link *link, uint32_t slot, const struct hm_run *run)
 {
     uint64_t at = run->address, end = run->address + run->length;

@@ -18,6 +18,8 @@ import psutil
 import pytest
 
 from hmmfs import mountinfo
+from hmmfs.errors import HmmfsError
+from hmmfs.filesystem.mounting import unmount
 from hmmfs.filesystem.watchdog import abort
 from hmmfs.inspect.accounts import disagreements
 
@@ -137,10 +139,12 @@ def belongings(base: Path) -> dict[str, set[str]]:
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             fds[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    with open("/proc/self/maps") as maps:
+        memfds = {line.split(maxsplit=5)[5].strip() for line in maps if "memfd:" in line}
     return {
         "processes": {f"{child.pid} {child.name()}" for child in me.children(recursive=True)},
         "descriptors": {f"{fd} {what}" for fd, what in fds.items() if "/proc/" not in what},
-        "memfds": {entry.path for entry in me.memory_maps(grouped=False) if "memfd:" in entry.path},
+        "memfds": memfds,
         "mounts": {entry.point for entry in ours},
         "connections": set(os.listdir("/sys/fs/fuse/connections")) - others,
     }
@@ -202,12 +206,13 @@ def _take_down(mount: Mount, daemon: psutil.Process) -> None:
         if connection(mount.path) is not None:
             assert mount.audit() == "ok"
             assert disagreements(mount.path) == []
-            run("umount", str(mount.path))
+            unmount(str(mount.path))  # as `hmmfs umount`, without another process
     finally:
         number = connection(mount.path)
         if number is not None:
             abort(number)
-            run("umount", "-z", str(mount.path), check=False)
+            with contextlib.suppress(HmmfsError):
+                unmount(str(mount.path), lazy=True)
     assert wait_until(lambda: ended(pid)), f"the daemon {pid} outlived its mount"
     left = psutil.wait_procs(workers, timeout=5)[1]
     assert not left, f"workers outlived the daemon: {left}"

@@ -8,7 +8,7 @@ import re
 import sys
 
 from hmmfs import mountinfo
-from hmmfs.errors import HmmfsError
+from hmmfs.errors import HmmfsError, UsageError
 
 LIBRARY = os.path.join(os.path.dirname(os.path.realpath(__file__)), "libhmmfs-run.so")
 NOT_EXECUTABLE = 126  # as env(1) has it
@@ -25,6 +25,8 @@ def run(directory: str, least: int | None, command: list[str]) -> int:
     else:
         os.environ.pop("HMMFS_LEAST", None)
     os.environ.update(settings, LD_PRELOAD=_preloaded(os.environ.get("LD_PRELOAD", "")))
+    if not command[0]:
+        raise UsageError("The program to run has an empty name.")
     try:
         os.execvp(command[0], command)
     except OSError as error:

@@ -267,8 +267,20 @@ static int give_run(const struct transaction *t, uint32_t first, uint32_t count,
     return -errno;
 }
 
-/* Give the program the pages of the mask, and leave in it those that it has. A page that it has
- * already (EEXIST) it put there by itself, past all rules: that one is its own from now on. */
+/* A page that the program has already it put there by itself, past all rules. It is its own from
+ * now on; and somebody may wait for it, whom no copy wakes. */
+static int let_have(const struct transaction *t, uint32_t page)
+{
+    struct uffdio_writeprotect request = {.range = {hm_page_of(t, page), HM_PAGE_SIZE}};
+    if (!ioctl(t->region->process->uffd, UFFDIO_WRITEPROTECT, &request))
+        return 1;
+    if (errno == EAGAIN)
+        return -EAGAIN;
+    hm_process_wake(t->region->process, hm_page_of(t, page), HM_PAGE_SIZE);
+    return 1;
+}
+
+/* Give the program the pages of the mask, and leave in it those that it has. */
 static int give(const struct transaction *t, struct hm_mask *mask, uint64_t mode)
 {
     const struct hm_block *record = t->record;
@@ -286,7 +298,7 @@ static int give(const struct transaction *t, struct hm_mask *mask, uint64_t mode
         if (done == -ENOENT && n > 1) /* it may go on into another mapping */
             done = give_run(t, first, 1, mode);
         if (done == -EEXIST)
-            done = 1;
+            done = let_have(t, first);
         if (done == -ENOENT) {
             first++;
             continue;
@@ -478,16 +490,9 @@ static int access_program(const struct transaction *t, uint32_t at, uint32_t len
 {
     struct hm_process *process = t->region->process;
     uint64_t start = hm_page_of(t, 0) + t->job->offset + at;
-    struct iovec local = {(uint8_t *)t->job->buffer + at, length};
-    struct iovec remote = {(void *)start, length};
     int slot = hm_process_enter(process);
-    ssize_t n;
-    if (t->job->kind == HM_JOB_READ)
-        n = process_vm_readv(process->pid, &local, 1, &remote, 1, 0);
-    else
-        n = process_vm_writev(process->pid, &local, 1, &remote, 1, 0);
-    if (n < 0)
-        n = -errno;
+    ssize_t n = hm_process_copy(process, start, (uint8_t *)t->job->buffer + at, length,
+                                t->job->kind != HM_JOB_READ);
     hm_process_leave(process, slot);
     if (n == (ssize_t)length)
         return 0;

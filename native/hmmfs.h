@@ -436,7 +436,7 @@ int hm_audit(struct hm_core *core, char *text, size_t size);
  * and pidfd belong to the core if this succeeds. EBUSY: the region is somebody's. */
 struct hm_process_config {
     int32_t pid, pidfd, uffd, socket, control;
-    uint32_t unused;
+    uint32_t foreign; /* 1: of a user with fewer rights; only the memory that it has now is had */
     uint64_t least, own, own_bytes, scratch;
 };
 int hm_process_attach(struct hm_core *core, uint64_t ino, const struct hm_process_config *config);

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #define BATCH 64
@@ -169,6 +170,28 @@ int hm_process_enter(struct hm_process *process)
 void hm_process_leave(struct hm_process *process, int slot)
 {
     atomic_store(&process->remote[slot], 0);
+}
+
+/* By number, since only so a fault is waited for; but a program whose main thread has ended is none
+ * by number. And somebody of fewer rights might have another program run under it by now, of more
+ * rights: there it is the address space that we were given. */
+ssize_t hm_process_copy(const struct hm_process *process, uint64_t address, void *bytes,
+                        size_t length, bool store)
+{
+    struct iovec local = {bytes, length}, remote = {(void *)address, length};
+    ssize_t n = -1;
+    errno = ESRCH;
+    if (!process->foreign || process->mem < 0)
+        n = store ? process_vm_writev(process->pid, &local, 1, &remote, 1, 0)
+                  : process_vm_readv(process->pid, &local, 1, &remote, 1, 0);
+    if (n < 0 && errno == ESRCH && process->mem >= 0) {
+        n = store ? pwrite(process->mem, bytes, length, (off_t)address)
+                  : pread(process->mem, bytes, length, (off_t)address);
+        if (n < 0)
+            return errno == EIO ? -EFAULT : -errno;
+        return n ? n : -ESRCH;
+    }
+    return n < 0 ? -errno : n;
 }
 
 void hm_process_depart(struct hm_process *process, uint64_t block)

@@ -412,16 +412,16 @@ static void *process_thread(void *arg)
 
 /* ---- coming and going ----------------------------------------------------------------------- */
 
-static int open_proc(const struct hm_process *process, const char *name)
+static int open_proc(const struct hm_process *process, const char *name, int mode)
 {
     char path[64];
     snprintf(path, sizeof(path), "/proc/%d/%s", process->pid, name);
-    return open(path, O_RDONLY | O_CLOEXEC);
+    return open(path, mode | O_CLOEXEC);
 }
 
 static void close_all(struct hm_process *process)
 {
-    const int fds[] = {process->maps, process->pagemap, process->stop, process->poke};
+    const int fds[] = {process->maps, process->pagemap, process->mem, process->stop, process->poke};
     for (size_t i = 0; i < sizeof(fds) / sizeof(*fds); i++)
         if (fds[i] >= 0)
             close(fds[i]);
@@ -444,8 +444,9 @@ static void process_free(struct hm_process *process)
 
 static int process_open(struct hm_process *process, const struct hm_process_config *config)
 {
-    process->maps = open_proc(process, "maps");
-    process->pagemap = open_proc(process, "pagemap");
+    process->maps = open_proc(process, "maps", O_RDONLY);
+    process->pagemap = open_proc(process, "pagemap", O_RDONLY);
+    process->mem = open_proc(process, "mem", O_RDWR);
     process->stop = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     process->poke = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (process->maps < 0 || process->pagemap < 0 || process->stop < 0 || process->poke < 0)
@@ -492,6 +493,7 @@ int hm_process_attach(struct hm_core *core, uint64_t ino, const struct hm_proces
     process->own_bytes = config->own_bytes;
     process->scratch = config->scratch;
     process->least = config->least;
+    process->foreign = config->foreign;
     process->pending_end = &process->pending;
     pthread_mutex_init(&process->lock, NULL);
     error = process_open(process, config);

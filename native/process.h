@@ -32,11 +32,13 @@ struct hm_process {
     struct hm_region *region; /* whose `process` this is; not counted */
     pid_t pid;
     int pidfd, maps, pagemap;
+    int mem;                /* of the address space that it had; -1: we may not */
     int uffd;               /* -1: nothing of it can be migrated */
     int socket, stop, poke; /* socket -1: there is no library in it; with the lock */
     struct hm_control *control;
     uint64_t own, own_bytes, scratch, least; /* as in the hello */
     pthread_t thread;
+    bool foreign; /* as in the config */
     _Atomic bool gone, detached;
     /* Held for every reading of the userfaultfd, and by whoever takes pages from the program or
      * gives it some, from the moment that it looks which events wait until that is done. The
@@ -115,6 +117,9 @@ void hm_pending_free(struct hm_pending *pending);
  * served whatever is held. Returns what to end it with. */
 int hm_process_enter(struct hm_process *process);
 void hm_process_leave(struct hm_process *process, int slot);
+/* Copy from its memory, or to it; returns bytes or -errno. ESRCH: it has ended. */
+ssize_t hm_process_copy(const struct hm_process *process, uint64_t address, void *bytes,
+                        size_t length, bool store);
 /* Pages of a block leave the program, with the lock held; and they are all somewhere again,
  * without.
  */

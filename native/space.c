@@ -16,11 +16,15 @@ uint64_t hm_process_address(const struct hm_process *process, uint64_t block)
     return area ? (area - 1) * HM_MAX_BYTES + offset : 0;
 }
 
-/* Claim an address's TiB. */
+/* Claim an address's TiB, if the program has anything in it: a wrong address takes none away. */
 static int claim(struct hm_process *process, uint64_t address)
 {
     _Atomic uint64_t *area = &process->area[address % HM_MAX_BYTES / HM_AREA_BYTES];
-    uint64_t is = 0, high = address / HM_MAX_BYTES + 1;
+    uint64_t is = 0, high = address / HM_MAX_BYTES + 1, start = address - address % HM_AREA_BYTES;
+    struct hm_vma vma;
+    if (!atomic_load(area) &&
+        (hm_vma_find(process, start, &vma) || vma.start >= start + HM_AREA_BYTES))
+        return -EFAULT;
     if (atomic_compare_exchange_strong(area, &is, high) || is == high)
         return 0;
     return -EADDRINUSE;
@@ -30,16 +34,18 @@ int64_t hm_process_offset(struct hm_core *core, uint64_t ino, uint64_t address, 
 {
     struct hm_region *region = hm_region_get(core, ino);
     int64_t offset = -ESRCH;
+    int error;
     if (region && region->process) {
         offset = (int64_t)(address % HM_MAX_BYTES);
         if (address + length < address || address + length > 1ULL << 56 ||
             length > HM_MAX_BYTES - (uint64_t)offset)
             offset = -EFAULT;
-        for (uint64_t at = 0; offset >= 0 && at < length; at += HM_AREA_BYTES)
-            if (claim(region->process, address + at))
-                offset = -EADDRINUSE;
-        if (offset >= 0 && length && claim(region->process, address + length - 1))
-            offset = -EADDRINUSE;
+        error = offset < 0 ? (int)offset : 0;
+        for (uint64_t at = 0; !error && at < length; at += HM_AREA_BYTES)
+            error = claim(region->process, address + at);
+        if (!error && length)
+            error = claim(region->process, address + length - 1);
+        offset = error ? error : offset;
     }
     if (region)
         hm_region_put(region);

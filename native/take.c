@@ -243,10 +243,9 @@ static int read_into_pool(const struct transaction *t, uint64_t base, const stru
     for (uint32_t first = 0, count; !error && hm_next_run(mask->word, &first, &count);
          first += count) {
         size_t at = (size_t)first * HM_PAGE_SIZE, length = (size_t)count * HM_PAGE_SIZE;
-        struct iovec local = {to + at, length}, remote = {(void *)(base + at), length};
-        ssize_t n = process_vm_readv(process->pid, &local, 1, &remote, 1, 0);
+        ssize_t n = hm_process_copy(process, base + at, to + at, length, false);
         if (n != (ssize_t)length)
-            error = n < 0 ? -errno : -EFAULT;
+            error = n < 0 ? (int)n : -EFAULT;
     }
     hm_process_leave(process, slot);
     return error;
@@ -259,11 +258,10 @@ static void put_back(const struct transaction *t, uint64_t scratch, const struct
     struct hm_process *process = t->region->process;
     uint8_t bytes[HM_PAGE_SIZE];
     HM_EACH_PAGE (page, mask->word) {
-        struct iovec local = {bytes, sizeof(bytes)};
-        struct iovec remote = {(void *)(scratch + (uint64_t)page * HM_PAGE_SIZE), sizeof(bytes)};
+        uint64_t from = scratch + (uint64_t)page * HM_PAGE_SIZE;
         struct uffdio_copy copy = {
             .dst = hm_page_of(t, page), .src = (uintptr_t)bytes, .len = sizeof(bytes)};
-        if (process_vm_readv(process->pid, &local, 1, &remote, 1, 0) != sizeof(bytes))
+        if (hm_process_copy(process, from, bytes, sizeof(bytes), false) != sizeof(bytes))
             continue;
         while (ioctl(process->uffd, UFFDIO_COPY, &copy) < 0 && errno == EAGAIN &&
                is_there(process)) {
@@ -457,8 +455,7 @@ static int take_movable(const struct transaction *t, struct hm_taking *taking)
         error = read_into_pool(t, scratch_of(process, slot), &taking->taken);
     pthread_mutex_lock(&process->lock);
     if (error) {
-        if (error != -ESRCH)
-            put_back(t, scratch_of(process, slot), &taking->taken);
+        put_back(t, scratch_of(process, slot), &taking->taken);
         memset(&taking->taken, 0, sizeof(taking->taken));
         memset(&taking->holes, 0, sizeof(taking->holes));
     }

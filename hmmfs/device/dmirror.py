@@ -42,7 +42,7 @@ MAGIC = ord("H")
 IOWR = 3 << 30 | LAYOUT.size << 16 | MAGIC << 8  # _IOWR('H', 0, struct hmm_dmirror_cmd)
 END = 1 << 64  # addresses wrap there
 WINDOW = 512  # pages that migrate at a time: an error leaves those before it where they came to be
-MAX_BOUNCE = 1 << 18  # pages that are copied through the daemon at once
+MAX_BOUNCE = 1 << 14  # pages that are copied through the daemon at once: 64 MiB
 FAIL_ALLOC = 1
 BUSY_S = (0.002, 0.01, 0.05)  # before pages that stayed are tried again
 

@@ -22,7 +22,7 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
-from hmmfs.device import processes_protocol
+from hmmfs.device import processes_protocol, user_memory
 from hmmfs.device.blocks import Blocks, Span, spans
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.memory import (
@@ -49,6 +49,7 @@ WELCOME = struct.Struct("<iI")
 MAGIC, VERSION, MIGRATES = 0x68656C6C6F6D6D68, 1, 1
 HELLO_S = 5.0  # for a program to say hello
 BACKLOG = 128
+REFUSALS_S = 1.0  # no more than one is logged in this time
 THREADS = 64  # accesses under way; a program's memory may be another file system's, and slow
 FORGET_TRIES = 100
 _NUMBER = r"(?:0[xX][0-9A-Fa-f]{1,16}|\d{1,19})"
@@ -85,6 +86,7 @@ class Process:
         self.migrates = migrates
         self.gone = False
         self.detached: set[int] = set()  # nodes of devices that may not use it
+        self._memory = user_memory.of(pid)
 
     async def look(self, address: int, pages: int) -> Look:
         """Faults nothing in, and changes nothing."""
@@ -143,11 +145,11 @@ class Process:
         """Into the memory of a program, which need not be this one. EFAULT."""
         whole = data if isinstance(data, bytearray) else bytearray(data)
         buffer = (ctypes.c_char * len(data)).from_buffer(whole)
-        await self._apart(lambda: _copy(pid, address, buffer, store=True))
+        await self._apart(lambda: self._memory.store(pid, address, buffer))
 
     async def copy_from_user(self, pid: int, address: int, length: int) -> bytes:
         buffer = ctypes.create_string_buffer(length)
-        await self._apart(lambda: _copy(pid, address, buffer, store=False))
+        await self._apart(lambda: self._memory.load(pid, address, buffer))
         return buffer.raw
 
     async def evict_all(self, node: int) -> None:
@@ -296,6 +298,7 @@ class Processes:
         self._attached: dict[int, Process] = {}  # by pid
         self._by_ino: dict[int, Process] = {}  # those that may tell that they are gone
         self._nursery: trio.Nursery | None = None  # while it serves
+        self._quiet_until = 0.0  # by trio's clock
         self.socket_name = f"hmmfs-{uuid.uuid4().hex}"
 
     def _process(self, region: Region, pid: int, *, migrates: bool) -> Process:
@@ -382,7 +385,7 @@ class Processes:
                 answer = -errno.ETIMEDOUT
         except HmmfsError as error:
             answer = -(error.errno or errno.EIO)
-            log.info("A program was not attached: %s", error.sentence)
+            self._log_refusal(error.sentence)
         except OSError as error:
             answer = -(error.errno or errno.EIO)
         except Exception:
@@ -395,6 +398,13 @@ class Processes:
             pass  # it will be told by its socket's end
         finally:
             peer.close()  # of an attached one the core has another descriptor
+
+    def _log_refusal(self, sentence: str) -> None:
+        """Anybody may connect, as often as they like."""
+        now = trio.current_time()
+        if now > self._quiet_until:
+            self._quiet_until = now + REFUSALS_S
+            log.info("A program was not attached: %s", sentence)
 
     async def _take_in(self, peer: trio.socket.SocketType) -> None:
         """Raises HmmfsError: it is not to be attached."""
@@ -446,7 +456,8 @@ class Processes:
         """The region is the program's memory from now on."""
         pidfd = _pidfd(pid)
         try:
-            programs.attach(self._core, region, pid, pidfd, sent)
+            foreign = not user_memory.is_ours(pid)
+            programs.attach(self._core, region, pid, pidfd, sent, foreign=foreign)
         except BaseException:
             os.close(pidfd)
             raise
@@ -513,33 +524,3 @@ def _pidfd(pid: int) -> int:
 
 def _ended(pid: int) -> HmmfsError:
     return HmmfsError(errno.ESRCH, f"Process {pid} has ended, or runs another program.")
-
-
-# ---- copies
-
-
-class _Vector(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-for _call in (_libc.process_vm_readv, _libc.process_vm_writev):
-    _vectors = (ctypes.POINTER(_Vector), ctypes.c_ulong)
-    _call.argtypes = [ctypes.c_int, *_vectors, *_vectors, ctypes.c_ulong]
-    _call.restype = ctypes.c_ssize_t
-
-
-def _copy(pid: int, address: int, buffer: ctypes.Array[ctypes.c_char], *, store: bool) -> None:
-    call = _libc.process_vm_writev if store else _libc.process_vm_readv
-    done, length = 0, len(buffer)
-    while done < length:
-        here = _Vector(ctypes.addressof(buffer) + done, length - done)
-        n = call(pid, here, 1, _Vector(address + done, length - done), 1, 0)
-        if n <= 0:
-            number = ctypes.get_errno() if n else errno.EFAULT
-            raise HmmfsError(
-                number,
-                f"The memory of process {pid} at {address + done:#x} can't be had: "
-                f"{os.strerror(number)}.",
-            )
-        done += n

@@ -185,6 +185,8 @@ class Operations(pyfuse3.Operations):
         attributes.entry_timeout = what.entry_timeout
         attributes.attr_timeout = 0 if isinstance(what, Directory) else what.entry_timeout
         attributes.st_uid, attributes.st_gid = self._uid, self._gid
+        if what.uid is not None:
+            attributes.st_uid = what.uid
         changed = self._changed if what is self._tree.regions else self._born
         attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = changed
         return attributes

@@ -51,6 +51,7 @@ class Node:
     # Seconds for which the kernel may believe a name: those in state/ go with their region, which
     # no request of theirs tells the kernel.
     entry_timeout: float = 3600.0
+    uid: int | None = None  # whose it is; None: of the user who mounted
 
     @property
     def nlink(self) -> int:
@@ -464,6 +465,8 @@ class Tree:
         )
         if region.pid:
             process = self._process_of(region)
+            # Its addresses are nobody else's business, as in /proc.
+            directory.mode, directory.uid = stat.S_IFDIR | 0o500, region.uid
             directory.children[b"devices"] = self._setting(process.attached, process.command, None)
         for node in (directory, *directory.children.values()):
             node.entry_timeout = 0.0

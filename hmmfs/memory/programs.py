@@ -70,9 +70,14 @@ class Attachment(NamedTuple):
     scratch: int = 0
 
 
-def attach(core: Core, region: Region, pid: int, pidfd: int, sent: Attachment) -> None:
-    """The core takes all descriptors over if this succeeds."""
-    config = ffi.new("struct hm_process_config *", {"pid": pid, "pidfd": pidfd, **sent._asdict()})
+def attach(
+    core: Core, region: Region, pid: int, pidfd: int, sent: Attachment, *, foreign: bool
+) -> None:
+    """The core takes all descriptors over if this succeeds. foreign: it is of another user."""
+    config = ffi.new(
+        "struct hm_process_config *",
+        {"pid": pid, "pidfd": pidfd, "foreign": foreign, **sent._asdict()},
+    )
     ret = lib.hm_process_attach(core.handle, region.ino, config)
     if ret == -errno.ESRCH:
         raise HmmfsError(errno.ESRCH, f"There is no process {pid}, or it has just ended.")

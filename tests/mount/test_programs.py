@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import mmap
 import os
 import random
@@ -43,7 +44,7 @@ pytestmark = root_only
 def binaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the compiled programs, which others can read, too."""
     base = tmp_path_factory.mktemp("programs")
-    for name in ("calls", "crowd", "families", "hold", "mappings", "structures"):
+    for name in ("calls", "crowd", "families", "hold", "leader", "mappings", "structures"):
         subprocess.run(
             [*COMPILE, "-o", base / name, SOURCES / f"{name}.c"],
             check=True,
@@ -331,6 +332,34 @@ def test_a_program_and_a_device_work_on_the_same_bytes(machine: Mount, binaries:
     settled(machine)
 
 
+def test_a_program_may_go_on_without_its_main_thread(machine: Mount, binaries: Path) -> None:
+    with Program(machine, binaries / "leader") as program:
+        pid, at, length = program.where()
+        machine.submit(0, f"migrate {pid}@{at:#x}+{length} to dev0")
+        assert vram_used(machine, 0) == length
+        machine.submit(1, f"checksum {pid}@{at:#x}+{length // 2}")
+        assert program.ask("go") == "ok"
+    settled(machine)
+
+
+def test_a_wrong_address_takes_nothing_from_a_program(machine: Mount, binaries: Path) -> None:
+    """16 TiB away it would be the same to the devices."""
+    program, memory = hold(machine, binaries)
+    with program:
+        at = int(memory.split("@")[1].split("+")[0], 16)
+        for wrong in (at - (1 << 44), at % (1 << 44)):
+            line = f"read {program.pid}@{wrong:#x}+8"
+            fails(errno.EFAULT, functools.partial(machine.submit, 0, line))
+        assert len(machine.submit(0, f"read {program.pid}@{at:#x}+8")) == 16
+
+
+def test_only_its_user_sees_where_a_program_has_memory(machine: Mount, binaries: Path) -> None:
+    program, _ = hold(machine, binaries)
+    with program:
+        status = (machine.path / f"state/@{program.pid}").stat()
+        assert (status.st_mode & 0o777, status.st_uid) == (0o500, os.geteuid())
+
+
 @pytest.mark.parametrize("how", ["pin", "lock"])
 def test_pages_that_can_not_go_stay_and_the_others_go(
     machine: Mount, binaries: Path, how: str
@@ -540,8 +569,8 @@ def test_a_daemon_that_is_killed_at_work_loses_no_byte_in_silence(
 
 
 REFUSED = [
-    ("migrate {pid}@0+4096 to dev0", 0),  # nothing is there: nothing moves
-    ("migrate {pid}@0x1000+4096 to dev9", errno.ENODEV),
+    ("migrate {pid}@0x10000+4096 to dev0", errno.EFAULT),
+    ("migrate {pid}@{at}+4096 to dev9", errno.ENODEV),
     ("migrate {pid}@{at} to dev0", errno.EINVAL),
     ("migrate {pid}@{at}+0 to dev0", errno.EINVAL),
     ("migrate {pid}@{at}+-4096 to dev0", errno.ERANGE),

@@ -18,8 +18,8 @@ from hmmfs.errors import HmmfsError
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root serves other users")
 
 
-def heap(pid: int) -> int:
-    found = re.search(r"^(\w+)-.*\[heap\]", Path(f"/proc/{pid}/maps").read_text(), re.MULTILINE)
+def stack(pid: int) -> int:
+    found = re.search(r"^(\w+)-.*\[stack\]", Path(f"/proc/{pid}/maps").read_text(), re.MULTILINE)
     assert found
     return int(found[1], 16)
 
@@ -33,7 +33,7 @@ def test_memory_is_of_the_program_that_it_was_taken_of() -> None:
         assert process.stdout is not None
         try:
             assert process.stdout.readline() == b"heap\n"
-            memory, address = user_memory.of(process.pid), heap(process.pid)
+            memory, address = user_memory.of(process.pid), stack(process.pid)
             buffer = ctypes.create_string_buffer(64)
             with open(f"/proc/{process.pid}/mem", "rb") as file:
                 file.seek(address)
@@ -52,9 +52,9 @@ def test_memory_is_of_the_program_that_it_was_taken_of() -> None:
             process.stdin.write(b"\n")
             process.stdin.flush()
             assert wait_until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
-            assert user_memory.of(process.pid).load(process.pid, heap(process.pid), buffer) is None
+            assert user_memory.of(process.pid).load(process.pid, stack(process.pid), buffer) is None
             with pytest.raises(HmmfsError):
-                memory.load(process.pid, heap(process.pid), buffer)
+                memory.load(process.pid, stack(process.pid), buffer)
         finally:
             process.kill()
 

@@ -333,12 +333,14 @@ static bool read_some(struct hm_process *process, size_t most)
     struct uffd_msg messages[BATCH];
     ssize_t n = read(process->uffd, messages, most * sizeof(*messages));
     ssize_t count = n > 0 ? n / (ssize_t)sizeof(*messages) : 0;
-    for (ssize_t i = 0; i < count; i++)
-        if (!is_own_fault(process, &messages[i]))
-            note_event(process, &messages[i]);
+    ssize_t own = 0;
     for (ssize_t i = 0; i < count; i++)
         if (is_own_fault(process, &messages[i]))
-            serve_own(process, &messages[i]);
+            messages[own++] = messages[i];
+        else
+            note_event(process, &messages[i]);
+    for (ssize_t i = 0; i < own; i++)
+        serve_own(process, &messages[i]);
     return count == (ssize_t)most;
 }
 

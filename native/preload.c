@@ -451,18 +451,20 @@ static bool join(void *address, size_t length)
 }
 
 /* The helper may be about to drop pages of a mapping, and the kernel would drop what replaces it.
- * It takes some 20 us, and not longer than the daemon needs to read an event. NULL: there is none.
- */
+ * It takes some 20 us, and not longer than the daemon needs to read an event. errno stays. NULL:
+ * there is none. */
 static struct hm_control *begin_change(void)
 {
     struct hm_threads *ours = own_threads();
     struct timespec most = {.tv_sec = 1};
+    int kept = errno;
     if (!ours || ours->link.uffd < 0)
         return NULL;
     __atomic_add_fetch(&ours->link.control->changes_begun, 1, __ATOMIC_SEQ_CST);
     for (int tries = 0; tries < 3 && __atomic_load_n(&ours->link.dropping, __ATOMIC_SEQ_CST);
          tries++)
         syscall(SYS_futex, &ours->link.dropping, FUTEX_WAIT, 1, &most, NULL, 0);
+    errno = kept;
     return ours->link.control;
 }
 
@@ -479,13 +481,8 @@ static void *map(void *address, size_t length, int protection, int flags, int fd
 {
     void *(*next)(void *, size_t, int, int, int, off64_t) =
         __atomic_load_n(&real_mmap, __ATOMIC_RELAXED);
-    bool replaces = flags & MAP_FIXED;
-    struct hm_control *change = NULL;
-    int kept = errno;
+    struct hm_control *change = flags & MAP_FIXED ? begin_change() : NULL;
     void *result;
-    if (replaces)
-        change = begin_change();
-    errno = kept;
     if (next)
         result = next(address, length, protection, flags, fd, offset);
     else
@@ -508,10 +505,8 @@ EXPORTED void *mmap64(void *address, size_t length, int protection, int flags, i
 EXPORTED int munmap(void *address, size_t length)
 {
     int (*next)(void *, size_t) = __atomic_load_n(&real_munmap, __ATOMIC_RELAXED);
-    int kept = errno, result;
     struct hm_control *change = begin_change();
-    errno = kept;
-    result = next ? next(address, length) : (int)syscall(SYS_munmap, address, length);
+    int result = next ? next(address, length) : (int)syscall(SYS_munmap, address, length);
     end_change(change);
     return result;
 }
@@ -551,14 +546,12 @@ static void *remap(void *address, size_t length, size_t wanted, int flags, void 
 EXPORTED void *mremap(void *address, size_t length, size_t wanted, int flags, ...)
 {
     struct hm_control *change;
-    int kept = errno;
     void *to, *result;
     va_list rest;
     va_start(rest, flags);
     to = va_arg(rest, void *);
     va_end(rest);
     change = begin_change();
-    errno = kept;
     result = remap(address, length, wanted, flags, to);
     end_change(change);
     return result;

@@ -309,7 +309,8 @@ bool hm_process_settle(struct hm_process *process, uint64_t block)
     if (process->uffd < 0)
         return true;
     pthread_mutex_lock(&process->lock);
-    settled = serve_all(process) || is_settled(process, block);
+    serve_all(process);
+    settled = is_settled(process, block);
     pthread_mutex_unlock(&process->lock);
     return settled;
 }

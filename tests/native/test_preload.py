@@ -167,16 +167,9 @@ class Attached:
     def state(self, slot: int) -> int:
         return int(struct.unpack_from("I", self.control, slot * SLOT_BYTES)[0])
 
-    def ask(
-        self,
-        slot: int,
-        kind: int,
-        runs: list[tuple[int, int]],
-        count: int | None = None,
-        changes: int | None = None,
-    ) -> int:
-        """The result: 0 or -errno."""
-        self.request(slot, kind, runs, count, changes)
+    def ask(self, slot: int, kind: int, runs: list[tuple[int, int]], **more: int) -> int:
+        """As request. The result: 0 or -errno."""
+        self.request(slot, kind, runs, **more)
         until(lambda: self.state(slot) == DONE)
         return int(SLOT.unpack_from(self.control, slot * SLOT_BYTES)[2])
 

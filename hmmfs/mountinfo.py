@@ -25,9 +25,10 @@ class Entry:
     minor: int
 
 
-def entries() -> list[Entry]:
-    """Every mount that this process sees, in the order in which they were stacked."""
-    with open("/proc/self/mountinfo", "rb") as file:
+def entries(pid: str = "self") -> list[Entry]:
+    """Every mount that a process sees, this one or another, in the order in which they were
+    stacked."""
+    with open(f"/proc/{pid}/mountinfo", "rb") as file:
         return [_parse(line) for line in file]
 
 

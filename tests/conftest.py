@@ -1,10 +1,27 @@
 """What every test shares. Each test's time limit is pytest-timeout's, set in pyproject.toml."""
 
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+
+# What a test sends to its children. A shell's background job and nohup leave them ignored, and
+# every child would inherit that.
+SENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the tests that take an hour")
+
+
+def pytest_configure() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SENT)
+    for number in SENT:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, usual)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -13,3 +30,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     long = [item for item in items if item.get_closest_marker("long")]
     items[:] = [item for item in items if item not in long]
     config.hook.pytest_deselected(items=long)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files() -> Iterator[Path]:
+    """The directory for what code under test makes in the one for temporary files, mounts above
+    all: so two runs at the same time can tell whose it is. Its name is short, as a browser makes a
+    socket below it, which takes 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="hmmfs-tests-") as directory:
+        patch = pytest.MonkeyPatch()
+        patch.setenv("TMPDIR", directory)
+        patch.setattr(tempfile, "tempdir", None)
+        yield Path(directory)
+        patch.undo()

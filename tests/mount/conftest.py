@@ -128,13 +128,16 @@ def unwedged(path: Path, patience_s: float) -> Iterator[None]:
         timer.cancel()
 
 
-def belongings(base: Path) -> dict[str, set[str]]:
-    """What this process and its children hold that outlives a forgetful test."""
+def below(entry: mountinfo.Entry, tops: tuple[Path, ...]) -> bool:
+    return entry.point.startswith(tuple(map(str, tops)))
+
+
+def belongings(tops: tuple[Path, ...]) -> dict[str, set[str]]:
+    """What this process and its children hold that outlives a forgetful test; mounts below `tops`
+    are theirs."""
     me = psutil.Process()
-    mounts = [entry for entry in mountinfo.entries() if entry.type == mountinfo.TYPE]
     # Another run of the tests may be under way.
-    ours = [entry for entry in mounts if entry.point.startswith((str(base), "/tmp/hmmfs-"))]
-    others = {str(entry.minor) for entry in mounts if entry not in ours}
+    ours = [entry for entry in mountinfo.entries() if below(entry, tops)]
     fds = {}
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -145,20 +148,38 @@ def belongings(base: Path) -> dict[str, set[str]]:
         "processes": {f"{child.pid} {child.name()}" for child in me.children(recursive=True)},
         "descriptors": {f"{fd} {what}" for fd, what in fds.items() if "/proc/" not in what},
         "memfds": memfds,
-        "mounts": {entry.point for entry in ours},
-        "connections": set(os.listdir("/sys/fs/fuse/connections")) - others,
+        "mounts": {entry.point for entry in ours if entry.type == mountinfo.TYPE},
+        "connections": set(os.listdir("/sys/fs/fuse/connections")) - others(tops),
     }
 
 
+def others(tops: tuple[Path, ...]) -> set[str]:
+    """The FUSE connections of mounts that are not below `tops`, in any process's namespace."""
+    numbers, namespaces = set(), set()
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        # Processes end meanwhile, and other users' are hidden.
+        with contextlib.suppress(OSError):
+            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+            if namespace not in namespaces:
+                entries = mountinfo.entries(pid)
+                namespaces.add(namespace)
+                numbers |= {
+                    str(entry.minor)
+                    for entry in entries
+                    if entry.type.startswith("fuse") and not below(entry, tops)
+                }
+    return numbers
+
+
 @pytest.fixture(autouse=True)
-def nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def nothing_left(tmp_path_factory: pytest.TempPathFactory, temporary_files: Path) -> Iterator[None]:
     """No test leaves a process, a descriptor, a memfd, a mount or a connection behind."""
-    base = tmp_path_factory.getbasetemp()
-    before = belongings(base)
+    tops = (tmp_path_factory.getbasetemp(), temporary_files)
+    before = belongings(tops)
     yield
 
     def left() -> dict[str, set[str]]:
-        now = belongings(base)
+        now = belongings(tops)
         return {kind: now[kind] - before[kind] for kind in now if now[kind] - before[kind]}
 
     if not wait_until(lambda: not left(), 0.2):
@@ -213,7 +234,7 @@ def _take_down(mount: Mount, daemon: psutil.Process) -> None:
             abort(number)
             with contextlib.suppress(HmmfsError):
                 unmount(str(mount.path), lazy=True)
-    assert wait_until(lambda: ended(pid)), f"the daemon {pid} outlived its mount"
+    assert wait_until(lambda: ended(pid), 30), f"the daemon {pid} outlived its mount"
     left = psutil.wait_procs(workers, timeout=5)[1]
     assert not left, f"workers outlived the daemon: {left}"
     assert "Traceback" not in mount.log.read_text(), mount.log.read_text()

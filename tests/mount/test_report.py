@@ -45,7 +45,6 @@ def recorded(small: Mount, tmp_path: Path) -> list[Json]:
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Chrome]:
     # What a browser writes besides its profile goes with the test as well.
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with browser(tmp_path / "profile") as found:
         yield found
 

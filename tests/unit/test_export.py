@@ -214,7 +214,6 @@ def test_more_at_once_than_there_are_slots(tmp_path: Path) -> None:
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Chrome]:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with browser(tmp_path / "profile") as found:
         yield found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from abc import ABC
 from typing import ClassVar
 
@@ -13,5 +14,9 @@ class Named(ABC):
 
     def __str__(self) -> str:
         """What the policy's file in `policy/` says, and takes."""
-        values = "".join(f" {key}={value}" for key, value in self.__dict__.items() if key[0] != "_")
-        return self.name + values
+        values = [
+            f" {key}={shlex.quote(str(value))}"
+            for key, value in self.__dict__.items()
+            if key[0] != "_"
+        ]
+        return "".join([self.name, *values])

@@ -1,7 +1,8 @@
 """Policies by what a person writes: ``NAME [PARAMETER=VALUE …]``.
 
 A name is that of a built-in policy, of one that an installed package registers under the entry
-point group ``hmmfs.policies``, or ``FILE.py:CLASS``. The kind of a class is its base.
+point group ``hmmfs.policies``, or ``FILE.py:CLASS``. The kind of a class is its base. Words are
+split as a shell does, so a path with blanks takes quotes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib.util
 import inspect
 import os
 import re
+import shlex
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -50,7 +52,10 @@ def named_thrashing(text: str) -> ThrashingPolicy:
 
 
 def _made(text: str, kind: type[P], built_in: tuple[type[P], ...], what: str) -> P:
-    name, *words = text.split() or [""]
+    try:
+        name, *words = shlex.split(text) or [""]
+    except ValueError:
+        raise UsageError(f"A quote in {text[:80]!r} does not end: quote as for a shell.") from None
     chosen = _found(name, kind, built_in, what)
     parameters: dict[str, Any] = {}
     for word in words:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -228,6 +229,14 @@ def misses(text: str, order: list[int], room: int) -> int:
     return missed
 
 
+def test_a_path_with_blanks_takes_quotes(tmp_path: Path) -> None:
+    trace = tmp_path / "a trace's"
+    trace.write_text("0 1\n")
+    policy = named_eviction(f"optimal trace={shlex.quote(str(trace))}")
+    assert policy.__dict__["trace"] == str(trace)
+    assert named_eviction(str(policy)).__dict__["trace"] == str(trace), "what it says it takes"
+
+
 def test_optimal_and_lru_of_pages(tmp_path: Path) -> None:
     """The reference string of the textbooks, with 3 and 4 frames: LRU on faults alone is FIFO, as
     hits are not seen, and has Belady's anomaly; optimal has not."""
@@ -252,8 +261,9 @@ def test_optimal_and_lru_of_pages(tmp_path: Path) -> None:
         ("grow 3", "write PARAMETER=VALUE"),
         ("grow x=3", "it has none"),
         ("mine.py:Mine", "not a whole path"),
+        ("density 'threshold=51", 'A quote in "density \'threshold=51" does not end'),
         ("/nowhere/mine.py:Mine", "can't be loaded: FileNotFoundError"),
-        (f"{__file__}:KEY", "no subclass of hmmfs.policy.PrefetchPolicy"),
+        (shlex.quote(f"{__file__}:KEY"), "no subclass of hmmfs.policy.PrefetchPolicy"),
     ],
 )
 def test_refused_names(text: str, says: str) -> None:

@@ -13,17 +13,12 @@
  * blocks never waits for room, which could be made by a recall of its second block.
  */
 #include "core.h"
+#include "fuse_wire.h"
 
 #include <fcntl.h>
-#include <linux/fuse.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 
-#ifndef FUSE_WRITE_CACHE
-#define FUSE_WRITE_CACHE (1 << 0)
-#endif
-
-#define WRITE_KILL_SUIDGID (1 << 2) /* linux/fuse.h of 5.11 and later */
 #define MAX_PARTS 2
 #define MAX_IOV (2 + HM_MAX_WRITE / HM_PAGE_SIZE + 2)
 
@@ -681,7 +676,7 @@ static void write_region(struct hm_core *core, struct hm_region *region,
         hm_reply(core, request->unique, EFBIG, NULL, 0);
         return;
     }
-    if (request->flags & WRITE_KILL_SUIDGID)
+    if (request->flags & FUSE_WRITE_KILL_SUIDGID)
         drop_privileges(region->record);
     if (from_cache && end > size)
         end = at < size ? size : at;

@@ -2,9 +2,9 @@
  * answered here; every other request goes to pyfuse3 through the relay.
  */
 #include "core.h"
+#include "fuse_wire.h"
 
 #include <fcntl.h>
-#include <linux/fuse.h>
 #include <poll.h>
 #include <sched.h>
 #include <stdio.h>

@@ -7,8 +7,8 @@
  * a request whose reply is queued behind it.
  */
 #include "core.h"
+#include "fuse_wire.h"
 
-#include <linux/fuse.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <sys/socket.h>
@@ -18,13 +18,6 @@
 #define AGAIN 64
 #define OPENS 1024 /* OPEN and CREATE under way, on mounts that pass files through */
 
-/* linux/fuse.h of 6.9 and later */
-#define INIT_EXT (1u << 30)
-#define FLAGS2_PASSTHROUGH (1u << 5) /* bit 37 */
-#define OPEN_PASSTHROUGH (1u << 7)
-#define HANDLE_KILLPRIV_V2 (1u << 28) /* 7.33 */
-
-/* Sizes and places in the INIT reply of protocol 7.28 and later. */
 #define MAX_BACKGROUND 4096 /* parked READs must not keep a recall's WRITEs from being sent */
 #define REPLY_PAGES (HM_MAX_WRITE / HM_PAGE_SIZE)
 
@@ -139,13 +132,14 @@ static void queue_stop(struct queue *queue)
 static void init_request(struct hm_relay *relay, uint8_t *message, size_t length)
 {
     struct fuse_in_header *header = (struct fuse_in_header *)message;
-    struct fuse_init_in *in = (struct fuse_init_in *)(message + sizeof(*header));
-    if (length < sizeof(*header) + 16)
+    struct hm_fuse_init_in *in = (struct hm_fuse_init_in *)(message + sizeof(*header));
+    if (length < sizeof(*header) + offsetof(struct hm_fuse_init_in, flags2))
         return;
     relay->init_unique = header->unique;
-    relay->offered = length >= sizeof(*header) + 20 && in->flags & INIT_EXT &&
-                     in->flags2 & FLAGS2_PASSTHROUGH && relay->core->config.kind != HM_KIND_PRIVATE;
-    relay->killpriv = length >= sizeof(*header) + 16 && in->flags & HANDLE_KILLPRIV_V2;
+    relay->offered = length >= sizeof(*header) + sizeof(*in) && in->flags & FUSE_INIT_EXT &&
+                     in->flags2 & HM_FUSE_FLAGS2_PASSTHROUGH &&
+                     relay->core->config.kind != HM_KIND_PRIVATE;
+    relay->killpriv = in->flags & FUSE_HANDLE_KILLPRIV_V2;
     /* No splicing of a socket. O_TRUNC comes as SETATTR. What changes is told by recalls, never by
      * a changed mtime. The page cache never holds the only size, so there is no writeback cache. */
     in->flags &=
@@ -156,7 +150,7 @@ static void init_request(struct hm_relay *relay, uint8_t *message, size_t length
 static void init_reply(struct hm_relay *relay, uint8_t *message, size_t length)
 {
     struct fuse_out_header *header = (struct fuse_out_header *)message;
-    struct fuse_init_out *out = (struct fuse_init_out *)(message + sizeof(*header));
+    struct hm_fuse_init_out *out = (struct hm_fuse_init_out *)(message + sizeof(*header));
     if (header->error || length < sizeof(*header) + sizeof(*out))
         return;
     out->flags |= FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_MAX_PAGES | FUSE_EXPLICIT_INVAL_DATA;
@@ -170,11 +164,11 @@ static void init_reply(struct hm_relay *relay, uint8_t *message, size_t length)
     /* Without it the kernel asks for a security.capability before each write(2), since there are
      * extended attributes. With it we drop set-uid bits at writes. */
     if (relay->killpriv)
-        out->flags |= HANDLE_KILLPRIV_V2;
+        out->flags |= FUSE_HANDLE_KILLPRIV_V2;
     if (relay->offered) {
-        out->flags |= INIT_EXT;
-        out->flags2 = FLAGS2_PASSTHROUGH;
-        out->unused[0] = 1; /* max_stack_depth */
+        out->flags |= FUSE_INIT_EXT;
+        out->flags2 = HM_FUSE_FLAGS2_PASSTHROUGH;
+        out->max_stack_depth = 1;
     }
     relay->passthrough = relay->offered;
 }
@@ -219,8 +213,8 @@ static bool opening_end(struct hm_relay *relay, uint64_t unique, uint64_t *ino)
 static void pass_through(struct hm_relay *relay, uint8_t *message, size_t *length, uint64_t ino)
 {
     struct fuse_out_header *header = (struct fuse_out_header *)message;
-    struct fuse_open_out *out =
-        (struct fuse_open_out *)(message + *length - sizeof(struct fuse_open_out));
+    struct hm_fuse_open_out *out =
+        (struct hm_fuse_open_out *)(message + *length - sizeof(struct hm_fuse_open_out));
     struct hm_region *region;
     int id;
     if (header->error)
@@ -237,8 +231,8 @@ static void pass_through(struct hm_relay *relay, uint8_t *message, size_t *lengt
         *length = header->len = sizeof(*header);
         return;
     }
-    out->open_flags = OPEN_PASSTHROUGH; /* nothing else may go with it */
-    out->padding = (uint32_t)id;        /* backing_id */
+    out->open_flags = HM_FUSE_OPEN_PASSTHROUGH; /* nothing else may go with it */
+    out->backing_id = id;
 }
 
 /* ---- interrupts --------------------------------------------------------------------------- */

@@ -11,6 +11,7 @@
  * which is the region's (a read past it must end there): whoever works on the bytes does it by
  * pread and pwrite, never through a mapping, which a truncate could pull away.
  */
+#include "fuse_wire.h"
 #include "transaction.h"
 
 #include <stdio.h>
@@ -20,15 +21,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <zlib.h>
-
-/* linux/fuse.h of 6.9 and later */
-struct backing_map {
-    int32_t fd;
-    uint32_t flags;
-    uint64_t padding;
-};
-#define BACKING_OPEN _IOW(229, 1, struct backing_map)
-#define BACKING_CLOSE _IOW(229, 2, uint32_t)
 
 int hm_shared_init(struct hm_region *region)
 {
@@ -47,17 +39,17 @@ void hm_shared_deinit(struct hm_region *region)
 {
     uint32_t id = (uint32_t)region->backing_id;
     if (region->backing_id > 0)
-        ioctl(region->core->fuse_fd, BACKING_CLOSE, &id);
+        ioctl(region->core->fuse_fd, HM_FUSE_BACKING_CLOSE, &id);
     pthread_mutex_destroy(&region->shared_lock);
 }
 
 int hm_shared_backing(struct hm_region *region)
 {
-    struct backing_map map = {.fd = region->pools[HM_HOST].fd};
+    struct hm_fuse_backing_map map = {.fd = region->pools[HM_HOST].fd};
     int id;
     pthread_mutex_lock(&region->shared_lock);
     if (region->backing_id <= 0) {
-        id = ioctl(region->core->fuse_fd, BACKING_OPEN, &map);
+        id = ioctl(region->core->fuse_fd, HM_FUSE_BACKING_OPEN, &map);
         region->backing_id = id < 0 ? -errno : id;
     }
     id = region->backing_id;

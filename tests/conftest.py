@@ -14,6 +14,7 @@ SENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the tests that take an hour")
+    parser.addoption("--no-browser", action="store_true", help="leave out those that open a page")
 
 
 def pytest_configure() -> None:
@@ -25,11 +26,14 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--long"):
-        return
-    long = [item for item in items if item.get_closest_marker("long")]
-    items[:] = [item for item in items if item not in long]
-    config.hook.pytest_deselected(items=long)
+    out = []
+    if not config.getoption("--long"):
+        out += [item for item in items if item.get_closest_marker("long")]
+    if config.getoption("--no-browser"):
+        # The fixture by this name is a browser, wherever there is one.
+        out += [item for item in items if "driver" in getattr(item, "fixturenames", ())]
+    items[:] = [item for item in items if item not in out]
+    config.hook.pytest_deselected(items=out)
 
 
 @pytest.fixture(scope="session", autouse=True)

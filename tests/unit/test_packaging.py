@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -42,7 +43,10 @@ def test_command_starts_light() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
 
 
-@pytest.mark.parametrize("name", ["scripts/setup", "scripts/check", "scripts/test", ".ci/run"])
+SCRIPTS = [f"scripts/{name}" for name in ("setup", "check", "demo", "test", "fresh")] + [".ci/run"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_scripts_are_strict(name: str) -> None:
     path = ROOT / name
     assert os.access(path, os.X_OK)
@@ -50,12 +54,13 @@ def test_scripts_are_strict(name: str) -> None:
     subprocess.run(["bash", "-n", str(path)], check=True)
 
 
-def test_setup_has_nothing_to_do() -> None:
+def test_setup_has_nothing_to_do(pytestconfig: pytest.Config) -> None:
     """The tests run from a set-up checkout, so a second setup is silent."""
     if not (ROOT / ".venv" / "stamp-native").exists():
         pytest.skip("this checkout was not set up by scripts/setup")
+    words = ["--test", *(["--no-browser"] if pytestconfig.getoption("--no-browser") else [])]
     done = subprocess.run(
-        [str(ROOT / "scripts/setup"), "--test"], capture_output=True, text=True, cwd="/"
+        [str(ROOT / "scripts/setup"), *words], capture_output=True, text=True, cwd="/"
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -65,7 +70,51 @@ def test_setup_refuses_other_arguments() -> None:
         [str(ROOT / "scripts/setup"), "--tset"], capture_output=True, text=True, cwd="/"
     )
     assert done.returncode == 2
-    assert done.stderr == 'scripts/setup: it takes nothing or --test, not "--tset".\n'
+    wanted = 'it takes nothing, --test or --test --no-browser, not "--tset".'
+    assert done.stderr == f"scripts/setup: {wanted}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ([], 2, "tell it which Debian to make: "),
+        (["--help"], 2, "tell it which Debian to make: "),
+        (["../../etc"], 2, "tell it which Debian to make: "),
+        (["nosuch"], 2, 'debootstrap knows no suite "nosuch": name one such as '),
+    ],
+)
+def test_fresh_refuses(words: list[str], status: int, said: str, tmp_path: Path) -> None:
+    if words == ["nosuch"] and (os.geteuid() or not shutil.which("debootstrap")):
+        pytest.skip("needs root and debootstrap, which scripts/fresh itself installs")
+    command = [str(ROOT / "scripts/fresh"), *words]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith(f"scripts/fresh: {said}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["setup.py", "native/build.py"])
+def test_a_compiler_that_warns_builds_all_the_same(path: str) -> None:
+    """scripts/check alone makes warnings errors: a user's compiler may be newer than ours."""
+    assert "-Werror" not in (ROOT / path).read_text()
+
+
+# Fields of linux/fuse.h that an older one calls padding, and newer ones what they like.
+RENAMED = {"padding": "of_late", "unused": "of_late_too", "flags2": "flags_too"}
+
+
+@pytest.mark.parametrize("name", ["access.c", "gate.c", "relay.c", "shared.c"])
+def test_what_was_padding_is_never_used(name: str, tmp_path: Path) -> None:
+    """Newer headers give such fields names, and others a new place: ours are our own."""
+    text = Path("/usr/include/linux/fuse.h").read_text()
+    for word, other in RENAMED.items():
+        text = re.sub(rf"\b{word}\b", other, text)
+    (tmp_path / "linux").mkdir()
+    (tmp_path / "linux/fuse.h").write_text(text)
+    command = ["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-fsyntax-only", f"-I{tmp_path}"]
+    done = subprocess.run([*command, str(ROOT / "native" / name)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.fixture(scope="session")

@@ -310,6 +310,7 @@ class _Daemon:
 
     def _on_doom(self, ino: int) -> None:
         self._tree.drop_region(ino)
+        self._operations.drop_region(ino)
         for worker in self._workers:
             worker.forget(ino)
         self._doom.send_nowait(ino)

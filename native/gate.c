@@ -244,7 +244,7 @@ static void take_ioctl(struct hm_core *core, const struct hm_request *request)
     hm_event_push(core, &event);
 }
 
-/* Whether a GETXATTR asks for a name that pyfuse3 may know. */
+/* Whether a GETXATTR asks for a name that a file may have. */
 static bool is_user_xattr(const uint8_t *message, size_t length)
 {
     static const char prefix[] = "user.";
@@ -278,6 +278,12 @@ static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
         take_ioctl(core, &request);
         return;
     }
+    if (request.opcode == FUSE_GETXATTR && !is_user_xattr(message, length)) {
+        /* The kernel asks for security.capability of every file that is written to, ls for labels
+         * and access lists of each that it lists, until it hears that this file system has none. */
+        hm_reply(core, request.unique, EOPNOTSUPP, NULL, 0);
+        return;
+    }
     if (request.ino >= FIRST_REGION_INO) {
         if (core->config.kind != HM_KIND_PRIVATE &&
             (request.opcode == FUSE_READ || request.opcode == FUSE_WRITE)) {
@@ -285,12 +291,6 @@ static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
             return;
         }
         switch (request.opcode) {
-        case FUSE_GETXATTR:
-            /* The kernel asks for security.capability of every file that is written to. */
-            if (is_user_xattr(message, length))
-                break;
-            hm_reply(core, request.unique, ENODATA, NULL, 0);
-            return;
         case FUSE_WRITE:
             hm_order_read(core, request.unique);
             hm_access(core, &request);

@@ -32,12 +32,14 @@ from hmmfs.filesystem.tree import (
     Dmirror,
     Events,
     Node,
+    Regions,
     Setting,
     Stream,
     Submit,
     Text,
     Tree,
 )
+from hmmfs.filesystem.xattrs import ENOATTR, Xattrs
 from hmmfs.memory import FIRST_REGION_INO, HOST, PAGE_SIZE, Core, Ioctl, Region, RegionTable
 from hmmfs.memory.core import NAME_MAX, NONBLOCK_BIT
 
@@ -46,13 +48,7 @@ log = logging.getLogger(__name__)
 # Every change of a name in regions/ comes through the kernel, so it may believe them for long.
 REGION_ENTRY_TIMEOUT = 3600.0
 MAX_REGIONS = 8192
-# Attributes of a region's file that are the same as a file of state/; setting one sets the other.
-ATTRIBUTES = b"user.hmmfs."
-MIRRORED = (b"advice", b"residency", b"faults", b"numa", b"prefetched")
-CLEARED = {b"advice": b"all unset_all", b"numa": b"default"}  # what removing one writes
-ENOATTR = pyfuse3.ENOATTR
 MAX_VALUE = 4096  # bytes written to a file that takes one value
-MAX_ATTRIBUTE = 65536  # Linux's own limit
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 NONBLOCK = 1 << NONBLOCK_BIT  # in the offset of a READ: the gate's word for O_NONBLOCK
 READY_ALWAYS = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
@@ -132,10 +128,11 @@ class Operations(pyfuse3.Operations):
         self._tree = tree
         self._uid = uid
         self._gid = gid
-        self._born = self._changed = time.time_ns()
+        self._born = time.time_ns()
         self._handles: dict[int, Handle] = {}
         self._fhs = itertools.count(1)
         self._ioctls = Ioctls(core)
+        self._xattrs = Xattrs(tree, self._set)
 
     # ---- for the daemon
 
@@ -149,6 +146,10 @@ class Operations(pyfuse3.Operations):
             handle.submission.interrupt(waits=self._core.waits(fh))
         elif isinstance(handle, Pipe):
             handle.interrupt(waits=self._core.waits(fh))
+
+    def drop_region(self, ino: int) -> None:
+        """A region is gone for good."""
+        self._xattrs.drop(ino)
 
     async def ioctl(self, request: Ioctl) -> None:
         """Carry out an ioctl on an open control file, and answer it."""
@@ -187,8 +188,12 @@ class Operations(pyfuse3.Operations):
         attributes.st_uid, attributes.st_gid = self._uid, self._gid
         if what.uid is not None:
             attributes.st_uid = what.uid
-        changed = self._changed if what is self._tree.regions else self._born
-        attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = changed
+        if what.gid is not None:
+            attributes.st_gid = what.gid
+        attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = self._born
+        if isinstance(what, Regions):
+            attributes.st_atime_ns = what.atime
+            attributes.st_mtime_ns, attributes.st_ctime_ns = what.mtime, what.ctime
         return attributes
 
     def _find(self, ino: int) -> Node | Region:
@@ -236,7 +241,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         found = self._find(ino)
         if not isinstance(found, Region):
-            self._set_on_control(found, fields)
+            self._set_on_control(found, attr, fields)
             return self._attributes(found)
         if fields.update_size:
             self._truncate(found, attr.st_size)
@@ -256,9 +261,29 @@ class Operations(pyfuse3.Operations):
         found.ctime = time.time_ns()
         return self._attributes(found)
 
-    def _set_on_control(self, node: Node, fields: pyfuse3.SetattrFields) -> None:
+    def _set_on_directory(
+        self, regions: Regions, attr: EntryAttributes, fields: pyfuse3.SetattrFields
+    ) -> None:
+        if fields.update_mode:
+            regions.mode = stat.S_IFDIR | stat.S_IMODE(attr.st_mode)
+        if fields.update_uid:
+            regions.uid = attr.st_uid
+        if fields.update_gid:
+            regions.gid = attr.st_gid
+        if fields.update_atime:
+            regions.atime = attr.st_atime_ns
+        if fields.update_mtime:
+            regions.mtime = attr.st_mtime_ns
+        regions.ctime = time.time_ns()
+
+    def _set_on_control(
+        self, node: Node, attr: EntryAttributes, fields: pyfuse3.SetattrFields
+    ) -> None:
         """A shell's `>` truncates, and touch sets times: on a file that is written to, neither
-        means anything. The rest is fixed."""
+        means anything. The rest is fixed, but for regions/."""
+        if isinstance(node, Regions):
+            self._set_on_directory(node, attr, fields)
+            return
         if fields.update_mode or fields.update_uid or fields.update_gid:
             raise FUSEError(errno.EPERM)
         if not isinstance(node, Submit | Action | Setting | Dmirror):
@@ -278,7 +303,8 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EPERM)
 
     def _touch_directory(self) -> None:
-        self._changed = time.time_ns()
+        regions = self._tree.regions
+        regions.mtime = regions.ctime = time.time_ns()
 
     def _make(self, parent: int, name: bytes, mode: int, ctx: RequestContext) -> Region:
         self._in_regions(parent)
@@ -499,50 +525,32 @@ class Operations(pyfuse3.Operations):
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         raise FUSEError(errno.ENOSYS)
 
-    # ---- extended attributes: what setfattr and getfattr say of a region
-
-    def _mirrored(self, inode: int, name: bytes) -> Text:
-        """The file of state/ that an attribute is the same as."""
-        region = self._table.by_ino(inode)
-        state = self._tree.state_of(region) if region is not None else None
-        short = name.removeprefix(ATTRIBUTES)
-        node = state.get(short) if state and short != name and short in MIRRORED else None
-        if not isinstance(node, Text):
-            raise FUSEError(ENOATTR)
-        return node
-
-    def _value(self, node: Text) -> bytes:
-        text = node.produce()
-        return text if isinstance(text, bytes) else text.encode(errors="surrogateescape")
+    # ---- extended attributes
 
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        value = self._value(self._mirrored(inode, name))
-        if not value:
-            raise FUSEError(ENOATTR)
-        return value
+        return self._xattrs.get(self._find(inode), name)
 
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        if self._table.by_ino(inode) is None:
-            return []
-        names = [ATTRIBUTES + short for short in MIRRORED]
-        return [name for name in names if self._value(self._mirrored(inode, name))]
+        return self._xattrs.names(self._find(inode))
 
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        if not name.startswith(b"user."):
-            raise FUSEError(errno.EOPNOTSUPP)
-        node = self._mirrored(inode, name)
-        if not isinstance(node, Setting):
-            raise FUSEError(errno.EACCES)  # as the file
-        await self._set(node, value, MAX_ATTRIBUTE)
+        await self._change_xattr(inode, functools.partial(self._xattrs.set, value=value), name)
 
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        node = self._mirrored(inode, name)
-        if name.removeprefix(ATTRIBUTES) not in CLEARED:
-            raise FUSEError(errno.EACCES)
-        if not self._value(node):
-            raise FUSEError(ENOATTR)
-        assert isinstance(node, Setting)
-        await self._set(node, CLEARED[name.removeprefix(ATTRIBUTES)], MAX_VALUE)
+        await self._change_xattr(inode, self._xattrs.remove, name)
+
+    async def _change_xattr(
+        self, ino: int, change: Callable[..., Awaitable[None]], name: bytes
+    ) -> None:
+        found = self._find(ino)
+        try:
+            await change(found, name)
+        except HmmfsError as error:
+            if error.errno not in (errno.EOPNOTSUPP, ENOATTR):  # what tools just try
+                self._tree.errors.say(error.sentence)
+            raise
+        if isinstance(found, Region | Regions):
+            found.ctime = time.time_ns()
 
     # ---- the whole
 

@@ -52,6 +52,7 @@ class Node:
     # no request of theirs tells the kernel.
     entry_timeout: float = 3600.0
     uid: int | None = None  # whose it is; None: of the user who mounted
+    gid: int | None = None
 
     @property
     def nlink(self) -> int:
@@ -141,6 +142,10 @@ class Regions(Directory):
     others changes."""
 
     table: RegionTable = field(kw_only=True)
+    # Nanoseconds; like owner and mode they may be set, as tools do that copy a directory into it.
+    atime: int = field(default_factory=time.time_ns)
+    mtime: int = field(default_factory=time.time_ns)
+    ctime: int = field(default_factory=time.time_ns)
 
     def entries(self, after: int) -> Iterator[tuple[int, bytes, Node | Region]]:
         for name, region in self.table.listed(after):

@@ -470,7 +470,6 @@ def test_the_ways_to_say_it(machine: hmmfs.Machine) -> None:
     advice.write_text("0+8192 pinned\n8192+4096 pinned read_mostly\n")
     assert advice.read_text() == "0+8192 pinned\n8192+4096 read_mostly pinned\n"
     assert os.getxattr(region.path, "user.hmmfs.advice") == advice.read_text().encode()
-    assert "user.hmmfs.advice" in os.listxattr(region.path)
     os.setxattr(region.path, "user.hmmfs.advice", b"8K+1 unset_read_mostly")
     assert advice.read_text() == "0+12288 pinned\n", "what says the same is one range"
     run("advise", str(machine.path), "a:4K+4K", "unset_all", "accessed_by=dev1,dev0")
@@ -483,7 +482,6 @@ def test_the_ways_to_say_it(machine: hmmfs.Machine) -> None:
     os.removexattr(region.path, "user.hmmfs.advice")
     assert advice.read_text() == ""
     fails(errno.ENODATA, lambda: os.getxattr(region.path, "user.hmmfs.advice"))
-    assert "user.hmmfs.advice" not in os.listxattr(region.path)
 
 
 def test_attributes_are_those_of_the_whole_range(machine: hmmfs.Machine) -> None:
@@ -551,12 +549,8 @@ def test_bad_advice_changes_nothing(
     assert (machine.path / "state/a/advice").read_text() == "all granularity=64K\n"
 
 
-def test_other_attributes_are_not_kept(machine: hmmfs.Machine) -> None:
+def test_no_advice(machine: hmmfs.Machine) -> None:
     region = filled(machine, size=PAGE)
-    fails(errno.EOPNOTSUPP, lambda: os.setxattr(region.path, "trusted.a", b"1"))
-    fails(errno.ENODATA, lambda: os.setxattr(region.path, "user.other", b"1"))
-    fails(errno.ENODATA, lambda: os.getxattr(region.path, "user.other"))
-    fails(errno.ENODATA, lambda: os.getxattr(region.path, "security.capability"))
     fails(errno.ENODATA, lambda: os.removexattr(region.path, "user.hmmfs.advice"))
     done = run("advise", str(machine.path), "nothing", "pinned", check=False)
     assert (done.returncode, "no region" in done.stderr) == (2, True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
+import json
 import math
 import operator
 import os
@@ -34,6 +35,7 @@ import numpy as np
 
 from hmmfs import mountinfo
 from hmmfs.attributes import query
+from hmmfs.daemonize import reported
 from hmmfs.device.launches import Array, Launch, Use, encoded, payload_of
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.process import Process, View
@@ -348,9 +350,10 @@ class Device:
 class Machine:
     """A mount: its devices (`dev0`, …), and its regions by name."""
 
-    def __init__(self, path: Path, *, ours: bool = False, temporary: bool = False) -> None:
+    # owner: the process that the mount ends with, if that is one of ours
+    def __init__(self, path: Path, *, owner: int | None = None, temporary: bool = False) -> None:
         self.path = path
-        self._ours, self._temporary = ours, temporary
+        self._owner, self._temporary = owner, temporary
         names = sorted(os.listdir(path / "devices"), key=lambda name: int(name[3:]))
         self.devices = [Device(self, name) for name in names]
 
@@ -413,13 +416,22 @@ class Machine:
         return (self.path / "audit").read_text().strip()
 
     def close(self) -> None:
-        """End the mount, if it was made by `mount`. EBUSY while it is in use."""
-        if not self._ours:
-            return
-        _command("umount", str(self.path))
-        self._ours = False
+        """End the mount, if it was made by `mount` in this process: in a forked child nothing
+        happens. HmmfsError with EBUSY: it is in use."""
+        if self._is_ours():
+            self._end(lazy=False)
+
+    def _is_ours(self) -> bool:
+        return self._owner == os.getpid()
+
+    def _end(self, *, lazy: bool) -> None:
+        from hmmfs.filesystem import mounting
+
+        mounting.unmount(str(self.path), lazy)
+        self._owner = None
         if self._temporary:
-            self.path.rmdir()
+            with contextlib.suppress(OSError):  # the daemon may have been faster
+                self.path.rmdir()
 
     def __enter__(self) -> Machine:
         return self
@@ -432,12 +444,11 @@ class Machine:
     ) -> None:
         try:
             self.close()
-        except HmmfsError:
+        except HmmfsError as busy:
+            if busy.errno != errno.EBUSY:
+                raise
             # Most likely maps of regions that the caller still holds: detached, it ends with them.
-            _command("umount", "-z", str(self.path))
-            if self._temporary:
-                with contextlib.suppress(OSError):
-                    self.path.rmdir()
+            self._end(lazy=True)
 
 
 def checked_name(name: str) -> str:
@@ -465,31 +476,67 @@ def connect(path: str | os.PathLike[str]) -> Machine:
 
 def mount(path: str | os.PathLike[str] | None = None, **options: object) -> Machine:
     """Mount a machine with the options of `hmmfs mount`, on a temporary directory unless a path is
-    given. Leaving the context, or close(), ends it."""
-    where = Path(tempfile.mkdtemp(prefix="hmmfs-") if path is None else path)
-    words = []
-    for name, value in options.items():
-        text = {True: "on", False: "off"}.get(value) if isinstance(value, bool) else str(value)
-        words.append(f"{name}={text}")
+    given. An option is a string, a path, a whole number, True or False; None leaves it as it is.
+    Leaving the context, or close(), ends the mount; so does the end of this process, however it
+    ends. HmmfsError: it can't be mounted, UsageError: not with these options."""
+    pairs = _texts(options)
+    where = Path(tempfile.mkdtemp(prefix="hmmfs-") if path is None else path).absolute()
     try:
-        _command("mount", str(where), *(["-o", ",".join(words)] if words else []))
+        _start({"path": str(where), "options": pairs, "temporary": path is None})
     except BaseException:
         if path is None:
-            where.rmdir()
+            with contextlib.suppress(OSError):
+                where.rmdir()
         raise
-    return Machine(where, ours=True, temporary=path is None)
+    return Machine(where, owner=os.getpid(), temporary=path is None)
+
+
+def _texts(options: dict[str, Any]) -> list[tuple[str, str]]:
+    """Options as names and texts. UsageError: no text can say that."""
+    given = [(name, value) for name, value in options.items() if value is not None]
+    return [(name, _text(name, value)) for name, value in given]
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "on" if value else "off"
+    try:
+        if not isinstance(value, str | os.PathLike):
+            return str(operator.index(value))
+        text = os.fsdecode(value)
+        if "\0" not in os.fsdecode(os.fsencode(text)):
+            return text
+    except (TypeError, UnicodeEncodeError):
+        pass
+    raise UsageError(
+        f'The option "{name}" is wrong: {value!r} can\'t be passed. Give a string, a whole number, '
+        "True or False."
+    )
+
+
+def _start(request: dict[str, Any]) -> None:
+    """Have a daemon of ours mount; see `hmmfs.owned`."""
+    owner = os.pidfd_open(os.getpid())
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "hmmfs.owned", str(owner)],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            pass_fds=[owner],
+        )
+    finally:
+        os.close(owner)
+    if done.returncode:
+        try:
+            error = reported(json.loads(done.stdout))
+        except ValueError:
+            said = done.stderr.strip() or f"It ended with status {done.returncode}."
+            error = HmmfsError(errno.EIO, said)
+        raise error
 
 
 # ---- files of the mount
-
-
-def _command(*words: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "hmmfs", *words], stderr=subprocess.PIPE, text=True
-    )
-    if done.returncode:
-        lines = done.stderr.strip().removeprefix("hmmfs: ") or "It failed without a word."
-        raise HmmfsError(errno.EINVAL if done.returncode == 2 else errno.EIO, lines)
 
 
 def _answer(fd: int) -> str:

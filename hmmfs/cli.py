@@ -17,7 +17,7 @@ import click
 
 from hmmfs import __version__, cli_inspect, cli_record, cli_run, mountinfo
 from hmmfs.config import OPTIONS, Config
-from hmmfs.daemonize import in_background, open_standard_files, sd_notify
+from hmmfs.daemonize import Owner, in_background, open_standard_files, sd_notify
 from hmmfs.errors import HmmfsError, UsageError
 
 FAILED = 1
@@ -90,7 +90,9 @@ def mount8_command(
     return _serve(directory, replace(config, threads=1) if single else config, foreground, debug)
 
 
-def _serve(directory: str, config: Config, foreground: bool, debug: bool) -> int:
+def _serve(
+    directory: str, config: Config, foreground: bool, debug: bool, owner: Owner | None = None
+) -> int:
     debug = debug or config.debug
     config = replace(config, debug=debug, foreground=foreground or debug)
     # Absolute, because a daemon may leave the directory it was started in.
@@ -102,9 +104,9 @@ def _serve(directory: str, config: Config, foreground: bool, debug: bool) -> int
     def work(ready: Callable[[], None]) -> int:
         from hmmfs.daemon import serve
 
-        return serve(path, config, ready)
+        return serve(path, config, ready, owner)
 
-    if config.foreground:
+    if config.foreground and owner is None:
         return work(lambda: sd_notify("READY=1"))
     return in_background(work)
 

@@ -71,10 +71,17 @@ class Config:
         cls, options: str = "", toml_path: str | None = None, **defaults: Value
     ) -> Self:
         """Defaults, then the TOML file, then ``-o``; among repeated options the last wins."""
-        chosen: dict[str, Any] = dict(defaults)
         given = _from_toml(toml_path) if toml_path is not None else iter(())
-        for name, text in [*given, *_split(options)]:
+        return cls.from_pairs([*given, *_split(options)], **defaults)
+
+    @classmethod
+    def from_pairs(cls, pairs: Iterable[tuple[str, str | None]], **defaults: Value) -> Self:
+        """Defaults, then names with their texts; None: the name stands alone."""
+        chosen: dict[str, Any] = dict(defaults)
+        for name, text in pairs:
             if name in GENERIC:
+                if GENERIC[name] and text not in (None, "on"):
+                    raise UsageError(f'The option "{name}={text}" is wrong: {name} stands alone.')
                 chosen.update(GENERIC[name])
             elif not name.startswith(("x-", "X-")):
                 chosen[name] = _known(name).parse(name, text)

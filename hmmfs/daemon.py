@@ -25,6 +25,7 @@ import pyfuse3
 import trio
 
 from hmmfs.config import Config
+from hmmfs.daemonize import Owner
 from hmmfs.device import Executor, links
 from hmmfs.device.blocks import Blocks
 from hmmfs.device.dmirror import Device
@@ -63,7 +64,7 @@ GRACE_S = 2.0  # for requests under way, once the mount is detached
 SO_SNDBUFFORCE = 32
 
 
-def serve(path: str, config: Config, ready: Callable[[], None]) -> int:
+def serve(path: str, config: Config, ready: Callable[[], None], owner: Owner | None = None) -> int:
     """Mount on `path`, call `ready` once the mount answers, and return 0 when it has ended."""
     _start_log(config)
     # A region takes a descriptor for its directory and one for each node that has pages of it.
@@ -86,8 +87,12 @@ def serve(path: str, config: Config, ready: Callable[[], None]) -> int:
         except BaseException:
             core.close()
             raise
-        watchdog.guard(mounted.path, mounted.connection_id)
-        _Daemon(config, core, mounted, topology, endpoint).run(ready)
+        temporary = owner is not None and owner.temporary
+        watchdog.guard(mounted.path, mounted.connection_id, temporary=temporary)
+        _Daemon(config, core, mounted, topology, endpoint, owner).run(ready)
+        if temporary:
+            with contextlib.suppress(OSError):  # the owner may have been faster
+                os.rmdir(mounted.path)
     finally:
         if endpoint:
             endpoint.close()
@@ -179,8 +184,10 @@ class _Daemon:
         mounted: Mounted,
         topology: links.Topology,
         endpoint: Endpoint | None,
+        owner: Owner | None,
     ) -> None:
         self._config = config
+        self._owner = owner
         self._endpoint = endpoint
         self._core = core
         self._mounted = mounted
@@ -349,12 +356,15 @@ class _Daemon:
         ready()
 
     async def _await_signals(self) -> None:
-        """The first signal unmounts. Where programs keep the mount busy it is detached, what is
-        under way gets a moment, then the connection is aborted."""
+        """The first signal, or the end of the owner, unmounts. Where programs keep the mount busy
+        it is detached, what is under way gets a moment, then the connection is aborted."""
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            async for number in signals:
-                log.info("%s: unmounting %s.", signal.Signals(number).name, self._mounted.path)
-                break
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._await_owner)
+                async for number in signals:
+                    log.info("%s: unmounting %s.", signal.Signals(number).name, self._mounted.path)
+                    break
+                nursery.cancel_scope.cancel()
             if not await self._unmount(lazy=False):
                 await self._unmount(lazy=True)
             with trio.move_on_after(GRACE_S):
@@ -366,6 +376,13 @@ class _Daemon:
             ):
                 log.error("The connection can't be aborted: it ends at the programs' last close.")
             await self._closed.wait()
+
+    async def _await_owner(self) -> None:
+        """The end of the program that the mount is for is as a signal from it."""
+        if self._owner is not None:
+            await trio.lowlevel.wait_readable(self._owner.pidfd)
+            log.info("The program that mounted %s has ended.", self._mounted.path)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     async def _unmount(self, *, lazy: bool) -> bool:
         """Whether nothing more is to be done about the mount's place in the tree."""

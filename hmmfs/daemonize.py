@@ -9,12 +9,22 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from hmmfs.errors import HmmfsError, UsageError
 
 Ready = Callable[[], None]
 READY = b"ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The process that a mount ends with. pidfd: of it; a child that inherits a copy changes
+    nothing. temporary: the mount's directory goes with the mount."""
+
+    pidfd: int
+    temporary: bool
 
 
 def sd_notify(state: str) -> None:
@@ -65,12 +75,7 @@ def in_background(work: Callable[[Ready], int]) -> int:
     if answer == READY:
         return 0
     if answer:
-        report = json.loads(answer)
-        raise (
-            UsageError(report["sentence"])
-            if report["usage"]
-            else HmmfsError(report["errno"], report["sentence"])
-        )
+        raise reported(json.loads(answer))
     raise HmmfsError(errno.EIO, f"The daemon {_ending(pid)} before the mount was ready.")
 
 
@@ -107,7 +112,7 @@ def _daemon(work: Callable[[Ready], int], writer: int) -> NoReturn:
         status = work(ready)
     except BaseException as error:
         if waiting:
-            os.write(writer, json.dumps(_report(error)).encode())
+            os.write(writer, json.dumps(report(error)).encode())
     finally:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
@@ -115,7 +120,8 @@ def _daemon(work: Callable[[Ready], int], writer: int) -> NoReturn:
         os._exit(status)
 
 
-def _report(error: BaseException) -> dict[str, object]:
+def report(error: BaseException) -> dict[str, Any]:
+    """An error as JSON has it; `reported` makes it one again."""
     if isinstance(error, HmmfsError):
         return {
             "usage": isinstance(error, UsageError),
@@ -125,3 +131,8 @@ def _report(error: BaseException) -> dict[str, object]:
     traceback.print_exception(error)
     sentence = f"The daemon failed before the mount was ready: {error!r}."
     return {"usage": False, "errno": errno.EIO, "sentence": sentence}
+
+
+def reported(words: dict[str, Any]) -> HmmfsError:
+    sentence = words["sentence"]
+    return UsageError(sentence) if words["usage"] else HmmfsError(words["errno"], sentence)

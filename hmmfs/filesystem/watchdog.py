@@ -46,9 +46,10 @@ class Watchdog:
         os.close(answer)
         return cls(pid, writer, answers)
 
-    def guard(self, path: str, connection_id: int) -> None:
-        """From now on, abort this connection and unmount ``path`` if this process dies."""
-        self._say({"path": path, "connection": connection_id})
+    def guard(self, path: str, connection_id: int, *, temporary: bool = False) -> None:
+        """From now on, abort this connection and unmount ``path`` if this process dies, and remove
+        it if it is temporary."""
+        self._say({"path": path, "connection": connection_id, "temporary": temporary})
         # Once it has found the connection, a later one with the same number is not taken for it.
         if self._answers >= 0:
             select.select([self._answers], [], [], PATIENCE_S)
@@ -179,6 +180,9 @@ def _watch(pipe: int, answer: int, wake: int) -> None:
                 os.write(answer, b"1")
     if told:
         _free(str(told["path"]), int(str(told["connection"])), control)
+        if told["temporary"]:
+            with contextlib.suppress(OSError):
+                os.rmdir(str(told["path"]))
 
 
 def _free(path: str, connection_id: int, control: int | None) -> None:

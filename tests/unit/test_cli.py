@@ -24,7 +24,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
     """What the daemon would have been asked to serve."""
     calls: Served = []
 
-    def serve(path: str, config: Config, ready: Callable[[], None]) -> int:
+    def serve(path: str, config: Config, ready: Callable[[], None], owner: None) -> int:
         calls.append((path, config))
         ready()
         return 0
@@ -69,7 +69,7 @@ def test_config_file(served: Served, tmp_path: Path) -> None:
 def test_background(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     note = tmp_path / "note"
 
-    def serve(path: str, config: Config, ready: Callable[[], None]) -> int:
+    def serve(path: str, config: Config, ready: Callable[[], None], owner: None) -> int:
         note.write_text(f"{path} {config.foreground} {os.getpid()}")
         ready()
         return 0

@@ -57,9 +57,10 @@ static long call6(long number, long a, long b, long c, long d, long e, long f)
     return result;
 }
 
-static NEVER_INLINED long start_thread(long flags, void *stack, void (*run)(void *), void *arg)
+static NEVER_INLINED long start_thread(long flags, void *stack, void (*run)(void *), void *arg,
+                                       int *number)
 {
-    register long r10 __asm__("r10") = 0;
+    register int *r10 __asm__("r10") = number;
     register long r8 __asm__("r8") = 0;
     register void (*r12)(void *) __asm__("r12") = run;
     register void *r13 __asm__("r13") = arg;
@@ -73,8 +74,8 @@ static NEVER_INLINED long start_thread(long flags, void *stack, void (*run)(void
                      "ud2\n"
                      "1:"
                      : "=a"(result)
-                     : "a"(SYS_clone), "D"(flags), "S"(stack), "d"(0L), "r"(r10), "r"(r8), "r"(r12),
-                       "r"(r13)
+                     : "a"(SYS_clone), "D"(flags), "S"(stack), "d"(number), "r"(r10), "r"(r8),
+                       "r"(r12), "r"(r13)
                      : "rcx", "r11", "memory");
     return result;
 }
@@ -97,14 +98,15 @@ static long call6(long number, long a, long b, long c, long d, long e, long f)
     return x0;
 }
 
-static NEVER_INLINED long start_thread(long flags, void *stack, void (*run)(void *), void *arg)
+static NEVER_INLINED long start_thread(long flags, void *stack, void (*run)(void *), void *arg,
+                                       int *number)
 {
     register long x8 __asm__("x8") = SYS_clone;
     register long x0 __asm__("x0") = flags;
     register void *x1 __asm__("x1") = stack;
-    register long x2 __asm__("x2") = 0;
+    register int *x2 __asm__("x2") = number;
     register long x3 __asm__("x3") = 0;
-    register long x4 __asm__("x4") = 0;
+    register int *x4 __asm__("x4") = number;
     register void (*x10)(void *) __asm__("x10") = run;
     register void *x11 __asm__("x11") = arg;
     __asm__ volatile("svc #0\n\t"
@@ -138,14 +140,15 @@ static long call6(long number, long a, long b, long c, long d, long e, long f)
     return a0;
 }
 
-static NEVER_INLINED long start_thread(long flags, void *stack, void (*run)(void *), void *arg)
+static NEVER_INLINED long start_thread(long flags, void *stack, void (*run)(void *), void *arg,
+                                       int *number)
 {
     register long a7 __asm__("a7") = SYS_clone;
     register long a0 __asm__("a0") = flags;
     register void *a1 __asm__("a1") = stack;
-    register long a2 __asm__("a2") = 0;
+    register int *a2 __asm__("a2") = number;
     register long a3 __asm__("a3") = 0;
-    register long a4 __asm__("a4") = 0;
+    register int *a4 __asm__("a4") = number;
     register void (*s2)(void *) __asm__("s2") = run;
     register void *s3 __asm__("s3") = arg;
     __asm__ volatile("ecall\n\t"
@@ -514,7 +517,9 @@ static void tell(void)
 
 /* ---- the threads -------------------------------------------------------------------------- */
 
-#define THREAD (CLONE_VM | CLONE_SIGHAND | CLONE_THREAD)
+/* With a number that the kernel sets to 0, and wakes, when the thread is off its stack. */
+#define THREAD                                                                                     \
+    (CLONE_VM | CLONE_SIGHAND | CLONE_THREAD | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID)
 
 /* When the daemon takes its leave all pages are here, and without a userfaultfd all memory is the
  * program's alone. It is closed here: the helper may be waiting for an event to be read. */
@@ -562,9 +567,8 @@ static void helper(void *arg)
     __atomic_store_n(&link->control->helper, (uint32_t)CALL(gettid, 0, 0, 0, 0, 0, 0),
                      __ATOMIC_RELAXED);
     if (!error && link->uffd >= 0) {
-        error =
-            start_thread(THREAD | CLONE_FILES | CLONE_FS, &threads->stack1[HM_PART], guard, link);
-        link->guard = (int)error;
+        error = start_thread(THREAD | CLONE_FILES | CLONE_FS, &threads->stack1[HM_PART], guard,
+                             link, &link->guard);
     }
     __atomic_store_n(&link->ready, error < 0 ? (int)error : 1, __ATOMIC_RELEASE);
     wake_futex(&link->ready);
@@ -580,13 +584,15 @@ int hm_helper_start(struct hm_threads *threads)
     struct hm_link *link = &threads->link;
     uint64_t all = ~0ULL, before;
     long error;
-    int ready;
+    int ready, number;
     CALL(rt_sigprocmask, SIG_SETMASK, &all, &before, sizeof(all), 0, 0);
-    error = start_thread(THREAD, &threads->stack0[HM_PART], helper, threads);
+    error = start_thread(THREAD, &threads->stack0[HM_PART], helper, threads, &link->helper);
     CALL(rt_sigprocmask, SIG_SETMASK, &before, NULL, sizeof(all), 0, 0);
     if (error < 0)
         return (int)error;
     while (!(ready = __atomic_load_n(&link->ready, __ATOMIC_ACQUIRE)))
         CALL(futex, &link->ready, FUTEX_WAIT, 0, NULL, 0, 0);
+    while (ready < 0 && (number = __atomic_load_n(&link->helper, __ATOMIC_ACQUIRE)))
+        CALL(futex, &link->helper, FUTEX_WAIT, number, NULL, 0, 0);
     return ready < 0 ? ready : 0;
 }

@@ -37,7 +37,7 @@ struct hm_link {
     int32_t ready;     /* a futex: 1 once they have a table of their own; or -errno */
     uint32_t gone;     /* the daemon is: nothing is asked for any more */
     uint32_t dropping; /* 1: the helper drops pages, and mappings may not change; a futex */
-    int guard;         /* thread number of the one that waits for that */
+    int helper, guard; /* thread numbers of the two; 0 when one has ended */
     uint32_t served;
     struct pollfd poll[HM_SERVED]; /* first the program's, then those of its forks */
 };
@@ -48,8 +48,8 @@ struct hm_threads {
     struct hm_link link;
 };
 
-/* Start them, and return when they hold all that they need; -errno. The socket and the descriptor
- * of page faults may be closed then. */
+/* Start them, and return when they hold all that they need. The socket and the descriptor of page
+ * faults may be closed then. -errno: none of them runs any more, and their memory may go. */
 int hm_helper_start(struct hm_threads *threads);
 
 #endif

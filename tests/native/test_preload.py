@@ -13,6 +13,7 @@ import select
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -675,6 +676,61 @@ def test_without_privilege_it_is_attached_all_the_same(daemon: Daemon, program: 
         "hmmfs run: Devices can read and write its memory but not migrate it (Operation not "
         "permitted): that takes root or CAP_SYS_PTRACE, and Linux 6.8 or later.\n"
     )
+
+
+# Has a filter refuse one system call, or one kind of clone, and becomes the program.
+REFUSE = """
+import ctypes, os, struct, sys
+number, flag, refusal = int(sys.argv[1]), int(sys.argv[2]), 0x50000 | int(sys.argv[3])
+code = [(0x20, 0, 0, 0), (0x15, 0, 3, number), (0x20, 0, 0, 16), (0x45, 0, 1, flag),
+        (6, 0, 0, refusal), (6, 0, 0, 0x7FFF0000)]
+if not flag:
+    code[2:4] = [(0x06, 0, 0, refusal)] * 2
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in code))
+all = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", 6, ctypes.addressof(code)))
+libc = ctypes.CDLL(None)
+libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.addressof(all), 0, 0):
+    sys.exit("no filter")
+environment = dict(pair.split("=", 1) for pair in sys.argv[5:])
+os.execve(sys.argv[4], [sys.argv[4]], {**os.environ, **environment})
+"""
+CLOSE_RANGE, CLONE, MEMFD_CREATE, SOCKET = 436, 56, 319, 41  # x86-64
+CLONE_VM, CLONE_FILES = 0x100, 0x400
+NO_THREAD = "No thread can be started for the daemon's requests"
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of system calls")
+@pytest.mark.parametrize(
+    ("number", "flag", "refusal", "sentence"),
+    [
+        (CLOSE_RANGE, 0, errno.ENOSYS, f"{NO_THREAD} (Function not implemented)"),
+        (CLONE, CLONE_FILES, errno.EAGAIN, f"{NO_THREAD} (Resource temporarily unavailable)"),
+        (CLONE, CLONE_VM, errno.EPERM, f"{NO_THREAD} (Operation not permitted)"),
+        (MEMFD_CREATE, 0, errno.EPERM, "no memory for talking to the daemon (Operation not perm"),
+        (SOCKET, 0, errno.EPERM, "The daemon of its mount can't be reached (Operation not perm"),
+    ],
+    ids=["close_range", "guard", "helper", "memfd", "socket"],
+)
+def test_what_the_kernel_refuses_costs_a_sentence(
+    daemon: Daemon, program: Path, number: int, flag: int, refusal: int, sentence: str
+) -> None:
+    """Also when the helper runs already: it is off its stack before that goes."""
+    settings = [f"LD_PRELOAD={LIBRARY}", f"HMMFS_SOCKET={daemon.name}"]
+    wanted = [str(word) for word in (number, flag, refusal)]
+    for _ in range(20 if number in (CLOSE_RANGE, CLONE) else 1):
+        running = Running([sys.executable, "-c", REFUSE, *wanted, program, *settings], {})
+        daemon.running.append(running)
+        if number in (CLOSE_RANGE, CLONE):
+            daemon.accept().welcome()
+        assert running.hear().endswith(" 0"), "errno"
+        assert running.ask("touch 3") == "4"
+        tasks = os.listdir(f"/proc/{running.process.pid}/task")
+        assert tasks == [str(running.process.pid)]
+        said = running.end()
+        assert sentence in said
+        assert said.endswith("the program runs on without devices.\n")
+        assert said.count("\n") == 1
 
 
 def test_without_hmmfs_run_it_does_nothing(program: Path) -> None:

@@ -42,7 +42,7 @@ MAGIC = ord("H")
 IOWR = 3 << 30 | LAYOUT.size << 16 | MAGIC << 8  # _IOWR('H', 0, struct hmm_dmirror_cmd)
 END = 1 << 64  # addresses wrap there
 WINDOW = 512  # pages that migrate at a time: an error leaves those before it where they came to be
-MAX_BOUNCE = 1 << 14  # pages that are copied through the daemon at once: 64 MiB
+PIECE = 1 << 12  # pages of a longer copy that are in the daemon at a time: 16 MiB
 FAIL_ALLOC = 1
 BUSY_S = (0.002, 0.01, 0.05)  # before pages that stayed are tried again
 
@@ -95,10 +95,10 @@ class Command:
         return LAYOUT.pack(self.address, self.pointer, self.npages, self.cpages, self.faults)
 
 
-def windows(address: int, pages: int) -> Iterator[tuple[int, int]]:
-    """(address, pages) of each."""
-    for first in range(0, pages, WINDOW):
-        yield address + first * PAGE_SIZE, min(WINDOW, pages - first)
+def windows(address: int, pages: int, size: int = WINDOW) -> Iterator[tuple[int, int]]:
+    """(address, pages) of each, which has `size` pages but for the last."""
+    for first in range(0, pages, size):
+        yield address + first * PAGE_SIZE, min(size, pages - first)
 
 
 def leading(good: Mask) -> int:
@@ -239,38 +239,61 @@ class Mirror:
     # ---- loads and stores of the device
 
     async def _read(self, command: Command, caller: int) -> Command:
-        self._bounce(command)
-        address, pages, faults = command.address, command.pages, 0
-        known = leading(await self._held(address, pages))
-        data = await self._load(address, known)
-        if known < pages:
-            rest, left = address + known * PAGE_SIZE, pages - known
-            more = await self._fault(rest, left, lambda: self._load(rest, left))
-            data = data + more if known else more
-            faults = 1
-        await self._process.copy_to_user(caller, command.pointer, data)
-        return replace(command, cpages=pages, faults=faults)
+        faults = 0
+        if command.pages > PIECE:  # or the error would come when some was copied
+            await self._check(command.address, command.pages)
+        for address, pages in windows(command.address, command.pages, PIECE):
+            known = leading(await self._held(address, pages))
+            data = await self._load(address, known)
+            if known < pages:
+                more = await self._read_rest(address + known * PAGE_SIZE, pages - known)
+                data = data + more if known else more
+                faults = 1
+            await self._to_user(command, caller, address, data)
+        return replace(command, cpages=command.pages, faults=faults)
+
+    async def _read_rest(self, address: int, pages: int) -> bytearray:
+        return await self._fault(address, pages, lambda: self._load(address, pages))
 
     async def _write(self, command: Command, caller: int) -> Command:
         """Not atomic: what the device has mapped for writing is stored to before a fault on the
         rest may fail."""
-        self._bounce(command)
-        address, pages, faults = command.address, command.pages, 0
-        data = await self._process.copy_from_user(caller, command.pointer, pages * PAGE_SIZE)
-        known = leading(await self._held(address, pages, WRITE))
-        if known:
-            await self._process.write(self._node, address, data[: known * PAGE_SIZE])
-        if known < pages:
-            rest = address + known * PAGE_SIZE
-            store = self._process.write
-            await self._fault(
-                rest,
-                pages - known,
-                lambda: store(self._node, rest, data[known * PAGE_SIZE :]),
-                State.WRITE,
-            )
-            faults = 1
-        return replace(command, cpages=pages, faults=faults)
+        faults, end = 0, command.address + command.pages * PAGE_SIZE
+        for address, pages in windows(command.address, command.pages, PIECE):
+            if command.pages > PIECE:  # all of the buffer can be read, or nothing is stored
+                await self._from_user(command, caller, address, pages)
+        for address, pages in windows(command.address, command.pages, PIECE):
+            data = await self._from_user(command, caller, address, pages)
+            known = leading(await self._held(address, pages, WRITE))
+            if known:
+                await self._process.write(self._node, address, data[: known * PAGE_SIZE])
+            if known < pages:
+                rest = address + known * PAGE_SIZE
+                if not faults:  # where it begins, a fault is on all that is left
+                    await self._check(rest, (end - rest) // PAGE_SIZE, State.WRITE)
+                await self._write_rest(rest, pages - known, data[known * PAGE_SIZE :])
+                faults = 1
+        return replace(command, cpages=command.pages, faults=faults)
+
+    async def _write_rest(self, address: int, pages: int, data: bytes) -> None:
+        store = self._process.write
+        await self._fault(address, pages, lambda: store(self._node, address, data), State.WRITE)
+
+    async def _from_user(self, command: Command, caller: int, address: int, pages: int) -> bytes:
+        """What the caller has for these pages of the command's."""
+        at = command.pointer + address - command.address
+        return await self._process.copy_from_user(caller, at, pages * PAGE_SIZE)
+
+    async def _to_user(
+        self, command: Command, caller: int, address: int, data: bytes | bytearray
+    ) -> None:
+        at = command.pointer + address - command.address
+        await self._process.copy_to_user(caller, at, data)
+
+    async def _send(self, command: Command, caller: int) -> None:
+        """All pages of the command, as the device sees them, go to the caller."""
+        for address, pages in windows(command.address, command.pages, PIECE):
+            await self._to_user(command, caller, address, await self._load(address, pages))
 
     async def _held(self, address: int, pages: int, flag: int = VALID) -> Mask:
         """What the device has mapped, and may use so. Entries that don't hold any more go."""
@@ -290,19 +313,28 @@ class Mirror:
         """One round of faults on all of a range: `use` touches every page of it, and the table
         gets what is there then."""
         look = await self._process.look(address, pages)
-        reached = readable(look)
-        good = leading(reached & look.all(right))
-        at = address + good * PAGE_SIZE
-        if good < pages and not reached[good]:
-            raise _unmapped(at)
-        if good < pages:
-            raise HmmfsError(errno.EPERM, f"The program's mapping at {at:#x} is read-only.")
+        self._check_look(address, look, right)
         alone = await self._alone(address, pages, look)
         # As a fault of anybody else does, it ends what was the device's alone.
         await self._migrate(HOST, address, alone)
         result = await use()
         self._map(address, await self._process.look(address, pages))
         return result
+
+    async def _check(self, address: int, pages: int, right: State = State.READ) -> None:
+        """Raises what a fault on all of a range would."""
+        for at, count in windows(address, pages, PIECE):
+            self._check_look(at, await self._process.look(at, count), right)
+
+    @staticmethod
+    def _check_look(address: int, look: Look, right: State) -> None:
+        reached = readable(look)
+        good = leading(reached & look.all(right))
+        at = address + good * PAGE_SIZE
+        if good < len(reached) and not reached[good]:
+            raise _unmapped(at)
+        if good < len(reached):
+            raise HmmfsError(errno.EPERM, f"The program's mapping at {at:#x} is read-only.")
 
     def _map(self, address: int, look: Look) -> None:
         self._table.put(address // PAGE_SIZE, self._view.entries(look))
@@ -311,14 +343,6 @@ class Mirror:
         if not pages:
             return bytearray()
         return await self._process.read(self._node, address, pages * PAGE_SIZE)
-
-    def _bounce(self, command: Command) -> None:
-        if command.pages > MAX_BOUNCE:
-            raise HmmfsError(
-                errno.ENOMEM,
-                f"{command.pages} pages are more than are copied at once: ask for at most "
-                f"{MAX_BOUNCE}.",
-            )
 
     # ---- migration
 
@@ -336,18 +360,23 @@ class Mirror:
                 await self._bring(address, look.part(0, good))
             if good < pages:
                 raise _unmapped(address + good * PAGE_SIZE, errno.EINVAL)
-        self._bounce(command)
         for pause in pauses:
             if not await self._bring_late(command, pause):
                 break
-        look = await self._process.look(command.address, command.pages)
-        mine = self._view.mine(look)
-        if not mine.all():
-            raise self._elsewhere(command, int((~mine).sum()))
-        self._keep_atomic(command.address, look)
-        data = await self._load(command.address, command.pages)
-        await self._process.copy_to_user(caller, command.pointer, data)
+        await self._check_mine(command)
+        for address, pages in windows(command.address, command.pages, PIECE):
+            self._keep_atomic(address, await self._process.look(address, pages))
+        await self._send(command, caller)
         return replace(command, cpages=command.pages)
+
+    async def _check_mine(self, command: Command) -> None:
+        """Raises HmmfsError: some are not on the device."""
+        elsewhere = 0
+        for address, pages in windows(command.address, command.pages, PIECE):
+            look = await self._process.look(address, pages)
+            elsewhere += int((~self._view.mine(look)).sum())
+        if elsewhere:
+            raise self._elsewhere(command, elsewhere)
 
     async def _bring(self, address: int, look: Look) -> None:
         """The program's own pages of a window come to the device; another device's stay there."""
@@ -363,13 +392,17 @@ class Mirror:
     async def _bring_late(self, command: Command, pause: float) -> bool:
         """Pages that were in somebody's hands for a moment get another chance, as in the kernel's
         migration. False: there are none."""
-        look = await self._process.look(command.address, command.pages)
-        left = look.all(State.ANON) & readable(look) & (look.owner == HOST)
-        if not left.any() or not self._process.migrates:
+        if not self._process.migrates:
             return False
-        await trio.sleep(pause)
-        await self._migrate(self._node, command.address, left)
-        return True
+        paused = False
+        for address, pages in windows(command.address, command.pages, PIECE):
+            look = await self._process.look(address, pages)
+            left = look.all(State.ANON) & readable(look) & (look.owner == HOST)
+            if left.any() and not paused:
+                await trio.sleep(pause)
+                paused = True
+            await self._migrate(self._node, address, left)
+        return paused
 
     def _fail_once(self) -> bool:
         """Whether one allocation is to fail. A huge page is then done in small ones, anything else
@@ -469,9 +502,7 @@ class Mirror:
                     "A device can have only private anonymous memory for itself, of a program "
                     "started with hmmfs run.",
                 )
-        self._bounce(command)
-        data = await self._load(command.address, command.pages)
-        await self._process.copy_to_user(caller, command.pointer, data)
+        await self._send(command, caller)
         return replace(command, cpages=command.pages)
 
     async def _take(self, address: int, look: Look) -> None:

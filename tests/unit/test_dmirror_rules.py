@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from hmmfs.device import dmirror
 from hmmfs.device.dmirror import IOWR, LAYOUT, Command, Device, Number, leading, runs
 from hmmfs.device.mirror_table import ATOMIC, Entries, Table
 from hmmfs.device.processes_protocol import Process
@@ -28,6 +29,14 @@ RW = ANON | State.READ | State.WRITE
 RO = ANON | State.READ
 SHARED = State.VMA | State.SHARED | State.READ | State.WRITE
 BUFFER = 2048  # pages
+
+
+@pytest.fixture(scope="module", params=[dmirror.PIECE, 3], autouse=True)
+def piece(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What goes through the daemon in one piece has the same rules as what does not."""
+    before, dmirror.PIECE = dmirror.PIECE, request.param
+    yield
+    dmirror.PIECE = before
 
 
 def error(number: int) -> HmmfsError:
@@ -348,11 +357,52 @@ def test_a_buffer_that_is_none() -> None:
     assert not memory.data.any()
 
 
-def test_more_than_is_copied() -> None:
+def test_more_than_there_is() -> None:
+    """No length is refused for being long, and none is copied as a whole."""
     _, ioctl = program(4)
-    ioctl.fails(errno.ENOMEM, Number.READ, 0, 1 << 40)
-    ioctl.fails(errno.ENOMEM, Number.WRITE, 0, 1 << 40)
+    ioctl.fails(errno.EFAULT, Number.READ, 0, 1 << 40)
+    ioctl.fails(errno.EFAULT, Number.WRITE, 0, 1 << 40)
     ioctl.fails(errno.EINVAL, Number.MIGRATE_TO_DEV, 0, 1 << 40)
+    ioctl.fails(errno.EFAULT, Number.EXCLUSIVE, 0, 1 << 40)
+
+
+def test_long_copies_are_in_the_daemon_piece_by_piece() -> None:
+    pages = 3 * dmirror.PIECE if dmirror.PIECE < 100 else 10
+    memory, ioctl = program(pages)
+    memory.fill()
+    largest = 0
+    copy = memory.copy_to_user
+
+    async def copy_to_user(pid: int, address: int, data: bytes | bytearray) -> None:
+        nonlocal largest
+        largest = max(largest, len(data))
+        await copy(pid, address, data)
+
+    memory.copy_to_user = copy_to_user  # type: ignore[method-assign]
+    for number in (Number.READ, Number.MIGRATE_TO_DEV, Number.EXCLUSIVE):
+        memory.user[:] = bytes(len(memory.user))
+        assert ioctl(number)[0] == pages
+        assert [ioctl.buffer(page) for page in range(pages)] == [*range(1, pages + 1)]
+    assert largest == min(dmirror.PIECE, pages) * PAGE
+
+
+def test_an_error_at_the_end_of_a_long_copy() -> None:
+    memory, ioctl = program(10)
+    memory.fill()
+    memory.kind[9] = ANON
+    before = bytes(memory.user)
+    ioctl.fails(errno.EFAULT, Number.READ)
+    assert memory.user == before
+    memory.kind[9] = RW
+    memory.stuck[9] = True
+    ioctl.fails(errno.ENOENT, Number.MIGRATE_TO_DEV)
+    assert memory.user == before
+
+
+def test_nothing_is_stored_of_a_buffer_that_ends() -> None:
+    memory, ioctl = program(10)
+    ioctl.fails(errno.EFAULT, Number.WRITE, ptr=USER + (BUFFER - 9) * PAGE)
+    assert not memory.data.any()
 
 
 def test_write() -> None:

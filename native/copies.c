@@ -9,6 +9,9 @@
  * kernel keeps a file open until its last mapping is gone. An open for writing collapses all copies
  * before it is answered; and while there is one, making a copy recalls the page from the CPU, and a
  * READ collapses what it hands out.
+ *
+ * Opens that come at once each collapse by themselves, so none waits for another, and none is
+ * answered before all of the region's copies were looked at since it was counted.
  */
 #include "transaction.h"
 
@@ -62,22 +65,44 @@ void hm_collapse_all(struct hm_region *region)
            hm_region_touched(region->core, region->ino, from, &block, 1) == 1) {
         struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
         pthread_mutex_lock(&stripe->lock);
-        hm_collapse(region, block, &every, HM_HOST);
+        /* The generation: a transaction may have planned with a copy instead of carrying it. */
+        if (hm_collapse(region, block, &every, HM_HOST))
+            region->blocks[block].generation++;
         pthread_mutex_unlock(&stripe->lock);
         from = block + 1;
     }
 }
 
+/* -EINVAL: none is open. */
+static int close_writer(struct hm_region *region)
+{
+    uint32_t old = atomic_load(&region->writers), now;
+    do {
+        if (!(old & ~HM_COPIES_ENDED))
+            return -EINVAL;
+        now = old - 1;
+        if (!(now & ~HM_COPIES_ENDED))
+            now = 0;
+    } while (!atomic_compare_exchange_weak(&region->writers, &old, now));
+    return 0;
+}
+
 int hm_region_writers(struct hm_core *core, uint64_t ino, int by)
 {
     struct hm_region *region = hm_region_get(core, ino);
+    int error = 0;
     if (!region)
         return -ENOENT;
-    /* Counted first: a copy that is made meanwhile sees it, or is seen below. */
-    if (!atomic_fetch_add(&region->writers, (uint32_t)by) && by > 0)
+    if (by < 0) {
+        error = close_writer(region);
+    } else if (!(atomic_fetch_add(&region->writers, 1) & HM_COPIES_ENDED)) {
+        /* Counted first: a copy that is made meanwhile sees it, or is seen here. Our own count
+         * keeps the number above 0, so the bit is of this time. */
         hm_collapse_all(region);
+        atomic_fetch_or(&region->writers, HM_COPIES_ENDED);
+    }
     hm_region_put(region);
-    return 0;
+    return error;
 }
 
 int hm_lent(struct hm_core *core, uint64_t ino, uint64_t block, uint32_t node, uint64_t out[8])

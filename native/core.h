@@ -178,7 +178,7 @@ struct hm_region {
     } numa;                      /* coherent: where new pages are said to be; with shared_lock */
     int backing_id;              /* shared: what the kernel calls its memfd; 0: nothing yet */
     pthread_mutex_t shared_lock; /* shared: its size, and writes to it from here; then a stripe */
-    _Atomic uint32_t writers;    /* files open for writing */
+    _Atomic uint32_t writers;    /* files open for writing, and HM_COPIES_ENDED */
     hm_side_table copies;        /* NULL: nothing was ever read-mostly */
     hm_side_table labels;        /* NULL: no page was ever labelled */
     _Atomic(struct hm_process *) process; /* whose own memory this is; NULL: it is a file's */
@@ -197,6 +197,10 @@ struct hm_region {
         hm_counter shared[HM_MAX_NODES], refaulted_at[HM_MAX_NODES], shared_at[HM_MAX_NODES];
     } accounts; /* struct hm_region_flows */
 };
+
+/* Bit of `writers`: no page that the page cache may have has copies. Set and cleared in copies.c.
+ */
+#define HM_COPIES_ENDED (1u << 31)
 
 /* Coherent and DAX regions: see shared.c. */
 static inline bool hm_is_shared(const struct hm_region *region)

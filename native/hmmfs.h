@@ -352,8 +352,9 @@ enum hm_advice_field {
  * of read-mostly ends the copies. EINVAL: no such field, value or page. */
 int hm_advise(struct hm_core *core, uint64_t ino, uint64_t first, uint64_t count, uint32_t field,
               uint32_t value);
-/* A file of the region was opened for writing, or (by -1) closed. The first ends all copies of
- * read-mostly pages. */
+/* A file of the region was opened for writing (by 1), or closed (by -1). When an opening returns,
+ * no copy of a read-mostly page is left that could come to differ. EINVAL: none is open to close.
+ */
 int hm_region_writers(struct hm_core *core, uint64_t ino, int by);
 /* The host's pages of a block that take a device's room: it has copies, or they are labelled as
  * its.

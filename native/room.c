@@ -331,7 +331,7 @@ static void audit_copies(struct audit *a, struct hm_region *region, uint64_t b, 
             AUDIT(a, !(copies.word[w] & (block->device[w] | ~block->present[w])),
                   "region %llu block %llu: dev%u has a copy of a page that is not the host's", ino,
                   nr, node - 1);
-            AUDIT(a, !(region->writers && copies.word[w] & block->cached[w]),
+            AUDIT(a, !(region->writers & HM_COPIES_ENDED && copies.word[w] & block->cached[w]),
                   "region %llu block %llu: the CPU may store to a page that dev%u has a copy of",
                   ino, nr, node - 1);
         }

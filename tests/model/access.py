@@ -48,6 +48,8 @@ class Access(Block):
             self.write_file(s, i, op, out)
         elif op.kind == "open":
             self.open_file(s, i, stage, out)
+        elif op.kind == "close":
+            self.close_file(s, i, out)
         else:
             self.cut_file(s, i, op, stage, out)
 
@@ -71,14 +73,33 @@ class Access(Block):
             self.miss(s, i, p, op.kind == "load_ahead" and not s.programs[i][1], out)
 
     def open_file(self, s: State, i: int, stage: int, out: Steps) -> None:
-        """For writing: it is counted, then copies end, then it is answered."""
+        """For writing: it is counted, then copies end, then it is answered. While the copies that
+        another open found still end, it ends them, too; once they have, there is nothing to do."""
         if not stage:
-            s = s._replace(writers=True, programs=put(s.programs, i, (s.programs[i][0], 1)))
+            ends = not s.writers if self.protocol.first_open_ends else not s.ended
+            stage = 1 if ends and not self.protocol.open_keeps_copies else 2
+            s = s._replace(writers=s.writers + 1)
+            s = s._replace(programs=put(s.programs, i, (s.programs[i][0], stage)))
             out.append((f"P{i} opens for writing", s))
+        elif stage == 1:
+            s = self.end_copies(s)._replace(programs=put(s.programs, i, (s.programs[i][0], 2)))
+            out.append((f"P{i}'s open ends all copies", s))
+        else:
+            out.append((f"P{i}'s open returns", self.next(s, i)))
+
+    def end_copies(self, s: State) -> State:
+        """A transaction that counts on one begins again, as after a cut."""
+        if any(s.copies) and not self.protocol.end_unnoticed:
+            s = self.bump(s)
+        return self.collapse(s, (1 << len(self.pages)) - 1)._replace(ended=True)
+
+    def close_file(self, s: State, i: int, out: Steps) -> None:
+        """The kernel writes back what was stored through a mapping before it lets the file go."""
+        if any(kind in (DIRTY, WRITEBACK, LAUNDER) for kind, _ in s.folio):
             return
-        if not self.protocol.open_keeps_copies:
-            s = self.collapse(s, (1 << len(self.pages)) - 1)
-        out.append((f"P{i}'s open returns", self.next(s, i)))
+        writers = s.writers - 1
+        s = self.next(s._replace(writers=writers, ended=s.ended and writers > 0), i)
+        out.append((f"P{i} closes its file", s))
 
     def miss(self, s: State, i: int, p: int, ahead: bool, out: Steps) -> None:
         if ahead and all(kind == ABSENT for kind, _ in s.folio):

@@ -193,7 +193,7 @@ class Model(Access):
             mine = self.device(s, task.pages) and s.owner[bits(task.pages)[0]] == task.node
             load = self.setting.workers[w].ops[at].kind == "load"
             copying = load and bool(there) and not mine
-        return Job(READY, copying=copying, recalls=s.writers)
+        return Job(READY, copying=copying, recalls=s.writers > 0)
 
     def recall(self, s: State, j: int, job: Job | None = None) -> State:
         """Under the lock: choose the next round, or find that the pages are proven clean."""

@@ -46,6 +46,8 @@ class Protocol:
     thaw_early: bool = False  # let CPU accesses go on between the flip and the punch
     blind_load: bool = False  # a page that is cut while it is copied from stays allocated
     allocate_frozen: bool = False  # fallocate gives pages to a block between plan and punch
+    first_open_ends: bool = False  # of several opens at once only the first waits for copies' end
+    end_unnoticed: bool = False  # a migration counts on a copy that an open ended meanwhile
 
     # A device's worker and its true faults (native/uffd.c).
     no_protect: bool = False  # copy a page away while the worker may still store to it
@@ -62,7 +64,8 @@ class Protocol:
 
 
 class Op(NamedTuple):
-    kind: str  # load, load_ahead, store, write, truncate, punch, zero, open (for writing)
+    # load, load_ahead, store, write, truncate, punch, zero, open (for writing), close (of that)
+    kind: str
     pages: int  # write: several pages are whole but the last
 
 
@@ -161,7 +164,8 @@ class State(NamedTuple):
     jobs: tuple[Job, ...]
     workers: tuple[tuple[int, bool], ...]  # (index of the operation, whether it waits for a fault)
     copies: tuple[int, ...]  # [node] host-owned pages that it has a copy of
-    writers: bool  # a file is open for writing
+    writers: int  # files open for writing
+    ended: bool  # since there is one, all copies that may differ have ended
     writable: tuple[int, ...]  # [node] pages that are not write-protected in its worker's window
     # what is true: stores that every load must see, or must not see any more
     required: tuple[int, ...]
@@ -243,7 +247,8 @@ class Block:
             + (Job(OFF),) * (len(self.tasks) - len(setting.tasks)),
             workers=((0, False),) * len(setting.workers),
             copies=(0,) * setting.nodes,
-            writers=setting.writers,
+            writers=int(setting.writers),
+            ended=setting.writers,
             writable=(0,) * setting.nodes,
             required=(FIRST,) * n,
             forbidden=(0,) * n,

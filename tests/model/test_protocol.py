@@ -166,7 +166,7 @@ WORKERS_AND_FILES = {
 }
 
 
-OPEN = op("open", 0)
+OPEN, CLOSE = op("open", 0), op("close", 0)
 # Copies of read-mostly pages: with a file open for writing, and without one till somebody opens it.
 COPIES = {
     "stores of a program": Setting(
@@ -192,6 +192,28 @@ COPIES = {
         owner=(1,),
         workers=(worker(1, load()), worker(2, load(), load())),
         nodes=3,
+        mostly=True,
+        writers=False,
+    ),
+    "opened twice at once": Setting(
+        ((OPEN,), (load(), OPEN, store())),
+        (),
+        workers=(worker(1, load(), load()),),
+        mostly=True,
+        writers=False,
+    ),
+    "opened, closed and opened": Setting(
+        ((OPEN, CLOSE), (load(), OPEN, store(), CLOSE)),
+        (),
+        workers=(worker(1, load(), load()),),
+        mostly=True,
+        writers=False,
+    ),
+    "opened while it migrates": Setting(
+        ((OPEN, store()),),
+        (migrate_to(1, 0, 1),),
+        owner=(HOST, HOST),
+        workers=(worker(1, load(0), load(0)),),
         mostly=True,
         writers=False,
     ),
@@ -351,6 +373,8 @@ ONCE_MADE = {
     ),
     "blind_load": (Setting(((op("truncate", 0),),), (migrate_to(1),)), "disagrees"),
     "allocate_frozen": (FILES["zero"], "disagrees"),
+    "first_open_ends": (COPIES["opened twice at once"], "which had completed"),
+    "end_unnoticed": (COPIES["opened while it migrates"], "has no bytes of it"),
 }
 
 

@@ -121,6 +121,14 @@ def test_order_of_writes(build: Build) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_opens_while_copies_end(build: Build, sanitizer: str) -> None:
+    command = ["setarch", "-R", build("copies", sanitizer)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING: ThreadSanitizer" not in done.stderr
+
+
 def free(directory: Path) -> bool:
     """Abort and detach what is still mounted; whether there was something."""
     entry = mountinfo.find(str(directory))

@@ -42,6 +42,7 @@ SOURCES = [
     "space.c",
     "take.c",
     "thrash.c",
+    "times.c",
     "touch.c",
     "trace.c",
     "transaction.c",

@@ -211,8 +211,13 @@ static inline bool hm_is_shared(const struct hm_region *region)
 struct hm_region *hm_region_get(struct hm_core *core, uint64_t ino);
 void hm_region_put(struct hm_region *region);
 bool hm_region_is_touched(struct hm_region *region, uint64_t block);
-/* Its bytes changed now (or, without `bytes`, only what is known of it): mtime and ctime. */
+/* times.c. Its bytes changed now (or, without `bytes`, only what is known of it): mtime and ctime.
+ */
 void hm_region_changed(struct hm_region *region, bool bytes);
+void hm_times_begin(struct hm_region_record *record);
+struct stat;
+void hm_times_copy(struct hm_region *region,
+                   const struct stat *status);                        /* of a shared one's memfd */
 static inline uint64_t hm_region_size(const struct hm_region *region) /* bytes */
 {
     return __atomic_load_n(&region->record->size, __ATOMIC_ACQUIRE);

@@ -219,6 +219,8 @@ static void answer_fallocate(struct hm_core *core, const struct hm_request *requ
     }
     if (!error && !(request->mode & FALLOC_KEEP_SIZE) && end > hm_region_size(region))
         error = hm_region_truncate(core, request->ino, end);
+    if (!error)
+        hm_region_changed(region, true);
     hm_reply(core, request->unique, -error, NULL, 0);
     hm_region_put(region);
 }

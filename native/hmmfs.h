@@ -311,6 +311,12 @@ int hm_region_punch(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_
 int hm_region_allocate(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_t length);
 /* Notice what the kernel did to a coherent or DAX region by itself: writes past its end, times. */
 int hm_region_sync(struct hm_core *core, uint64_t ino);
+/* Set times, in ns since the epoch, INT64_MIN: not this one; ctime is now. With `settle` stores
+ * that came before move mtime no more, and those that come after do: it may wait for the kernel. */
+int hm_region_set_times(struct hm_core *core, uint64_t ino, int64_t atime, int64_t mtime,
+                        int settle);
+/* It was changed now: its bytes, or only what is known of it. */
+int hm_region_modified(struct hm_core *core, uint64_t ino, int bytes);
 /* Offset of the next data (hole = 0) or hole (1) at or after offset; -ENXIO past the end. */
 int64_t hm_region_seek(struct hm_core *core, uint64_t ino, uint64_t offset, int hole);
 /* The records of all blocks; untouched ones read as zeros, but reading allocates: see touched. */

@@ -8,13 +8,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static int64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME_COARSE, &now); /* no system call */
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
 uint64_t hm_region_max_bytes(void)
 {
     return HM_MAX_BYTES;
@@ -123,16 +116,9 @@ int hm_region_create(struct hm_core *core, uint64_t ino, uint32_t mode, uint32_t
     pthread_rwlock_wrlock(&core->regions_lock);
     region->record = record_find(core);
     if (region->record) {
-        int64_t now = now_ns();
-        *region->record = (struct hm_region_record){.ino = ino,
-                                                    .mode = mode,
-                                                    .uid = uid,
-                                                    .gid = gid,
-                                                    .nlink = 1,
-                                                    .atime = now,
-                                                    .mtime = now,
-                                                    .ctime = now,
-                                                    .btime = now};
+        *region->record =
+            (struct hm_region_record){.ino = ino, .mode = mode, .uid = uid, .gid = gid, .nlink = 1};
+        hm_times_begin(region->record);
         region->next = *bucket_of(core, ino);
         *bucket_of(core, ino) = region;
         *ret = region->record;
@@ -147,14 +133,6 @@ int hm_region_create(struct hm_core *core, uint64_t ino, uint32_t mode, uint32_t
 fail:
     region_free(region);
     return error;
-}
-
-void hm_region_changed(struct hm_region *region, bool bytes)
-{
-    int64_t now = now_ns();
-    if (bytes)
-        __atomic_store_n(&region->record->mtime, now, __ATOMIC_RELAXED);
-    __atomic_store_n(&region->record->ctime, now, __ATOMIC_RELAXED);
 }
 
 struct hm_pool *hm_region_pool(struct hm_region *region, uint32_t node)
@@ -385,7 +363,8 @@ int hm_region_punch(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_
         error = hm_pool_punch(&region->pools[HM_HOST], offset, length);
     else
         error = cut(region, offset, offset + length, false);
-    hm_region_changed(region, true);
+    if (!error)
+        hm_region_changed(region, true);
     hm_region_put(region);
     return error;
 }
@@ -493,8 +472,6 @@ int hm_region_allocate(struct hm_core *core, uint64_t ino, uint64_t offset, uint
         if (!pass && !(error = hm_reserve(core, HM_HOST, need, 0)))
             hm_release(core, HM_HOST, need);
     }
-    if (!error)
-        hm_region_changed(region, false);
     hm_region_put(region);
     return error;
 }

@@ -257,11 +257,8 @@ int hm_region_sync(struct hm_core *core, uint64_t ino)
             error = -errno;
         else if ((uint64_t)status.st_size > hm_region_size(region))
             error = resize(region, (uint64_t)status.st_size, true);
-        if (!error) {
-            int64_t ns = (int64_t)status.st_mtim.tv_sec * 1000000000 + status.st_mtim.tv_nsec;
-            if (ns > region->record->mtime)
-                region->record->mtime = region->record->ctime = ns;
-        }
+        if (!error)
+            hm_times_copy(region, &status);
         pthread_mutex_unlock(&region->shared_lock);
     }
     hm_region_put(region);

@@ -310,8 +310,9 @@ int hm_touch(struct transaction *t)
     }
     hm_mark_written(t, &stores);
     hm_window_had(t->region, t->job->node, t->block, &window);
-    hm_region_changed(t->region, hm_bits(stores.word) != 0);
     error = hm_window_let_store(t->region, t->job->node, t->block, &stores);
+    if (hm_bits(stores.word)) /* and not before, or a time set in between would outlive the store */
+        hm_region_changed(t->region, true);
     if (!error)
         HM_EACH_WORD (w)
             t->wake.word[w] = touched.word[w] | stores.word[w];

@@ -62,7 +62,7 @@ class Worker:
             for region in regions:
                 await self._map(region)
             inos = [region.ino for region in regions]
-            with self._discarding(regions, launch):
+            with self._discarding(regions, launch), self._storing(regions, launch):
                 with trio.move_on_after(launch.limit or float("inf")):
                     message = ("launch", inos, launch.payload, self._files(regions, launch))
                     outcome, mapped = await self._ask(message)
@@ -195,6 +195,18 @@ class Worker:
         finally:
             for ino in written.keys() & self._windows.keys():
                 self._core.device_discard(self._node, ino, 0)
+
+    @contextlib.contextmanager
+    def _storing(self, regions: Sequence[Region], launch: Launch) -> Iterator[None]:
+        """Nobody sees a kernel's stores to memory that it shares with programs. What it may have
+        stored to counts as modified when it ends."""
+        try:
+            yield
+        finally:
+            if self._core.kind is not Kind.PRIVATE:
+                for region, use in zip(regions, launch.uses, strict=True):
+                    if use.use != "reads" and not region.pid:
+                        region.modified(stored=True)
 
     def _drop(self, ino: int) -> None:
         del self._windows[ino]

@@ -50,6 +50,7 @@ REGION_ENTRY_TIMEOUT = 3600.0
 MAX_REGIONS = 8192
 MAX_VALUE = 4096  # bytes written to a file that takes one value
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+SETTLING = 16  # files whose times are set at once
 NONBLOCK = 1 << NONBLOCK_BIT  # in the offset of a READ: the gate's word for O_NONBLOCK
 READY_ALWAYS = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 
@@ -133,6 +134,8 @@ class Operations(pyfuse3.Operations):
         self._fhs = itertools.count(1)
         self._ioctls = Ioctls(core)
         self._xattrs = Xattrs(tree, self._set)
+        # Threads of their own: they may wait for what needs the others.
+        self._settling = trio.CapacityLimiter(SETTLING)
 
     # ---- for the daemon
 
@@ -179,9 +182,9 @@ class Operations(pyfuse3.Operations):
             attributes.st_uid, attributes.st_gid = what.uid, what.gid
             attributes.st_size = what.size
             attributes.st_blocks = what.present * (PAGE_SIZE // 512)
-            attributes.st_atime_ns = what.atime
-            attributes.st_mtime_ns = what.mtime
-            attributes.st_ctime_ns = what.ctime
+            atime, mtime, ctime = what.times  # after the size: see there
+            attributes.st_atime_ns, attributes.st_mtime_ns = atime, mtime
+            attributes.st_ctime_ns = ctime
             return attributes
         attributes.entry_timeout = what.entry_timeout
         attributes.attr_timeout = 0 if isinstance(what, Directory) else what.entry_timeout
@@ -254,12 +257,23 @@ class Operations(pyfuse3.Operations):
             found.uid = attr.st_uid
         if fields.update_gid:
             found.gid = attr.st_gid
-        if fields.update_atime:
-            found.atime = attr.st_atime_ns
-        if fields.update_mtime:
-            found.mtime = attr.st_mtime_ns
-        found.ctime = time.time_ns()
+        if fields.update_atime or fields.update_mtime:
+            await self._set_times(found, attr, fields)
+        elif not fields.update_size:
+            found.modified()
         return self._attributes(found)
+
+    async def _set_times(
+        self, region: Region, attr: EntryAttributes, fields: pyfuse3.SetattrFields
+    ) -> None:
+        atime = attr.st_atime_ns if fields.update_atime else None
+        mtime = attr.st_mtime_ns if fields.update_mtime else None
+        if fields.update_size or mtime is None:
+            region.set_times(atime, mtime, settle=False)
+            return
+        set_times = functools.partial(region.set_times, atime, mtime, settle=True)
+        with self._table.using(region):
+            await trio.to_thread.run_sync(set_times, limiter=self._settling)
 
     def _set_on_directory(
         self, regions: Regions, attr: EntryAttributes, fields: pyfuse3.SetattrFields
@@ -549,7 +563,9 @@ class Operations(pyfuse3.Operations):
             if error.errno not in (errno.EOPNOTSUPP, ENOATTR):  # what tools just try
                 self._tree.errors.say(error.sentence)
             raise
-        if isinstance(found, Region | Regions):
+        if isinstance(found, Region):
+            found.modified()
+        elif isinstance(found, Regions):
             found.ctime = time.time_ns()
 
     # ---- the whole

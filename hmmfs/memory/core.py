@@ -33,6 +33,8 @@ from hmmfs.memory.types import (
 )
 
 NAME_MAX = 255
+# What a region's times can be, in ns since the epoch: whole seconds from 1677 on, to 2262.
+TIME_OMIT, TIME_LEAST, TIME_MOST = -(2**63), -9_223_372_036 * 10**9, 2**63 - 1
 NONBLOCK_BIT = int(lib.HM_READ_NONBLOCK)
 # The gate takes every inode from here on for a region; control files stay below.
 FIRST_REGION_INO = 1 << 32
@@ -146,28 +148,25 @@ class Region:
         self._record.nlink = nlink
 
     @property
-    def atime(self) -> int:
-        return int(self._record.atime)
+    def times(self) -> tuple[int, int, int]:
+        """atime, mtime and ctime in ns, as of when `size` was last read."""
+        return int(self._record.atime), int(self._record.mtime), int(self._record.ctime)
 
-    @atime.setter
-    def atime(self, ns: int) -> None:
-        self._record.atime = ns
+    def set_times(self, atime: int | None, mtime: int | None, *, settle: bool) -> None:
+        """In ns; what lies beyond `TIME_LEAST` and `TIME_MOST` becomes the nearest of these. With
+        `settle` no store from before moves mtime any more, which may wait for the kernel."""
+        ns = [
+            TIME_OMIT if time is None else min(max(time, TIME_LEAST), TIME_MOST)
+            for time in (atime, mtime)
+        ]
+        ret = lib.hm_region_set_times(self._core.handle, self.ino, *ns, settle)
+        check(ret, "Setting a region's times")
 
-    @property
-    def mtime(self) -> int:
-        return int(self._record.mtime)
-
-    @mtime.setter
-    def mtime(self, ns: int) -> None:
-        self._record.mtime = ns
-
-    @property
-    def ctime(self) -> int:
-        return int(self._record.ctime)
-
-    @ctime.setter
-    def ctime(self, ns: int) -> None:
-        self._record.ctime = ns
+    def modified(self, *, stored: bool = False) -> None:
+        """It changed now: its bytes, if they were `stored` to, or what is known of it."""
+        check(
+            lib.hm_region_modified(self._core.handle, self.ino, stored), "Moving a region's times"
+        )
 
     @property
     def present(self) -> int:

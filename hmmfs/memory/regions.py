@@ -11,7 +11,6 @@ import errno
 import itertools
 import os
 import re
-import time
 from collections.abc import Callable, Iterator
 
 from hmmfs.errors import HmmfsError
@@ -92,7 +91,7 @@ class RegionTable:
         if self._names.get(name) is region:
             del self._names[name]
         region.nlink = 0
-        region.ctime = time.time_ns()
+        region.modified()
         self._settle(region)
 
     def rename(self, old: bytes, new: bytes, *, replace: bool = True) -> None:
@@ -108,14 +107,15 @@ class RegionTable:
         del self._names[old]
         self._names[new] = region
         region.name = new
-        region.ctime = time.time_ns()
+        region.modified()
         self._on_named(region)
 
     def exchange(self, one: bytes, two: bytes) -> None:
         a, b = self._named(one), self._named(two)
         self._names[one], self._names[two] = b, a
         a.name, b.name = two, one
-        a.ctime = b.ctime = time.time_ns()
+        a.modified()
+        b.modified()
         self._on_named(a)
         self._on_named(b)
 

@@ -82,10 +82,10 @@ class TextHandle:
 
 
 class SubmitHandle:
-    def __init__(self, node: Submit) -> None:
+    def __init__(self, node: Submit, submission: Submission) -> None:
         self.node = node
         self.device = node.device
-        self.submission: Submission = node.open()
+        self.submission = submission
 
 
 Handle = OpenMirror | RegionHandle | TextHandle | SubmitHandle | Pipe | Action | Directory
@@ -201,8 +201,8 @@ class Operations(pyfuse3.Operations):
 
     def _find(self, ino: int) -> Node | Region:
         found = self._table.by_ino(ino) if ino >= FIRST_REGION_INO else self._tree.get(ino)
-        if found is None:
-            raise FUSEError(errno.ENOENT)
+        if found is None:  # gone since it was looked up: the kernel looks its name up once more
+            raise FUSEError(errno.ESTALE)
         return found
 
     def _child(self, parent: int, name: bytes) -> Node | Region:
@@ -438,7 +438,8 @@ class Operations(pyfuse3.Operations):
         if isinstance(found, Region):
             return await self._open_region(found, flags)
         if isinstance(found, Submit):
-            return FileInfo(fh=self._handle(SubmitHandle(found)), direct_io=True, keep_cache=False)
+            handle = SubmitHandle(found, self._tree.open_submit(found))
+            return FileInfo(fh=self._handle(handle), direct_io=True, keep_cache=False)
         if isinstance(found, Stream):
             return self._open_stream(found, flags)
         if isinstance(found, Action):
@@ -526,7 +527,7 @@ class Operations(pyfuse3.Operations):
             handle.close()
         elif isinstance(handle, SubmitHandle):
             handle.submission.interrupt()
-            self._tree.close_call(handle.node)
+            self._tree.close_submit(handle.node)
         elif isinstance(handle, OpenMirror):
             await handle.close()
 

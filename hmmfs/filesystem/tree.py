@@ -39,6 +39,9 @@ from hmmfs.policy import Policies
 ROOT_INO = 1
 
 CALL_NAME = re.compile(rb"[0-9a-f]{32}")
+# Files in calls/ that were looked up and not opened: the oldest makes way. The kernel does not say
+# that it has forgotten a name before it is short of memory.
+MAX_UNOPENED = 256
 N = TypeVar("N", bound="Node")
 
 
@@ -184,18 +187,31 @@ class Calls(Directory):
     """calls/: a submit file for each name that somebody opens, gone when it is closed. The kernel
     lets one write at a time into a file, and the next can't even be killed while it waits."""
 
-    make: Callable[[str], Node] = field(kw_only=True)
-    made: dict[bytes, Node] = field(default_factory=dict)
+    make: Callable[[str], Submit] = field(kw_only=True)
+    gone: Callable[[Submit], None] = field(kw_only=True)
+    unopened: dict[bytes, Submit] = field(default_factory=dict)  # the latest looked up last
+    opened: dict[bytes, Submit] = field(default_factory=dict)
 
     def get(self, name: bytes) -> Node | None:
         if not CALL_NAME.fullmatch(name):
             return None
-        if name not in self.made:
-            self.made[name] = self.make(name.decode())
-        return self.made[name]
+        if name in self.opened:
+            return self.opened[name]
+        found = self.unopened.pop(name) if name in self.unopened else self.make(name.decode())
+        self.unopened[name] = found
+        if len(self.unopened) > MAX_UNOPENED:
+            self.gone(self.unopened.pop(next(iter(self.unopened))))
+        return found
 
-    def drop(self, node: Node) -> None:
-        self.made = {name: call for name, call in self.made.items() if call is not node}
+    def open(self, node: Submit) -> None:
+        name = node.name.encode()
+        if self.unopened.get(name) is node:
+            self.opened[name] = self.unopened.pop(name)
+
+    def close(self, node: Submit) -> None:
+        name = node.name.encode()
+        if self.opened.get(name) is node:
+            self.gone(self.opened.pop(name))
 
 
 class Errors:
@@ -337,12 +353,13 @@ class Tree:
             b"trace_filter": self._setting(lambda: line(tracing.filter), tracing.set_filter, None),
         }
 
-    def close_call(self, node: Submit) -> None:
-        """The open file of a submit file was closed: one in calls/ goes with it."""
-        calls = self._calls[node.device]
-        if node in calls.made.values():
-            calls.drop(node)
-            del self._by_ino[node.ino]
+    def open_submit(self, node: Submit) -> Submission:
+        self._calls[node.device].open(node)
+        return node.open()
+
+    def close_submit(self, node: Submit) -> None:
+        """One in calls/ goes with the first of its open files."""
+        self._calls[node.device].close(node)
 
     def _device(self, number: int, executor: Executor) -> Directory:
         core, node = self._core, number + 1
@@ -356,7 +373,10 @@ class Tree:
             made.name, made.entry_timeout = name, 0.0
             return made
 
-        calls = self._add(Calls(next(self._inos), stat.S_IFDIR | 0o500, make=call))
+        def gone(node: Submit) -> None:
+            del self._by_ino[node.ino]
+
+        calls = self._add(Calls(next(self._inos), stat.S_IFDIR | 0o500, make=call, gone=gone))
         self._calls.append(calls)
         vram = self._directory(
             {

@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import Mount, run
+from conftest import Mount, fails, run
+
+from hmmfs.filesystem.tree import MAX_UNOPENED
 
 OPERATIONS = {
     "nonsense": ("boo", errno.EINVAL),
@@ -121,3 +123,37 @@ def test_names(mount: Mount) -> None:
     with pytest.raises(OSError) as big:  # noqa: PT011
         mount.region("big", 1 << 50)
     assert big.value.errno == errno.EFBIG
+
+
+def test_files_for_calls_that_nobody_opens(mount: Mount) -> None:
+    """Names that are just looked up are forgotten in time, and opened all the same."""
+    calls = mount.path / "devices/dev0/calls"
+    names = [f"{number:032x}" for number in range(3 * MAX_UNOPENED)]
+    fd = os.open(calls / names[0], os.O_RDWR)
+    try:
+        opened, first = os.fstat(fd).st_ino, (calls / names[1]).stat().st_ino
+        assert (calls / names[1]).stat().st_ino == first
+        for name in names[2:]:
+            (calls / name).stat()
+        assert (calls / names[0]).stat().st_ino == opened
+        assert (calls / names[1]).stat().st_ino > first, "made anew"
+    finally:
+        os.close(fd)
+    assert (calls / names[0]).stat().st_ino > opened
+    for name in names[:3]:
+        fd = os.open(calls / name, os.O_RDWR)
+        os.close(fd)
+
+
+def test_a_file_for_calls_that_was_forgotten_before_it_is_opened(mount: Mount) -> None:
+    """The kernel then looks its name up once more."""
+    calls = mount.path / "devices/dev0/calls"
+    path = os.open(calls / ("f" * 32), os.O_PATH)
+    try:
+        os.close(os.open(f"/proc/self/fd/{path}", os.O_RDWR))
+        for number in range(MAX_UNOPENED + 1):
+            (calls / f"{number:032x}").stat()
+        fails(errno.ESTALE, lambda: os.open(f"/proc/self/fd/{path}", os.O_RDWR))
+    finally:
+        os.close(path)
+    os.close(os.open(calls / ("f" * 32), os.O_RDWR))

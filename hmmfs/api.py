@@ -39,13 +39,13 @@ from hmmfs.daemonize import reported
 from hmmfs.device.launches import Array, Launch, Use, encoded, payload_of
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.process import Process, View
+from hmmfs.submission import submission
 from hmmfs.units import LARGEST
 
 if TYPE_CHECKING:
     from hmmfs.inspect.trace import Event
 
 ANSWER_BYTES = 1 << 16  # one read of an answer
-CALL_BYTES = 1 << 20  # of one write, which the kernel would send in parts
 
 
 class KernelError(HmmfsError):
@@ -267,13 +267,7 @@ class Device:
         hexadecimal digits of yours, by which it can be found in `queue`, and cancelled."""
         if name is not None and not re.fullmatch("[0-9a-f]{32}", name):
             raise UsageError(f"{name!r} is no name for a call: give 32 hexadecimal digits.")
-        data = line.encode(errors="surrogateescape") + b"\n"
-        if len(data) > CALL_BYTES:
-            raise HmmfsError(
-                errno.E2BIG,
-                f"What is sent to a device has at most {CALL_BYTES} bytes, and this {len(data)}: "
-                "put large arguments into a region.",
-            )
+        data = submission(line)
         path = self.files / "calls" / (name or uuid.uuid4().hex)
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:

@@ -19,6 +19,7 @@ from hmmfs import __version__, cli_inspect, cli_record, cli_run, mountinfo
 from hmmfs.config import OPTIONS, Config
 from hmmfs.daemonize import Owner, in_background, open_standard_files, sd_notify
 from hmmfs.errors import HmmfsError, UsageError
+from hmmfs.submission import submission
 
 FAILED = 1
 WRONG = 2
@@ -226,6 +227,7 @@ def completion_command(shell: str) -> int:
 
 def _transact(device: str, operation: str) -> bytes:
     """One operation and its answer: an open file of its own, so that answers cannot mix."""
+    data = submission(operation)
     try:
         fd = os.open(_submit_file(device), os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -234,7 +236,7 @@ def _transact(device: str, operation: str) -> bytes:
             errno.ENOENT, f"There is no device {os.path.basename(device)}; the devices are {known}."
         ) from None
     try:
-        os.write(fd, operation.encode(errors="surrogateescape") + b"\n")
+        os.write(fd, data)
         return _answer(fd)
     except OSError as error:
         raise HmmfsError(error.errno or FAILED, _sentence(fd, operation, error)) from None

@@ -1,5 +1,7 @@
 """One open `submit` file: a write is a transaction, a read gives the answers of the last one.
 
+What was cut off a longer write never runs: programs and the kernel write what is long in parts.
+
 The answers of a write that failed end with the line ``error: SENTENCE``; before it, where a kernel
 raised, comes ``traceback BASE64``.
 """
@@ -15,8 +17,11 @@ import trio
 from hmmfs.device import Executor
 from hmmfs.device.executor import parse_all
 from hmmfs.errors import HmmfsError
+from hmmfs.submission import MAX_SUBMISSION
 
 MAX_READ = 64 * 1024  # bytes of one reply; the relay's socket is small for ordinary users
+# The smallest buffer of programs that cut what they write at its end.
+PART_BYTES = 4096
 
 
 class Submission:
@@ -46,6 +51,7 @@ class Submission:
             scope.cancel()
         try:
             with scope:
+                _refuse_part(data)
                 operations = parse_all(os.fsdecode(data))
                 await self._executor.run(operations, answers.append, self._name)
             if scope.cancelled_caught:
@@ -87,3 +93,18 @@ class Submission:
             self._running.cancel()
         else:
             self._interrupted = waits
+
+
+def _refuse_part(data: bytes) -> None:
+    """Operations are written whole. E2BIG: this looks like a part of a longer write, or is one."""
+    if len(data) > MAX_SUBMISSION:
+        raise HmmfsError(
+            errno.E2BIG, f"A write has at most {MAX_SUBMISSION} bytes here: write fewer operations."
+        )
+    if data.endswith(b"\n") or (len(data) < PART_BYTES and b"\n" not in data):
+        return
+    raise HmmfsError(
+        errno.E2BIG,
+        f"The last of these {len(data)} bytes is not the end of a line, so that it may be cut off. "
+        "Write whole lines, as `xargs -d '\\n' hmmfs submit DIR DEV < FILE` does.",
+    )

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from conftest import Mount, fails, run
 
+import hmmfs
+from hmmfs import cli
 from hmmfs.filesystem.tree import MAX_UNOPENED
+from hmmfs.submission import MAX_SUBMISSION
 
 OPERATIONS = {
     "nonsense": ("boo", errno.EINVAL),
@@ -71,6 +76,76 @@ def test_an_endless_line(mount: Mount, region: Path) -> None:
         mount.submit(0, "fill a " + "1" * (1 << 20))
     assert caught.value.errno in (errno.E2BIG, errno.EINVAL)
     mount.submit(0, "fill a 1")
+
+
+def submitted(mount: Mount, data: bytes) -> str:
+    """What one write of these bytes answers."""
+    fd = os.open(mount.path / "devices/dev0/submit", os.O_RDWR)
+    try:
+        assert os.write(fd, data) == len(data)
+        return os.read(fd, 1 << 18).decode()
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("page", [0, 1], ids=["aligned", "not aligned"])
+def test_what_the_kernel_sends_in_parts_does_not_run(mount: Mount, region: Path, page: int) -> None:
+    """Up to the limit a write arrives whole, beyond it nothing of it runs."""
+    before, ran = region.read_bytes(), mount.values("devices/dev0/stats")["operations"]
+    fd = os.open(mount.path / "devices/dev0/submit", os.O_RDWR)
+    line = b"fill a:0+4K 1" + b" " * (4096 - 14) + b"\n"
+    memory = mmap.mmap(-1, (2 << 20) + 4096)
+    memory[page : page + 512 * 4096] = line * 512
+    view = memoryview(memory)
+    try:
+        for length in (MAX_SUBMISSION + 1, MAX_SUBMISSION + 4096, (1 << 20) + 1, 2 << 20):
+            fails(errno.E2BIG, lambda length=length: os.write(fd, view[page : page + length]))
+        assert mount.values("devices/dev0/stats")["operations"] == ran
+        assert region.read_bytes() == before
+        assert os.write(fd, view[page : page + MAX_SUBMISSION]) == MAX_SUBMISSION
+        assert mount.values("devices/dev0/stats")["operations"] == ran + MAX_SUBMISSION // 4096
+    finally:
+        os.close(fd)
+        view.release()
+        memory.close()
+
+
+def test_what_programs_write_in_parts_does_not_run(mount: Mount, region: Path) -> None:
+    """cat takes 128 KiB at a time. What it cut is refused, and it says so."""
+    before = region.read_bytes()
+    text = "fill a 1\n" * 20_000
+    command = ["sh", "-c", f"cat > {mount.path}/devices/dev0/submit"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "too long" in done.stderr
+    assert "may be cut off" in (mount.path / "last_error").read_text()
+    assert region.read_bytes() == before
+    for data in (
+        b"fill a 1\nfill a:0+4K 1",
+        b"fill a" + b" " * 4096 + b"1",
+        b"fill a 1\n" * 500 + b"f",
+    ):
+        fails(errno.E2BIG, lambda data=data: submitted(mount, data))
+    assert region.read_bytes() == before
+    assert (
+        submitted(mount, b"read a:0+1") == submitted(mount, b"read a:0+1\n") == f"{before[0]:02x}\n"
+    )
+
+
+def test_the_command_line_and_the_api_have_one_limit(
+    mount: Mount, region: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "fill a 1" + " " * (MAX_SUBMISSION - 8)
+    device = hmmfs.connect(mount.path).dev0
+    with pytest.raises(OSError, match="at most 1044480 bytes") as caught:
+        device.submit(line)
+    assert caught.value.errno == errno.E2BIG
+    assert cli.main(["submit", str(mount.path), "dev0", line]) == 1
+    assert "at most 1044480 bytes" in capsys.readouterr().err
+    assert set(region.read_bytes()) != {1}
+    assert cli.main(["submit", str(mount.path), "dev0", line[:-1]]) == 0
+    assert device.submit(line[:-1]) == ""
+    assert set(region.read_bytes()) == {1}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Fixtures for tests that want a machine: `hmmfs_mount`, and `hmmfs_factory` for other options.
 
-Where there can be none the test is skipped, with the reason.
+Where there can be none the test is skipped, with the reason. pytest imports this whether a test
+uses it or not: what takes time to import waits for a fixture.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
-from hmmfs.api import Machine, mount
+if TYPE_CHECKING:
+    from hmmfs.api import Machine
 
 
 def unavailable() -> str:
@@ -35,6 +38,8 @@ def hmmfs_factory() -> Iterator[Callable[..., Machine]]:
     """hmmfs_factory(vram="64M", …) mounts a machine; all end with the test."""
     if reason := unavailable():
         pytest.skip(reason)
+    from hmmfs.api import mount
+
     with contextlib.ExitStack() as stack:
         yield lambda **options: stack.enter_context(mount(**options))
 

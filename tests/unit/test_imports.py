@@ -1,0 +1,75 @@
+"""What an import brings with it: nothing heavy before it is used, and all names all the same."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hmmfs
+
+# What takes tens of milliseconds, or starts threads, or opens /dev/fuse.
+HEAVY = ("numpy", "trio", "pyfuse3", "cffi", "hmmfs._native", "hmmfs.api", "click", "cloudpickle")
+SAY = f"import sys; print(*({set(HEAVY)!r} & sys.modules.keys()))"
+
+
+def heavy_after(*command: str, cwd: Path | None = None) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=60, cwd=cwd
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "import hmmfs",
+        "import hmmfs; dir(hmmfs)",
+        "from hmmfs import HmmfsError; HmmfsError",
+        "import pytest; import hmmfs.pytest_plugin",
+    ],
+)
+def test_an_import_brings_nothing_heavy(words: str) -> None:
+    assert heavy_after("-c", f"{words}; {SAY}") == []
+
+
+def test_pytest_starts_without_anything_heavy(tmp_path: Path) -> None:
+    """With the plugin loaded as an installed package has it, and no test that asks for it."""
+    (tmp_path / "test_it.py").write_text(
+        f"def test_it(request):\n    assert request.config.pluginmanager.hasplugin('hmmfs')\n"
+        f"    import sys\n    assert not {set(HEAVY)!r} & sys.modules.keys()\n"
+    )
+    said = heavy_after("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py", cwd=tmp_path)
+    assert "1 passed" in " ".join(said)
+
+
+def test_the_names_are_there_before_they_are_imported() -> None:
+    words = "import hmmfs; print(*dir(hmmfs)); from hmmfs import *; print(mount.__module__)"
+    *listed, module = heavy_after("-c", words)
+    assert {*hmmfs.__all__, "__version__", "__doc__"} <= set(listed)
+    assert module == "hmmfs.api"
+
+
+def test_a_name_that_is_none() -> None:
+    with pytest.raises(AttributeError, match="module 'hmmfs' has no attribute 'nothing'"):
+        _ = hmmfs.nothing  # type: ignore[attr-defined]
+
+
+def test_checkers_and_editors_see_each_name_imported() -> None:
+    """They read what is imported for them alone, and no __getattr__, which would allow any name."""
+    tree = ast.parse(Path(hmmfs.__file__).read_text())
+    (choice,) = (one for one in tree.body if isinstance(one, ast.If))
+    assert ast.unparse(choice.test) == "TYPE_CHECKING"
+    imports = [one for one in choice.body if isinstance(one, ast.ImportFrom)]
+    assert sorted(name.name for one in imports for name in one.names) == hmmfs.__all__
+    assert not any(getattr(one, "name", "") == "__getattr__" for one in tree.body)
+    for one in imports:
+        assert one.module is not None
+        module = importlib.import_module(one.module)
+        for name in one.names:
+            assert getattr(hmmfs, name.name) is getattr(module, name.name)

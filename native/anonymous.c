@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include <zlib.h>
 
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25 /* 6.1 */
@@ -156,11 +157,37 @@ static void flip_to(struct transaction *t, const struct hm_mask *others,
         t->moved = moved;
 }
 
+/* Leave out guards, and what stays because the kernel uses it. */
+static int leave_out(const struct transaction *t, const struct hm_mask *need,
+                     struct hm_taking *taking)
+{
+    struct hm_process *process = t->region->process;
+    struct hm_mask wanted, guards, stays, shown;
+    int error;
+    HM_EACH_WORD (w)
+        wanted.word[w] = taking->movable.word[w] | taking->fixed.word[w];
+    if (!hm_bits(wanted.word))
+        return 0;
+    error = hm_pages_there(process, hm_page_of(t, 0), &wanted, &taking->there, &guards);
+    if (!error)
+        error = hm_stays_for_kernel(process, t->block, &stays);
+    if (error)
+        return error;
+    shown = hm_stays_for_ps(process, t->block);
+    HM_EACH_WORD (w) {
+        uint64_t out = guards.word[w] | stays.word[w] | (shown.word[w] & ~need->word[w]);
+        taking->movable.word[w] &= ~out;
+        taking->fixed.word[w] &= ~out;
+        taking->there.word[w] &= ~out;
+    }
+    return 0;
+}
+
 /* What may and can come of the program's pages in the mask. */
 static int choose(struct transaction *t, const struct hm_mask *mask, bool populate,
                   struct hm_taking *taking)
 {
-    struct hm_mask need = needed(t, mask), wanted, missing;
+    struct hm_mask need = needed(t, mask), missing;
     int error;
     memset(taking, 0, sizeof(*taking));
     if (atomic_load(&t->region->process->gone))
@@ -168,13 +195,12 @@ static int choose(struct transaction *t, const struct hm_mask *mask, bool popula
     if (t->region->process->uffd < 0)
         return hm_bits(need.word) ? -EOPNOTSUPP : 0;
     error = hm_take_sort(t, mask, taking);
+    if (!error)
+        error = leave_out(t, &need, taking);
     HM_EACH_WORD (w)
-        wanted.word[w] = taking->movable.word[w] | taking->fixed.word[w];
-    missing = hm_without(need, &wanted);
+        missing.word[w] = need.word[w] & ~(taking->movable.word[w] | taking->fixed.word[w]);
     if (!error && hm_bits(missing.word))
         error = -EFAULT;
-    if (!error)
-        error = hm_pages_there(t->region->process, hm_page_of(t, 0), &wanted, &taking->there);
     if (populate && t->job->kind != HM_JOB_TOUCH)
         return error;
     HM_EACH_WORD (w) { /* no holes come with what was touched */
@@ -404,8 +430,22 @@ static void punch_later(struct transaction *t, const uint8_t owners[HM_BLOCK_PAG
         punch(t, owners, &now);
 }
 
+/* Cut from the mask, and from the directory, what is not to come home; whether there was any. The
+ * process's lock and the stripe are held. */
+static bool cut_discarded(struct transaction *t, struct hm_mask *mask)
+{
+    struct hm_mask gone = hm_take_discarded(t, mask);
+    if (!hm_bits(gone.word))
+        return false;
+    *mask = hm_without(*mask, &gone);
+    hm_process_revoke(t->region->process, t->block, &gone);
+    hm_block_cut(t->region, t->block, &gone, false);
+    return true;
+}
+
 int hm_process_home(struct transaction *t, struct hm_mask *mask)
 {
+    bool discarded = cut_discarded(t, mask);
     uint8_t owners[HM_BLOCK_PAGES];
     uint64_t began;
     int error;
@@ -416,7 +456,7 @@ int hm_process_home(struct transaction *t, struct hm_mask *mask)
         flip_home(t, mask, began);
         punch_later(t, owners, mask);
     }
-    return error;
+    return !error && discarded ? -EAGAIN : error; /* who waits for those may have zeros */
 }
 
 /* The same within a job, which holds the block: the stripe is dropped meanwhile. */
@@ -440,6 +480,12 @@ static int bring_home(struct transaction *t, const struct hm_mask *mask, uint32_
     pthread_mutex_unlock(&t->stripe->lock);
     pthread_mutex_lock(&process->lock);
     error = atomic_load(&process->gone) ? -ESRCH : hm_take_no_news(t);
+    if (!error) {
+        pthread_mutex_lock(&t->stripe->lock);
+        if (t->record->generation == generation && cut_discarded(t, &moving))
+            generation = t->record->generation;
+        pthread_mutex_unlock(&t->stripe->lock);
+    }
     began = hm_now();
     if (error)
         memset(&moving, 0, sizeof(moving));
@@ -484,22 +530,45 @@ int hm_process_may_write(struct transaction *t, const struct hm_mask *mask)
     return 0;
 }
 
-/* Access [at, at+length) of the job's range in the program, by a thread that it may have to wait
- * for: a fault of it is not to wait for the block. */
-static int access_program(const struct transaction *t, uint32_t at, uint32_t length)
+static bool stores_of(const struct hm_job *job)
 {
-    struct hm_process *process = t->region->process;
-    uint64_t start = hm_page_of(t, 0) + t->job->offset + at;
+    return job->kind == HM_JOB_WRITE || job->kind == HM_JOB_FILL;
+}
+
+/* Copy [start, start+length) of the program, by a thread that it may have to wait for: a fault of
+ * it is not to wait for the block. */
+static int copy_program(struct hm_process *process, uint64_t start, uint8_t *bytes, uint32_t length,
+                        bool store)
+{
     int slot = hm_process_enter(process);
-    ssize_t n = hm_process_copy(process, start, (uint8_t *)t->job->buffer + at, length,
-                                t->job->kind != HM_JOB_READ);
+    ssize_t n = hm_process_copy(process, start, bytes, length, store);
     hm_process_leave(process, slot);
     if (n == (ssize_t)length)
         return 0;
     return n < 0 && n != -EFAULT ? (int)n : -EFAULT;
 }
 
-static int access_device(const struct transaction *t, uint32_t at, uint32_t length)
+/* Access [at, at+length) of the job's range in the program. */
+static int access_program(struct transaction *t, uint32_t at, uint32_t length)
+{
+    struct hm_process *process = t->region->process;
+    const struct hm_job *job = t->job;
+    uint64_t start = hm_page_of(t, 0) + job->offset + at;
+    uint8_t bytes[HM_PAGE_SIZE];
+    int error = 0;
+    if (job->kind == HM_JOB_READ || job->kind == HM_JOB_WRITE)
+        return copy_program(process, start, (uint8_t *)job->buffer + at, length, stores_of(job));
+    memset(bytes, (int)job->byte, sizeof(bytes));
+    for (uint32_t done = 0, n; !error && done < length; done += n) {
+        n = length - done < sizeof(bytes) ? length - done : sizeof(bytes);
+        error = copy_program(process, start + done, bytes, n, stores_of(job));
+        if (!error && job->kind == HM_JOB_CRC)
+            t->event.crc = (uint32_t)crc32(t->event.crc, bytes, n);
+    }
+    return error;
+}
+
+static int access_device(struct transaction *t, uint32_t at, uint32_t length)
 {
     uint8_t *bytes = hm_pool_map(&t->region->pools[t->job->node], t->block * HM_BLOCK_BYTES);
     if (!bytes)
@@ -507,9 +576,29 @@ static int access_device(const struct transaction *t, uint32_t at, uint32_t leng
     bytes += t->job->offset + at;
     if (t->job->kind == HM_JOB_READ)
         memcpy((uint8_t *)t->job->buffer + at, bytes, length);
-    else
+    else if (t->job->kind == HM_JOB_WRITE)
         memcpy(bytes, (uint8_t *)t->job->buffer + at, length);
+    else if (t->job->kind == HM_JOB_FILL)
+        memset(bytes, (int)t->job->byte, length);
+    else
+        t->event.crc = (uint32_t)crc32(t->event.crc, bytes, length);
     return 0;
+}
+
+bool hm_process_must_stay(struct transaction *t, const struct hm_mask *mask)
+{
+    struct hm_process *process = t->region->process;
+    struct hm_mask stays = {{0}}, shown, absent;
+    HM_EACH_WORD (w)
+        absent.word[w] = mask->word[w] & ~t->record->device[w];
+    if (!hm_bits(absent.word) || process->uffd < 0)
+        return false;
+    pthread_mutex_unlock(&t->stripe->lock);
+    if (hm_stays_for_kernel(process, t->block, &stays))
+        stays = (struct hm_mask){{0}}; /* who takes any of them is told */
+    shown = hm_stays_for_ps(process, t->block);
+    pthread_mutex_lock(&t->stripe->lock);
+    return hm_any(stays.word, absent.word) || hm_any(shown.word, absent.word);
 }
 
 int hm_process_remote(struct transaction *t)
@@ -532,7 +621,7 @@ int hm_process_remote(struct transaction *t)
         if (!error && hm_bits(away.word))
             error = -EFAULT; /* nothing is mapped there any more */
     }
-    if (!error && job->kind == HM_JOB_WRITE) {
+    if (!error && stores_of(job)) {
         error = hm_process_may_write(t, &mask);
         mine = hm_owned(t->record, job->node);
         if (!error) {

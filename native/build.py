@@ -40,6 +40,7 @@ SOURCES = [
     "shared.c",
     "side.c",
     "space.c",
+    "stays.c",
     "take.c",
     "thrash.c",
     "times.c",

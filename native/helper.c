@@ -569,6 +569,7 @@ static void helper(void *arg)
     if (!error && link->uffd >= 0) {
         error = start_thread(THREAD | CLONE_FILES | CLONE_FS, &threads->stack1[HM_PART], guard,
                              link, &link->guard);
+        __atomic_store_n(&link->control->guard, link->guard, __ATOMIC_RELAXED);
     }
     __atomic_store_n(&link->ready, error < 0 ? (int)error : 1, __ATOMIC_RELEASE);
     wake_futex(&link->ready);

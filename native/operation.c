@@ -188,7 +188,7 @@ int hm_operate(struct transaction *t, const struct hm_mask *mask)
     int error;
     if (hm_is_shared(t->region))
         return hm_shared_operate(t);
-    if (t->region->process && job->flags & HM_JOB_REMOTE)
+    if (t->region->process && (job->flags & HM_JOB_REMOTE || hm_process_must_stay(t, mask)))
         return hm_process_remote(t);
     if (t->region->process && stores && (error = hm_process_may_write(t, mask)))
         return error;

@@ -122,7 +122,7 @@ static void note_discard(struct hm_process *process, uint64_t start, uint64_t en
     *at = (struct hm_discard){start, end, now + HM_DISCARD_MS * 1000000ULL};
 }
 
-static void add_part(struct hm_mask *mask, uint64_t base, uint64_t start, uint64_t end)
+void hm_add_part(struct hm_mask *mask, uint64_t base, uint64_t start, uint64_t end)
 {
     uint64_t limit = base + HM_BLOCK_BYTES;
     struct hm_mask part;
@@ -143,11 +143,11 @@ struct hm_mask hm_process_discards(const struct hm_process *process, uint64_t bl
     struct hm_mask mask = {{0}};
     for (int i = 0; i < HM_DISCARDS; i++)
         if (process->discard[i].until_ns > now)
-            add_part(&mask, base, process->discard[i].start, process->discard[i].end);
+            hm_add_part(&mask, base, process->discard[i].start, process->discard[i].end);
     for (int i = 0; i < HM_PRELOAD_DISCARDS; i++) {
         uint64_t start = __atomic_load_n(&all[i].start, __ATOMIC_SEQ_CST);
         if (start > 1)
-            add_part(&mask, base, start, __atomic_load_n(&all[i].end, __ATOMIC_RELAXED));
+            hm_add_part(&mask, base, start, __atomic_load_n(&all[i].end, __ATOMIC_RELAXED));
     }
     return mask;
 }

@@ -39,6 +39,9 @@
 #ifndef PR_SET_PTRACER
 #define PR_SET_PTRACER 0x59616d61
 #endif
+#ifndef PR_GET_TID_ADDRESS
+#define PR_GET_TID_ADDRESS 40
+#endif
 #ifndef UFFD_FEATURE_WP_UNPOPULATED
 #define UFFD_FEATURE_WP_UNPOPULATED (1 << 13)
 #endif
@@ -58,6 +61,7 @@
 #define SCRATCH_BYTES ((uint64_t)HM_PRELOAD_SLOTS * HM_SCRATCH)
 #define OWN_BYTES (SCRATCH_BYTES + HM_SCRATCH) /* to align it */
 #define EXPORTED __attribute__((visibility("default")))
+#define RSEQ_BYTES 32   /* what the kernel uses of it may be more than the library says */
 #define LIMIT_SECONDS 5 /* for the daemon to answer */
 
 /* Of the environment, which a program may change. */
@@ -68,6 +72,7 @@ static struct {
     char directory[PATH_MAX];
 } settings;
 
+static uint32_t wipes;             /* as in the control memory; children inherit such mappings */
 static struct hm_threads *threads; /* NULL: not attached */
 static pid_t attached;             /* whose they are */
 
@@ -144,6 +149,34 @@ static int open_uffd(int *ret)
     return 0;
 }
 
+/* What the kernel uses of a thread: the list of robust mutexes, the number that it sets to 0 at the
+ * thread's end, the area of restartable sequences. The C library keeps all three at the same
+ * distances from each other for every thread. */
+static void say_where_threads_are(struct hm_control *control)
+{
+    const ptrdiff_t *rseq = dlsym(RTLD_DEFAULT, "__rseq_offset");
+    const unsigned *rseq_size = dlsym(RTLD_DEFAULT, "__rseq_size");
+    uintptr_t head = 0, number = 0, low, high;
+    size_t length = 0;
+    if (syscall(SYS_get_robust_list, 0, &head, &length) < 0 || !head)
+        return;
+    low = head;
+    high = head + length;
+    prctl(PR_GET_TID_ADDRESS, &number, 0, 0, 0); /* 0: a kernel that doesn't tell */
+    if (number && number < low)
+        low = number;
+    if (number && number + sizeof(pid_t) > high)
+        high = number + sizeof(pid_t);
+    if (rseq && rseq_size && *rseq_size) {
+        uintptr_t area = (uintptr_t)__builtin_thread_pointer() + (uintptr_t)*rseq;
+        size_t most = *rseq_size > RSEQ_BYTES ? *rseq_size : RSEQ_BYTES;
+        low = area < low ? area : low;
+        high = area + most > high ? area + most : high;
+    }
+    control->thread_before = (uint32_t)(head - low);
+    control->thread_after = (uint32_t)(high - head);
+}
+
 /* Not for forks, of which each has its own. Guards are left where the stacks end. */
 static int make_memory(struct attempt *attempt)
 {
@@ -175,6 +208,8 @@ static int make_memory(struct attempt *attempt)
         attempt->control = NULL;
         return errno;
     }
+    attempt->control->wipes = wipes;
+    say_where_threads_are(attempt->control);
     return madvise(attempt->control, sizeof(struct hm_control), MADV_DONTFORK) < 0 ? errno : 0;
 }
 
@@ -559,6 +594,9 @@ EXPORTED void *mremap(void *address, size_t length, size_t wanted, int flags, ..
 
 static void *real_madvise;
 
+/* What headers lack: Linux 5.18, 6.13. */
+enum { DONTNEED_LOCKED = 24, GUARD_INSTALL = 102 };
+
 /* An entry for a range that is being discarded; NULL: there is none, so it is as if nobody told. */
 static struct hm_discarding *announce(uint64_t start, uint64_t end)
 {
@@ -577,17 +615,43 @@ static struct hm_discarding *announce(uint64_t start, uint64_t end)
     return NULL;
 }
 
+/* The kernel tells the daemon nothing of guards: so the pages are discarded, too, which it does
+ * tell. One of them may come home, over its guard, until then. */
+static void tell_of_guards(int (*next)(void *, size_t, int), void *address, size_t length)
+{
+    int kept = errno;
+    next(address, length, DONTNEED_LOCKED);
+    next(address, length, GUARD_INSTALL);
+    errno = kept;
+}
+
+/* The daemon gives each child what devices have, but for such mappings; it looks for them only if
+ * there may be any, which takes long. */
+static void tell_of_wiping(void)
+{
+    struct hm_threads *ours = own_threads();
+    __atomic_store_n(&wipes, 1, __ATOMIC_RELAXED);
+    if (ours)
+        __atomic_store_n(&ours->link.control->wipes, 1, __ATOMIC_SEQ_CST);
+}
+
 /* The kernel tells the daemon of a discard before it does it, and not when it has. */
 EXPORTED int madvise(void *address, size_t length, int advice)
 {
     int (*next)(void *, size_t, int) = real(&real_madvise, "madvise");
-    bool discards = advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_REMOVE;
+    bool discards = advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_REMOVE ||
+                    advice == DONTNEED_LOCKED || advice == GUARD_INSTALL;
     uint64_t start = (uint64_t)(uintptr_t)address, page = (uint64_t)sysconf(_SC_PAGESIZE);
     struct hm_discarding *entry = NULL;
     int result;
+    if (advice == MADV_WIPEONFORK)
+        tell_of_wiping();
     if (discards && start && length)
         entry = announce(start, (start + length + page - 1) & ~(page - 1));
     result = next(address, length, advice);
+    /* ENOMEM: all is a guard that there is between holes. */
+    if (advice == GUARD_INSTALL && (!result || errno == ENOMEM) && own_threads())
+        tell_of_guards(next, address, length);
     if (entry)
         __atomic_store_n(&entry->start, 0, __ATOMIC_SEQ_CST);
     return result;

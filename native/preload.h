@@ -28,7 +28,7 @@
 #include <stdint.h>
 
 #define HM_PRELOAD_MAGIC 0x68656c6c6f6d6d68ULL
-#define HM_PRELOAD_VERSION 1
+#define HM_PRELOAD_VERSION 2
 #define HM_PRELOAD_SLOTS 16
 #define HM_PRELOAD_RUNS 32
 #define HM_PRELOAD_DISCARDS 64
@@ -89,6 +89,11 @@ struct hm_control {
     uint32_t leaving; /* set by the daemon: all pages are home, so that its end is no accident */
     uint32_t helper;  /* the helper's thread number, as the program has it */
     uint32_t changes_begun, changes_ended; /* of mappings */
+    uint32_t guard;                        /* the other thread's number */
+    uint32_t wipes; /* 1: some mapping may be one whose bytes no child has (MADV_WIPEONFORK) */
+    /* Around the head of a thread's list of robust mutexes, bytes that the C library keeps of the
+     * thread and that the kernel uses: before it, and from it on. */
+    uint32_t thread_before, thread_after;
 };
 
 #endif

@@ -1,5 +1,5 @@
 /* Programs whose own memory devices work on: shared by process.c, space.c, take.c,
- * anonymous.c, pending.c and vma.c. */
+ * anonymous.c, pending.c, stays.c and vma.c. */
 #ifndef HMMFS_PROCESS_H
 #define HMMFS_PROCESS_H
 #include "preload.h"
@@ -77,20 +77,38 @@ struct hm_vma {
 };
 /* The mapping that has the address, or the next one. -ENOENT: there is none; -ESRCH. */
 int hm_vma_find(const struct hm_process *process, uint64_t address, struct hm_vma *out);
+/* The ranges of addresses that a child has zeros in, from /proc/PID/smaps; how many, or -errno. To
+ * be freed. */
+struct hm_range {
+    uint64_t start, end;
+};
+int hm_vma_wiped(const struct hm_process *process, struct hm_range **out);
 /* Entries of /proc/PID/pagemap. */
 #define HM_PM_PRESENT (1ULL << 63)
 #define HM_PM_SWAPPED (1ULL << 62)
 #define HM_PM_PROTECTED (1ULL << 57)
 #define HM_PM_EXCLUSIVE (1ULL << 56)
 #define HM_PM_FRAME ((1ULL << 55) - 1)
+#define HM_PM_GUARD (1ULL << 58) /* 6.15 */
 int hm_pagemap(const struct hm_process *process, uint64_t address, uint32_t pages, uint64_t *out);
-/* Of a block's pages from an address on, those of the mask that there are. */
+/* Of a block's pages from an address on, those of the mask that there are; and guards, where there
+ * is none and nobody may have one. */
 int hm_pages_there(const struct hm_process *process, uint64_t address, const struct hm_mask *mask,
-                   struct hm_mask *there);
+                   struct hm_mask *there, struct hm_mask *guards);
+/* A page that any access to is an error: a guard (MADV_GUARD_INSTALL, 6.13), or poison. Where the
+ * kernel has no bit for it yet the marker says so, as a swap entry of type 31 that has more in its
+ * offset than write protection. */
+static inline bool hm_pm_guard(uint64_t entry)
+{
+    return entry & HM_PM_GUARD || (!(entry & HM_PM_PRESENT) && entry & HM_PM_SWAPPED &&
+                                   entry % 32 == 31 && (entry & HM_PM_FRAME) / 32 > 1);
+}
+
 /* Whether there is a page, wherever its bytes are; a marker is none. */
 static inline bool hm_pm_there(uint64_t entry)
 {
-    return entry & HM_PM_PRESENT || (entry & HM_PM_SWAPPED && !(entry & HM_PM_PROTECTED));
+    return entry & HM_PM_PRESENT ||
+           (entry & HM_PM_SWAPPED && !(entry & HM_PM_PROTECTED) && !hm_pm_guard(entry));
 }
 
 /* pending.c: what the kernel tells of the program */
@@ -98,6 +116,9 @@ static inline bool hm_pm_there(uint64_t entry)
 bool hm_process_waits(const struct hm_process *process, uint64_t start, uint64_t end);
 /* With the lock held: pages of a block that the program may be about to discard. */
 struct hm_mask hm_process_discards(const struct hm_process *process, uint64_t block);
+/* Add the pages of [start, end), of which start begins a page, that are in the block whose first
+ * address is `base`. */
+void hm_add_part(struct hm_mask *mask, uint64_t base, uint64_t start, uint64_t end);
 /* With the lock held: read what events there are, to be dealt with later. */
 void hm_process_read(struct hm_process *process);
 /* With the lock held: the helper takes its time. If it is in a page fault, read one message: faults
@@ -191,11 +212,22 @@ int hm_take_sort(const struct transaction *t, const struct hm_mask *mask, struct
 int hm_take(const struct transaction *t, struct hm_taking *taking);
 /* Whether we may go on as if we knew all of a block's mappings; the lock is held. */
 int hm_take_no_news(const struct transaction *t);
+/* With the lock held: of a block's pages that devices have, those that the program has discarded
+ * without an event: it has made them guards, and perhaps removed these again. */
+struct hm_mask hm_take_discarded(const struct transaction *t, const struct hm_mask *mask);
+
+/* stays.c: pages of a block that stay in the program: those that the kernel uses for its threads,
+ * -EBUSY: it can't be said now; and those of its arguments and environment. No stripe is held. */
+int hm_stays_for_kernel(struct hm_process *process, uint64_t block, struct hm_mask *out);
+struct hm_mask hm_stays_for_ps(struct hm_process *process, uint64_t block);
 
 /* anonymous.c: as hm_bring and hm_operate, for pages of a program. */
 int hm_process_bring(struct transaction *t, const struct hm_mask *mask, bool populate,
                      uint32_t limit);
 int hm_process_remote(struct transaction *t);
+/* Whether pages of the mask stay in the program, so that an operation uses them there. The stripe
+ * is dropped meanwhile. */
+bool hm_process_must_stay(struct transaction *t, const struct hm_mask *mask);
 /* Give device-owned pages of the mask back; the process's lock and the stripe are held, and with
  * `busy` the block. Which were given comes back in the mask. */
 int hm_process_home(struct transaction *t, struct hm_mask *mask);

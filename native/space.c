@@ -236,15 +236,33 @@ static int copy_out(const struct hm_process *process, struct hm_pending *child, 
 /* Its own library sends another userfaultfd; this one ends then, and with it the watch over its
  * pages. A change that we have not heard of by then began when all was there, or the kernel would
  * have refused the last page. */
+/* Of [from, to), all but mappings that a child has zeros in; these are in order. */
+static bool give_all(const struct hm_process *process, struct hm_pending *fork, uint64_t from,
+                     uint64_t to, const struct hm_range *wiped, int ranges)
+{
+    int error = 0;
+    for (int i = 0; !error && i < ranges && wiped[i].start < to; i++) {
+        if (wiped[i].start > from)
+            error = copy_out(process, fork, from, wiped[i].start - from, 0, NULL);
+        from = wiped[i].end > from ? wiped[i].end : from;
+    }
+    return !error && (from >= to || !copy_out(process, fork, from, to - from, 0, NULL));
+}
+
 bool hm_process_forked(struct hm_process *process, struct hm_pending *fork)
 {
-    for (uint64_t area = 0; area < HM_AREAS; area++) {
-        uint64_t start = hm_process_address(process, area * HM_AREA_BYTES / HM_BLOCK_BYTES);
-        if (atomic_load(&process->area[area]) &&
-            copy_out(process, fork, start, HM_AREA_BYTES, 0, NULL))
-            return false;
+    struct hm_range *wiped = NULL;
+    int ranges = 0;
+    bool done = true;
+    if (__atomic_load_n(&process->control->wipes, __ATOMIC_RELAXED))
+        ranges = hm_vma_wiped(process, &wiped);
+    for (uint64_t area = 0; done && area < HM_AREAS; area++) {
+        uint64_t from = hm_process_address(process, area * HM_AREA_BYTES / HM_BLOCK_BYTES);
+        if (atomic_load(&process->area[area]))
+            done = give_all(process, fork, from, from + HM_AREA_BYTES, wiped, ranges);
     }
-    return true;
+    free(wiped);
+    return done;
 }
 
 bool hm_process_remapped(struct hm_process *process, struct hm_pending *remap)

@@ -201,16 +201,20 @@ int hm_take_sort(const struct transaction *t, const struct hm_mask *mask, struct
 }
 
 int hm_pages_there(const struct hm_process *process, uint64_t address, const struct hm_mask *mask,
-                   struct hm_mask *there)
+                   struct hm_mask *there, struct hm_mask *guards)
 {
     uint64_t entry[HM_BLOCK_PAGES];
     int error = hm_pagemap(process, address, HM_BLOCK_PAGES, entry);
     memset(there, 0, sizeof(*there));
-    if (!error)
-        HM_EACH_PAGE (page, mask->word)
-            if (hm_pm_there(entry[page]))
-                hm_set(there, page);
-    return error;
+    memset(guards, 0, sizeof(*guards));
+    if (error)
+        return error;
+    HM_EACH_PAGE (page, mask->word)
+        if (hm_pm_there(entry[page]))
+            hm_set(there, page);
+        else if (hm_pm_guard(entry[page]))
+            hm_set(guards, page);
+    return 0;
 }
 
 /* The same for scratch, where no markers are: a page that is swapped out keeps its protection when
@@ -311,6 +315,29 @@ static bool mark(int uffd, uint64_t address)
     return !ioctl(uffd, UFFDIO_WRITEPROTECT, &request) || errno != EAGAIN;
 }
 
+/* No marker is where one was left. The kernel refuses to leave another one while there is a change
+ * that we have not heard of, such as a move, which would have taken the marker along. */
+struct hm_mask hm_take_discarded(const struct transaction *t, const struct hm_mask *mask)
+{
+    const struct hm_process *process = t->region->process;
+    uint32_t first = hm_next_page(mask->word, 0), end = first;
+    uint64_t entry[HM_BLOCK_PAGES];
+    struct hm_mask gone = {{0}};
+    HM_EACH_PAGE (page, mask->word)
+        end = page + 1;
+    if (first == end || hm_pagemap(process, hm_page_of(t, first), end - first, entry))
+        return gone;
+    HM_EACH_PAGE (page, mask->word) {
+        struct uffdio_writeprotect request = {{hm_page_of(t, page), HM_PAGE_SIZE},
+                                              UFFDIO_WRITEPROTECT_MODE_WP};
+        uint64_t is = entry[page - first];
+        if ((hm_pm_guard(is) || !(is & (HM_PM_PRESENT | HM_PM_SWAPPED))) &&
+            !ioctl(process->uffd, UFFDIO_WRITEPROTECT, &request))
+            hm_set(&gone, page);
+    }
+    return gone;
+}
+
 /* Whatever waits and concerns the page came after it was taken. */
 static bool mark_where_it_is(struct hm_process *process, uint64_t address)
 {
@@ -383,16 +410,17 @@ static int move_away(const struct transaction *t, struct hm_taking *taking,
 {
     struct hm_process *process = t->region->process;
     uint64_t scratch = scratch_of(process, slot);
-    struct hm_mask moved, holes, away;
+    struct hm_mask moved, holes, away, guards;
     bool unmarked = false;
     int error = move_pages(t, taking, mask, slot, &unmarked);
     if (!error)
         error = which_were_moved(process, scratch, mask, &moved);
     if (!error)
-        error = hm_pages_there(process, hm_page_of(t, 0), mask, stay);
+        error = hm_pages_there(process, hm_page_of(t, 0), mask, stay, &guards);
     if (error)
         return error;
     away = hm_without(*mask, stay);
+    away = hm_without(away, &guards);
     holes = hm_without(away, &moved);
     if (unmarked) {
         mark_late(t, &away);
@@ -433,6 +461,7 @@ static int move_all(const struct transaction *t, struct hm_taking *taking, int s
 static int take_movable(const struct transaction *t, struct hm_taking *taking)
 {
     struct hm_process *process = t->region->process;
+    struct hm_mask locked = {{0}};
     int slot, error;
     if (!hm_bits(taking->movable.word))
         return 0;
@@ -453,8 +482,14 @@ static int take_movable(const struct transaction *t, struct hm_taking *taking)
     pthread_mutex_unlock(&process->lock);
     if (!error)
         error = read_into_pool(t, scratch_of(process, slot), &taking->taken);
+    if (!error)
+        error = hm_stays_for_kernel(process, t->block, &locked);
     pthread_mutex_lock(&process->lock);
-    if (error) {
+    locked = hm_both(&locked, &taking->taken);
+    if (!error) {
+        put_back(t, scratch_of(process, slot), &locked);
+        taking->taken = hm_without(taking->taken, &locked);
+    } else {
         put_back(t, scratch_of(process, slot), &taking->taken);
         memset(&taking->taken, 0, sizeof(taking->taken));
         memset(&taking->holes, 0, sizeof(taking->holes));
@@ -498,11 +533,12 @@ static int no_changes(const struct hm_process *process, uint32_t *changes)
 static int hold_still(const struct transaction *t, const struct hm_mask *wanted,
                       struct hm_mask *there)
 {
+    struct hm_mask guards;
     int error = protect(t, wanted, true);
     if (!error) /* a change since is of mappings that are not protected */
         error = hm_take_no_news(t);
     if (!error)
-        error = hm_pages_there(t->region->process, hm_page_of(t, 0), wanted, there);
+        error = hm_pages_there(t->region->process, hm_page_of(t, 0), wanted, there, &guards);
     return error;
 }
 
@@ -511,13 +547,15 @@ static int hold_still(const struct transaction *t, const struct hm_mask *wanted,
 static int let_go(const struct transaction *t, struct hm_taking *taking,
                   const struct hm_mask *there, int slot, uint32_t changes)
 {
-    struct hm_mask still = *there, gone, holes;
+    struct hm_mask still = *there, gone, holes, guards = {{0}};
     bool unmarked = false;
     int error = drop_pages(t, taking, slot, changes, &unmarked);
-    if (hm_pages_there(t->region->process, hm_page_of(t, 0), &taking->fixed, &still))
+    if (hm_pages_there(t->region->process, hm_page_of(t, 0), &taking->fixed, &still, &guards))
         error = -ESRCH;
     gone = hm_without(*there, &still);
+    gone = hm_without(gone, &guards);
     holes = error ? (struct hm_mask){{0}} : hm_without(taking->fixed, there);
+    holes = hm_without(holes, &guards);
     HM_EACH_WORD (w) {
         taking->taken.word[w] |= gone.word[w];
         taking->holes.word[w] |= holes.word[w];

@@ -100,6 +100,40 @@ int hm_vma_find(const struct hm_process *process, uint64_t address, struct hm_vm
     return error;
 }
 
+static int add_range(struct hm_range **all, int used, struct hm_range range)
+{
+    struct hm_range *more = realloc(*all, ((size_t)used + 1) * sizeof(*more));
+    if (!more)
+        return -ENOMEM;
+    more[used] = range;
+    *all = more;
+    return used + 1;
+}
+
+int hm_vma_wiped(const struct hm_process *process, struct hm_range **out)
+{
+    char path[64], *line = NULL;
+    struct hm_range now = {0};
+    size_t size = 0;
+    int used = 0;
+    FILE *file;
+    *out = NULL;
+    snprintf(path, sizeof(path), "/proc/%d/smaps", process->pid);
+    file = fopen(path, "re");
+    if (!file)
+        return -errno;
+    while (used >= 0 && getline(&line, &size, file) > 0) {
+        unsigned long long start, end;
+        if (sscanf(line, "%llx-%llx ", &start, &end) == 2)
+            now = (struct hm_range){start, end};
+        else if (!strncmp(line, "VmFlags:", 8) && strstr(line, " wf"))
+            used = add_range(out, used, now);
+    }
+    free(line);
+    fclose(file);
+    return used;
+}
+
 int hm_pagemap(const struct hm_process *process, uint64_t address, uint32_t pages, uint64_t *out)
 {
     size_t bytes = pages * sizeof(*out);

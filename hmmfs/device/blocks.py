@@ -146,7 +146,7 @@ def _program_failure(number: int, pid: int) -> HmmfsError:
         return HmmfsError(
             number,
             f"Process {pid} has no memory there that a device may have: private memory of no file, "
-            "which it may read.",
+            "which it may read, and no guard.",
         )
     if number == errno.EOPNOTSUPP:
         return HmmfsError(

@@ -46,7 +46,7 @@ T = TypeVar("T")
 # native/preload.h
 HELLO = struct.Struct("<QIIQQQQ")
 WELCOME = struct.Struct("<iI")
-MAGIC, VERSION, MIGRATES = 0x68656C6C6F6D6D68, 1, 1
+MAGIC, VERSION, MIGRATES = 0x68656C6C6F6D6D68, 2, 1
 HELLO_S = 5.0  # for a program to say hello
 BACKLOG = 128
 REFUSALS_S = 1.0  # no more than one is logged in this time

@@ -628,7 +628,7 @@ def test_what_is_no_memory_of_a_program_is_refused_with_a_sentence(
 
 # ---- the socket
 
-MAGIC, VERSION, MIGRATES = 0x68656C6C6F6D6D68, 1, 1
+MAGIC, VERSION, MIGRATES = 0x68656C6C6F6D6D68, 2, 1
 HELLO = struct.Struct("<QIIQQQQ")
 CONTROL_BYTES = 16384
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL

@@ -28,7 +28,7 @@ LIBRARY = ROOT / "hmmfs/libhmmfs-run.so"
 PAGE = mmap.PAGESIZE
 SECONDS = 5.0
 
-MAGIC, VERSION, MIGRATES = 0x68656C6C6F6D6D68, 1, 1
+MAGIC, VERSION, MIGRATES = 0x68656C6C6F6D6D68, 2, 1
 FREE, PENDING, TAKEN, DONE = range(4)
 MOVE, DROP, PRIVATE, RELEASE = range(4)
 SLOTS, RUNS = 16, 32
@@ -330,7 +330,7 @@ def test_hello(daemon: Daemon, program: Path) -> None:
     assert attached.flags == MIGRATES
     assert attached.least == 123456
     assert attached.credentials[0] == running.process.pid
-    assert len(attached.control) == SLOTS * SLOT_BYTES + DISCARDING + 16
+    assert len(attached.control) == SLOTS * SLOT_BYTES + DISCARDING + 32
     assert attached.seals & (fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     assert attached.scratch % BLOCK == 0
     assert attached.own <= attached.scratch

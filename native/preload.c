@@ -12,6 +12,7 @@
  * pages that the daemon has registered split the kernel's mappings, which mremap does not cross;
  * and before what changes mappings or discards pages, which taking pages has to know of.
  */
+#include "attach.h"
 #include "helper.h"
 
 #include <dlfcn.h>
@@ -31,6 +32,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <time.h>
@@ -60,9 +62,9 @@
 #endif
 #define SCRATCH_BYTES ((uint64_t)HM_PRELOAD_SLOTS * HM_SCRATCH)
 #define OWN_BYTES (SCRATCH_BYTES + HM_SCRATCH) /* to align it */
-#define EXPORTED __attribute__((visibility("default")))
-#define RSEQ_BYTES 32   /* what the kernel uses of it may be more than the library says */
-#define LIMIT_SECONDS 5 /* for the daemon to answer */
+#define RSEQ_BYTES 32    /* what the kernel uses of it may be more than the library says */
+#define LIMIT_SECONDS 5  /* for the daemon to answer */
+#define LEAVE_SECONDS 60 /* and to bring all pages home */
 
 /* Of the environment, which a program may change. */
 static struct {
@@ -75,10 +77,11 @@ static struct {
 static uint32_t wipes;             /* as in the control memory; children inherit such mappings */
 static struct hm_threads *threads; /* NULL: not attached */
 static pid_t attached;             /* whose they are */
+static char *own_memory;           /* OWN_BYTES that go with them */
 
 /* ---- sentences ---------------------------------------------------------------------------- */
 
-static void complain(const char *what, int error, const char *consequence)
+void hm_complain(const char *what, int error, const char *consequence)
 {
     char line[512];
     const char *why = strerrordesc_np(error);
@@ -243,8 +246,21 @@ static int send_hello(const struct attempt *attempt)
     memcpy(CMSG_DATA(header), fds, bytes);
     while (sendmsg(attempt->socket, &message, MSG_NOSIGNAL) < 0)
         if (errno != EINTR)
-            return errno;
+            return errno == EPIPE ? 0 : errno; /* it has refused already, and says why */
     return 0;
+}
+
+/* What a refusal's sender did not read is a reset, once, before the refusal. */
+static ssize_t receive(int socket, struct hm_welcome *welcome)
+{
+    bool reset = false;
+    ssize_t n;
+    while ((n = recv(socket, welcome, sizeof(*welcome), MSG_TRUNC)) < 0) {
+        if (errno != EINTR && (errno != ECONNRESET || reset))
+            return -1;
+        reset |= errno == ECONNRESET;
+    }
+    return n;
 }
 
 static int greet(struct attempt *attempt)
@@ -257,9 +273,9 @@ static int greet(struct attempt *attempt)
     error = send_hello(attempt);
     if (error)
         return error;
-    while ((n = recv(attempt->socket, &welcome, sizeof(welcome), MSG_TRUNC)) < 0)
-        if (errno != EINTR)
-            return errno == EAGAIN ? ETIMEDOUT : errno;
+    n = receive(attempt->socket, &welcome);
+    if (n < 0)
+        return errno == EAGAIN ? ETIMEDOUT : errno;
     if (n == 0)
         return ECONNRESET;
     attempt->failed = "The daemon of its mount speaks another language: run the same hmmfs";
@@ -305,6 +321,7 @@ static bool attach(struct attempt *attempt)
     close_one(attempt->memory);
     if (!error) {
         attached = getpid();
+        own_memory = attempt->own;
         threads = attempt->threads;
         return true;
     }
@@ -314,8 +331,75 @@ static bool attach(struct attempt *attempt)
         munmap(attempt->control, sizeof(*attempt->control));
     if (attempt->own)
         munmap(attempt->own, OWN_BYTES);
-    complain(attempt->failed, error, "the program runs on without devices");
+    hm_complain(attempt->failed, error, "the program runs on without devices");
     return false;
+}
+
+/* ---- leaving, and coming back --------------------------------------------------------------- */
+
+bool hm_has_only_ours(void)
+{
+    struct hm_threads *ours = own_threads();
+    struct stat tasks;
+    nlink_t known = 3; /* of the directory itself: two links, and one for each thread */
+    if (!ours)
+        return false;
+    known += 1 + (ours->link.guard > 0);
+    return stat("/proc/self/task", &tasks) < 0 || tasks.st_nlink == known;
+}
+
+static int say_goodbye(struct attempt *attempt)
+{
+    struct hm_hello hello = {
+        .magic = HM_PRELOAD_MAGIC, .version = HM_PRELOAD_VERSION, .flags = HM_HELLO_LEAVES};
+    struct timeval limit = {.tv_sec = LEAVE_SECONDS};
+    struct hm_welcome welcome;
+    int error = connect_daemon(attempt);
+    if (error)
+        return error;
+    setsockopt(attempt->socket, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    if (send(attempt->socket, &hello, sizeof(hello), MSG_NOSIGNAL) < 0)
+        return errno;
+    if (receive(attempt->socket, &welcome) != sizeof(welcome))
+        return EPROTO;
+    return welcome.error;
+}
+
+static bool has_ended(int thread)
+{
+    return thread <= 0 || (syscall(SYS_tgkill, getpid(), thread, 0) < 0 && errno == ESRCH);
+}
+
+bool hm_leave(void)
+{
+    struct attempt attempt = {.socket = -1, .uffd = -1, .memory = -1};
+    struct hm_threads *ours = own_threads();
+    struct hm_control *control = ours ? ours->link.control : NULL;
+    struct timespec step = {.tv_nsec = 100000};
+    int tries = LEAVE_SECONDS * 10000, error;
+    if (!ours)
+        return false;
+    error = say_goodbye(&attempt);
+    close_one(attempt.socket);
+    if (error)
+        return false;
+    while (!(has_ended((int)control->helper) && has_ended(ours->link.guard)) && tries--)
+        nanosleep(&step, NULL);
+    if (tries < 0)
+        return false;
+    threads = NULL;
+    munmap(ours, sizeof(*ours));
+    munmap(control, sizeof(*control));
+    munmap(own_memory, OWN_BYTES);
+    return true;
+}
+
+void hm_attach(void)
+{
+    struct attempt attempt = {.socket = -1, .uffd = -1, .memory = -1};
+    if (attach(&attempt) && attempt.uffd_error)
+        hm_complain("Devices can read and write its memory but not migrate it", attempt.uffd_error,
+                    "that takes root or CAP_SYS_PTRACE, and Linux 6.8 or later");
 }
 
 static void attach_child(void)
@@ -346,8 +430,8 @@ static bool read_settings(void)
     if (!length)
         return false;
     if (length >= sizeof(settings.address.sun_path)) {
-        complain("HMMFS_SOCKET names no socket", ENAMETOOLONG,
-                 "the program runs on without devices");
+        hm_complain("HMMFS_SOCKET names no socket", ENAMETOOLONG,
+                    "the program runs on without devices");
         return false;
     }
     settings.address.sun_family = AF_UNIX;
@@ -677,13 +761,10 @@ static void find_real(void)
 
 __attribute__((constructor)) static void begin(void)
 {
-    struct attempt attempt = {.socket = -1, .uffd = -1, .memory = -1};
     int kept = errno;
     find_real();
-    if (read_settings()) {
-        if (attach(&attempt) && attempt.uffd_error)
-            complain("Devices can read and write its memory but not migrate it", attempt.uffd_error,
-                     "that takes root or CAP_SYS_PTRACE, and Linux 6.8 or later");
+    if (read_settings() && hm_can_attach()) {
+        hm_attach();
         pthread_atfork(before_fork, NULL, attach_child);
     }
     errno = kept;

@@ -34,7 +34,10 @@
 #define HM_PRELOAD_DISCARDS 64
 
 enum hm_hello_flags {
-    HM_HELLO_MIGRATES = 1 /* the userfaultfd has all the features that migration takes */
+    HM_HELLO_MIGRATES = 1, /* the userfaultfd has all the features that migration takes */
+    /* Without descriptors: all pages come home, the program is no longer attached, and then comes
+     * the welcome. */
+    HM_HELLO_LEAVES = 2
 };
 
 struct hm_hello {

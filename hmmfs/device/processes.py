@@ -46,7 +46,8 @@ T = TypeVar("T")
 # native/preload.h
 HELLO = struct.Struct("<QIIQQQQ")
 WELCOME = struct.Struct("<iI")
-MAGIC, VERSION, MIGRATES = 0x68656C6C6F6D6D68, 2, 1
+MAGIC, VERSION = 0x68656C6C6F6D6D68, 2
+MIGRATES, LEAVES = 1, 2
 HELLO_S = 5.0  # for a program to say hello
 BACKLOG = 128
 REFUSALS_S = 1.0  # no more than one is logged in this time
@@ -419,8 +420,12 @@ class Processes:
             for (fd,) in struct.iter_unpack("i", rights[: len(rights) // 4 * 4])
         ]
         try:
-            sent = _checked(data, fds)
             old = self.get(pid)
+            if _leaves(data, fds):
+                if old is not None:
+                    await self._detach(old, home=True)
+                return
+            sent = _checked(data, fds)
             if old is not None:  # it has become another program
                 await self._detach(old, home=False)
             own = os.dup(peer.fileno())
@@ -489,6 +494,14 @@ class Processes:
             process.gone = True
         finally:
             self._table.release(region)
+
+
+def _leaves(data: bytes, fds: list[int]) -> bool:
+    """Whether it is the hello of a program that is not to be attached any longer."""
+    if len(data) != HELLO.size or fds:
+        return False
+    magic, version, flags, *_ = HELLO.unpack(data)
+    return bool((magic, version, flags) == (MAGIC, VERSION, LEAVES))
 
 
 def _checked(data: bytes, fds: list[int]) -> Attachment:

@@ -46,6 +46,25 @@ def test_environment(mount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["LD_PRELOAD"] == f"{run.LIBRARY}:other.so:more.so"
 
 
+@pytest.mark.parametrize(
+    ("own", "given"),
+    [
+        (None, "verify_asan_link_order=0"),
+        ("", "verify_asan_link_order=0"),
+        ("detect_leaks=0", "detect_leaks=0:verify_asan_link_order=0"),
+        ("verify_asan_link_order=1", "verify_asan_link_order=1"),
+    ],
+)
+def test_options_of_address_sanitizer(
+    mount: Path, monkeypatch: pytest.MonkeyPatch, own: str | None, given: str
+) -> None:
+    os.environ.pop("ASAN_OPTIONS", None)
+    if own is not None:
+        os.environ["ASAN_OPTIONS"] = own
+    ran(["run", str(mount), "--", "prog"], monkeypatch)
+    assert os.environ["ASAN_OPTIONS"] == given
+
+
 def test_without_options(mount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.environ |= {"HMMFS_LEAST": "1"}
     os.environ.pop("LD_PRELOAD", None)

@@ -1,7 +1,9 @@
 /* hold [BYTES]: holds memory, and says and does with it what it is told, a line each. */
 #include "check.h"
 
+#include <fcntl.h>
 #include <linux/io_uring.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/syscall.h>
@@ -60,6 +62,32 @@ static bool lock(size_t first, size_t pages)
            !mlock(memory + first * PAGE, pages * PAGE);
 }
 
+/* Go into a namespace that a child has made; 0 or errno. */
+static int join(void)
+{
+    int ready[2], fd, error = 0;
+    char path[64], one;
+    pid_t child;
+    if (pipe(ready))
+        return errno;
+    child = fork();
+    if (!child) {
+        one = (char)(unshare(CLONE_NEWUSER) ? errno : 0);
+        if (write(ready[1], &one, 1) == 1)
+            pause();
+        _exit(1);
+    }
+    if (read(ready[0], &one, 1) != 1 || one)
+        error = one ? one : EIO;
+    snprintf(path, sizeof(path), "/proc/%d/ns/user", child);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (!error && (fd < 0 || setns(fd, 0)))
+        error = errno;
+    kill(child, SIGKILL);
+    waitpid(child, NULL, 0);
+    return error;
+}
+
 int main(int count, char **argument)
 {
     char line[256], word[32];
@@ -86,6 +114,10 @@ int main(int count, char **argument)
             printf("%s\n", pin(a, b) ? "done" : "not here");
         else if (!strcmp(word, "lock"))
             printf("%s\n", lock(a, b) ? "done" : "not here");
+        else if (!strcmp(word, "unshare"))
+            printf("%d\n", unshare(CLONE_NEWUSER) ? errno : 0);
+        else if (!strcmp(word, "join"))
+            printf("%d\n", join());
         else if (!strcmp(word, "byte"))
             printf("%d\n", memory[a]);
         fflush(stdout);

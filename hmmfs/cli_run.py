@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from hmmfs.cli_record import BeforeDashes
+from hmmfs.errors import UsageError
 from hmmfs.run import run
 from hmmfs.units import parse_size
 
@@ -29,4 +30,34 @@ def run_command(directory: str, least: str | None, command: list[str]) -> int:
     return run(directory, None if least is None else parse_size(least), command)
 
 
-COMMANDS = (run_command,)
+@click.command("home")
+@click.argument("directory", metavar="DIR")
+@click.argument("pid", metavar="PID", type=click.IntRange(min=1))
+@click.option("--once", is_flag=True, help="Let devices take it again.")
+@click.option("--end", is_flag=True, help="Let devices take it again that a call before kept away.")
+def home_command(directory: str, pid: int, once: bool, end: bool) -> int:
+    """Bring all memory of process PID, which hmmfs run started, home from the devices of DIR.
+
+    It stays there, since the devices are detached from it. That is for debuggers, gcore and
+    profilers, to which a page that a device has can't be read. The program may be stopped. For
+    example:
+
+    \b
+    hmmfs home /mnt 1234
+    gdb -p 1234
+    hmmfs home /mnt 1234 --end
+    """
+    from hmmfs.api import connect
+
+    if once and end:
+        raise UsageError("Only one of --once and --end can be meant.")
+    machine = connect(directory)
+    process = machine.process(pid)
+    if end:
+        process.attach(*machine.devices)
+    else:
+        process.home(once=once)
+    return 0
+
+
+COMMANDS = (run_command, home_command)

@@ -113,6 +113,12 @@ def _regions(context: click.Context, begun: str) -> Iterator[CompletionItem[str]
     return (CompletionItem(name) for name in _inside(context, "regions") if name.startswith(begun))
 
 
+def _programs(context: click.Context, begun: str) -> Iterator[CompletionItem[str]]:
+    """Under hmmfs run, by their numbers."""
+    pids = (name[1:] for name in _inside(context, "state") if name.startswith("@"))
+    return (CompletionItem(pid) for pid in pids if pid.isdecimal() and pid.startswith(begun))
+
+
 def _arguments(context: click.Context, begun: str) -> Iterator[CompletionItem[str]]:
     """Of a launch."""
     use, colon, name = begun.partition(":")
@@ -144,6 +150,7 @@ OFFERS: dict[str, Callable[[click.Context, str], Iterator[CompletionItem[str]]]]
     "DIR": _mounts,
     "DEV": _devices,
     "REGION": _regions,
+    "PID": _programs,
     "ARGUMENT": _arguments,
     "FILE": _files,
     "OPTIONS": _options,

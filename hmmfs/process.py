@@ -68,6 +68,11 @@ class Process:
         """Their pages come home, and they can't use this memory any more."""
         self._set(*(f"detach {_name(device)}" for device in devices))
 
+    def home(self, *, once: bool = False) -> None:
+        """Every page comes home, where debuggers find it, and all devices are detached; with
+        `once` they stay attached, and may take pages again. Works while the program is stopped."""
+        self._set("home once" if once else "home")
+
     def hmadvise(
         self, behavior: Hmadvise | int, address: int, length: int, node: Device | str = "host"
     ) -> None:

@@ -228,6 +228,10 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
     struct hm_mask moving;
     uint64_t began;
     int error;
+    if (atomic_load(&t->region->process->closed) >> t->job->node & 1) {
+        struct hm_mask need = needed(t, mask);
+        return hm_bits(need.word) ? -EACCES : 0;
+    }
     others = hm_without(*mask, &mine);
     HM_EACH_WORD (w) {
         absent.word[w] = others.word[w] & ~record->device[w];

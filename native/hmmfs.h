@@ -464,6 +464,9 @@ int hm_process_exclusive(struct hm_core *core, uint64_t ino, uint32_t node, uint
  * some of it leaves: it comes home in one piece, too, and is a huge page there if it can be. */
 int hm_process_set_huge(struct hm_core *core, uint64_t ino, uint32_t node, uint64_t block);
 
+/* Whether the node gets none of the program's pages: what can't do without is EACCES. What it has,
+ * or is on its way there, is not touched. */
+int hm_process_close(struct hm_core *core, uint64_t ino, uint32_t node, int closed);
 /* Drop what devices have of whole pages: the program finds zeros. EBUSY: some of it is moving. */
 int hm_process_forget(struct hm_core *core, uint64_t ino, uint64_t address, uint64_t length);
 

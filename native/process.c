@@ -157,6 +157,21 @@ int hm_process_set_huge(struct hm_core *core, uint64_t ino, uint32_t node, uint6
     return error;
 }
 
+int hm_process_close(struct hm_core *core, uint64_t ino, uint32_t node, int closed)
+{
+    struct hm_region *region = hm_region_get(core, ino);
+    int error = region && region->process ? 0 : -ESRCH;
+    if (!error && (!node || node >= core->config.nodes))
+        error = -EINVAL;
+    if (!error && closed)
+        atomic_fetch_or(&region->process->closed, 1u << node);
+    else if (!error)
+        atomic_fetch_and(&region->process->closed, ~(1u << node));
+    if (region)
+        hm_region_put(region);
+    return error;
+}
+
 /* ---- faults --------------------------------------------------------------------------------- */
 
 /* What the host's policy brings home with a page that a device has. */

@@ -40,6 +40,7 @@ struct hm_process {
     pthread_t thread;
     bool foreign; /* as in the config */
     _Atomic bool gone, detached;
+    _Atomic uint32_t closed; /* a bit for each node that gets nothing of it */
     /* Held for every reading of the userfaultfd, and by whoever takes pages from the program or
      * gives it some, from the moment that it looks which events wait until that is done. The
      * kernel refuses both while there is an event that was not read; so what is moved is what is

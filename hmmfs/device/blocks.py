@@ -158,6 +158,10 @@ def _program_failure(number: int, pid: int) -> HmmfsError:
         return HmmfsError(
             number, f"Process {pid} does not answer, or keeps changing that memory: try again."
         )
+    if number == errno.EACCES:
+        return HmmfsError(
+            errno.EPERM, f"Process {pid} was detached meanwhile: write attach devN to its devices."
+        )
     if number in (errno.ESRCH, errno.ENOENT):
         return HmmfsError(errno.ESRCH, f"Process {pid} has ended, or runs another program.")
     return _failure(number)

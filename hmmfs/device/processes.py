@@ -53,10 +53,12 @@ BACKLOG = 128
 REFUSALS_S = 1.0  # no more than one is logged in this time
 THREADS = 64  # accesses under way; a program's memory may be another file system's, and slow
 FORGET_TRIES = 100
+HOME_TRIES = 100  # what was on its way to a device when this began is there at the second
 _NUMBER = r"(?:0[xX][0-9A-Fa-f]{1,16}|\d{1,19})"
 COMMAND = re.compile(
     r"(?P<verb>attach|detach)\s+(?P<device>dev\d{1,4})"
-    rf"|(?P<place>forget)\s+(?P<address>{_NUMBER})\+(?P<length>{_NUMBER})",
+    rf"|(?P<place>forget)\s+(?P<address>{_NUMBER})\+(?P<length>{_NUMBER})"
+    r"|(?P<home>home)(?:\s+(?P<once>once))?",
     re.ASCII,
 )
 CREDENTIALS = struct.Struct("3i")
@@ -171,6 +173,29 @@ class Process:
                 )
                 await self._blocks.run(job)
 
+    async def home(self) -> None:
+        """Bring every page home that any device has. EBUSY: devices keep taking some."""
+        for _ in range(HOME_TRIES):
+            for node in range(1, self._core.nodes):
+                await self.evict_all(node)
+            if not self._is_away():
+                return
+            await trio.sleep(0.001)
+        raise HmmfsError(
+            errno.EBUSY,
+            f"Devices keep taking pages of process {self.pid}: detach them, or try again.",
+        )
+
+    def _is_away(self) -> bool:
+        """Whether a device has some of it, or may get some at the moment."""
+        if self.gone:
+            return False
+        for block in self.region.touched(0, programs.OFFSETS // BLOCK_BYTES):
+            record = self.region.blocks(block, 1)[0]
+            if record["busy"] or record["pages"][1:].any():
+                return True
+        return False
+
     # ---- which devices may use it
 
     def check_attached(self, node: int) -> None:
@@ -183,8 +208,18 @@ class Process:
 
     async def detach(self, node: int) -> None:
         """What the device has of it comes home, and it gets no more."""
-        self.detached.add(node)
+        self._close(node)
         await self.evict_all(node)
+
+    async def take_back(self) -> None:
+        """All of it comes home, and stays there till a device is attached again."""
+        for node in range(1, self._core.nodes):
+            self._close(node)
+        await self.home()
+
+    def _close(self, node: int) -> None:
+        self.detached.add(node)
+        programs.close(self._core, self.region, node, closed=True)
 
     def attached(self) -> str:
         """What state/@PID/devices says."""
@@ -192,8 +227,8 @@ class Process:
         return "".join(f"dev{node - 1}\n" for node in nodes)
 
     async def command(self, text: str) -> None:
-        """What may be written there: `attach devN`, `detach devN`, `forget ADDRESS+LENGTH`, or all
-        devices that are to be attached, as it says them."""
+        """What may be written there: `attach devN`, `detach devN`, `forget ADDRESS+LENGTH`, `home`,
+        `home once`, or all devices that are to be attached, as it says them."""
         if re.fullmatch(r"dev\d{1,4}(\s+dev\d{1,4})*", text, re.ASCII):
             wanted = {self._node(word) for word in text.split()}
             for node in range(1, self._core.nodes):
@@ -203,9 +238,11 @@ class Process:
         if found is None:
             raise UsageError(
                 f"{text[:80]!r} is wrong: write attach devN, detach devN, forget ADDRESS+LENGTH, "
-                "or the devices that are to be attached."
+                "home, home once, or the devices that are to be attached."
             )
-        if found["place"]:
+        if found["home"]:
+            await (self.home() if found["once"] else self.take_back())
+        elif found["place"]:
             await self.forget(int(found["address"], 0), int(found["length"], 0))
         else:
             await self._set_attached(self._node(found["device"]), on=found["verb"] == "attach")
@@ -221,6 +258,7 @@ class Process:
     async def _set_attached(self, node: int, *, on: bool) -> None:
         if on:
             self.detached.discard(node)
+            programs.close(self._core, self.region, node, closed=False)
         elif node not in self.detached:
             await self.detach(node)
 

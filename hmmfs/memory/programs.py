@@ -123,6 +123,13 @@ def forget(core: Core, region: Region, address: int, length: int) -> bool:
     return True
 
 
+def close(core: Core, region: Region, node: int, *, closed: bool) -> None:
+    """Whether the node gets none of its pages from now on. What it has stays there."""
+    ret = lib.hm_process_close(core.handle, region.ino, node, closed)
+    if ret != -errno.ESRCH:
+        check(ret, "Closing a program to a device")
+
+
 def look(core: Core, region: Region, address: int, pages: int) -> Look:
     """Without touching any of them. Waits for the program's own changes of its mappings."""
     found = Look(np.zeros(pages, dtype=np.uint16), np.zeros(pages, dtype=np.uint64))

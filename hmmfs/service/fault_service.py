@@ -95,6 +95,10 @@ def _untouchable(number: int) -> HmmfsError:
             "The kernel touched a page that is pinned elsewhere: unset that, or advise "
             "accessed_by= for the device.",
         )
+    if number == errno.EACCES:
+        return HmmfsError(
+            errno.EPERM, "The kernel touched memory of a program that was detached from its device."
+        )
     if number == errno.ENOLINK:
         return HmmfsError(
             errno.EBUSY,

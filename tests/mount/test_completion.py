@@ -166,6 +166,17 @@ def test_the_uses_are_those_of_a_launch() -> None:
     assert launches.USES == completion.USES
 
 
+def test_programs(typed: Interactive, mount: Mount) -> None:
+    command = [sys.executable, "-m", "hmmfs", "run", str(mount.path), "--", "cat"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as program:
+        assert wait_until((mount.path / f"state/@{program.pid}").exists)
+        first, rest = str(program.pid)[0], program.pid
+        assert typed(f"hmmfs home {mount.path} {first}") == f"hmmfs home {mount.path} {rest} "
+        assert in_fish(f"hmmfs home {mount.path} ") == [str(rest)]
+        assert program.stdin is not None
+        program.stdin.close()
+
+
 def test_options(typed: Interactive, tmp_path: Path) -> None:
     for begun in ("hmmfs mount /mnt -o ", "hmmfs src0 /mnt -f -o "):
         assert typed(begun + "metrics_p") == begun + "metrics_port="

@@ -333,6 +333,7 @@ struct hm_relay;
 struct hm_gate_thread {
     struct hm_core *core;
     pthread_t thread;
+    uint8_t *pages;   /* for a request, with a page before it */
     hm_counter floor; /* what it reads next was queued after all WRITEs up to this one */
 };
 
@@ -697,6 +698,6 @@ int hm_invalidate(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_t 
 int hm_relay_start(struct hm_core *core, int fd, struct hm_relay **ret);
 void hm_relay_stop(struct hm_relay *relay);
 void hm_relay_send(struct hm_relay *relay, uint8_t *message, size_t length);
-void hm_relay_interrupt(struct hm_relay *relay, uint64_t unique, uint64_t target);
+void hm_relay_interrupt(struct hm_relay *relay, uint64_t target);
 
 #endif

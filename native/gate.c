@@ -273,7 +273,7 @@ static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
         return;
     }
     if (request.opcode == FUSE_INTERRUPT) {
-        hm_relay_interrupt(core->relay, request.unique, request.length);
+        hm_relay_interrupt(core->relay, request.length);
         return;
     }
     if (request.opcode == FUSE_IOCTL) {
@@ -344,10 +344,9 @@ static void *gate_thread(void *arg)
     struct hm_gate_thread *self = arg;
     struct hm_core *core = self->core;
     struct hm_event closed = {.kind = HM_EVENT_CLOSED};
-    uint8_t *pages = aligned_alloc(HM_PAGE_SIZE, HM_PAGE_SIZE + HM_REQUEST_BYTES);
     /* So that the bytes of a WRITE begin with a page: the kernel copies page by page. */
-    uint8_t *buffer = pages + HM_PAGE_SIZE - WRITE_HEADERS;
-    while (pages) {
+    uint8_t *buffer = self->pages + HM_PAGE_SIZE - WRITE_HEADERS;
+    for (;;) {
         ssize_t n;
         atomic_store(&self->floor, atomic_load(&core->written_up_to));
         n = core->config.poll_us ? read_polling(core, buffer)
@@ -357,7 +356,7 @@ static void *gate_thread(void *arg)
         else if (n < 0 && errno != EINTR && errno != EAGAIN && errno != ENOENT)
             break; /* ENODEV: unmounted or aborted */
     }
-    free(pages);
+    free(self->pages);
     atomic_store(&self->floor, UINT64_MAX);
     if (atomic_fetch_sub(&core->gate_running, 1) == 1)
         hm_event_push(core, &closed);
@@ -370,19 +369,25 @@ int hm_gate_start(struct hm_core *core, int fuse_fd, int relay_fd)
     if (core->gate)
         return -EBUSY;
     core->fuse_fd = fuse_fd;
-    if (core->config.poll_us && fcntl(fuse_fd, F_SETFL, O_NONBLOCK) < 0)
-        return -errno;
-    error = hm_relay_start(core, relay_fd, &core->relay);
-    if (error)
+    error = core->config.poll_us && fcntl(fuse_fd, F_SETFL, O_NONBLOCK) < 0 ? -errno : 0;
+    if (!error)
+        error = hm_relay_start(core, relay_fd, &core->relay);
+    if (error) {
+        close(relay_fd);
         return error;
+    }
     core->gate = calloc(core->config.threads, sizeof(*core->gate));
     if (!core->gate)
         return -ENOMEM;
     for (uint32_t i = 0; i < core->config.threads; i++) {
         core->gate[i].core = core;
+        core->gate[i].pages = aligned_alloc(HM_PAGE_SIZE, HM_PAGE_SIZE + HM_REQUEST_BYTES);
         atomic_fetch_add(&core->gate_running, 1);
-        error = pthread_create(&core->gate[i].thread, NULL, gate_thread, &core->gate[i]);
+        error = core->gate[i].pages
+                    ? pthread_create(&core->gate[i].thread, NULL, gate_thread, &core->gate[i])
+                    : ENOMEM;
         if (error) {
+            free(core->gate[i].pages);
             atomic_fetch_sub(&core->gate_running, 1);
             for (; i < core->config.threads; i++)
                 atomic_store(&core->gate[i].floor, UINT64_MAX);

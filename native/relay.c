@@ -14,8 +14,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define TRACKED 256
-#define AGAIN 64
+#define TRACKED 256 /* buckets */
+#define EARLY 256
 #define OPENS 1024 /* OPEN and CREATE under way, on mounts that pass files through */
 
 #define MAX_BACKGROUND 4096 /* parked READs must not keep a recall's WRITEs from being sent */
@@ -34,8 +34,10 @@ struct queue {
     bool stopping;
 };
 
+/* A READ or WRITE that pyfuse3 has, or is to have: it may wait for long. */
 struct tracked {
-    uint64_t unique, fh; /* unique 0: free */
+    struct tracked *next; /* in its bucket */
+    uint64_t unique, fh;
 };
 
 struct hm_relay {
@@ -46,10 +48,11 @@ struct hm_relay {
     _Atomic uint64_t init_unique;
     bool offered;                 /* passthrough, by the kernel; set before any OPEN */
     bool killpriv;                /* the same of HANDLE_KILLPRIV_V2 */
-    pthread_mutex_t tracked_lock; /* guards tracked and again; taken alone */
-    struct tracked tracked[TRACKED];
-    uint64_t again[AGAIN]; /* interrupted requests last answered with EAGAIN, a ring */
-    uint32_t again_next;
+    pthread_mutex_t tracked_lock; /* guards tracked and early; taken alone */
+    struct tracked *tracked[TRACKED];
+    uint64_t early[EARLY]; /* requests not tracked when they were interrupted, a ring; 0: free */
+    uint32_t early_next;
+    uint8_t *received;          /* HM_REQUEST_BYTES, of the inbound thread */
     _Atomic int passthrough;    /* -EAGAIN before INIT; whether files are passed through */
     pthread_mutex_t opens_lock; /* guards opens; taken alone */
     struct opening {
@@ -92,6 +95,15 @@ static bool queue_push(struct queue *queue, const uint8_t *bytes, size_t length)
     queue->end = &message->next;
     pthread_cond_signal(&queue->ready);
     pthread_mutex_unlock(&queue->lock);
+    return true;
+}
+
+/* The same, waiting for memory. No lock is held, and the threads that take from queues free some.
+ */
+static bool queue_final(struct queue *queue, const uint8_t *bytes, size_t length)
+{
+    while (!queue_push(queue, bytes, length))
+        usleep(1000);
     return true;
 }
 
@@ -237,64 +249,88 @@ static void pass_through(struct hm_relay *relay, uint8_t *message, size_t *lengt
 
 /* ---- interrupts --------------------------------------------------------------------------- */
 
-static void track(struct hm_relay *relay, const uint8_t *message)
+/* Kernels number requests by 2 or by 4. */
+static struct tracked **bucket_of(struct hm_relay *relay, uint64_t unique)
+{
+    return &relay->tracked[(unique >> 1 ^ unique >> 9) % TRACKED];
+}
+
+static void interrupted(struct hm_relay *relay, uint64_t fh)
+{
+    struct hm_event event = {.kind = HM_EVENT_INTERRUPT, .cookie = fh};
+    hm_count(&relay->core->count.interrupts, 1);
+    hm_event_push(relay->core, &event);
+}
+
+/* False: there is no memory, and the request is not to be sent. */
+static bool track(struct hm_relay *relay, const uint8_t *message)
 {
     const struct fuse_in_header *header = (const struct fuse_in_header *)message;
+    struct tracked *tracked = malloc(sizeof(*tracked)), **bucket;
+    bool early = false;
     uint64_t fh;
+    if (!tracked)
+        return false;
     memcpy(&fh, message + sizeof(*header), sizeof(fh)); /* READ and WRITE begin with it */
+    bucket = bucket_of(relay, header->unique);
     pthread_mutex_lock(&relay->tracked_lock);
-    for (int i = 0; i < TRACKED; i++)
-        if (!relay->tracked[i].unique) {
-            relay->tracked[i] = (struct tracked){header->unique, fh};
-            break;
+    *tracked = (struct tracked){*bucket, header->unique, fh};
+    *bucket = tracked;
+    for (int i = 0; i < EARLY; i++)
+        if (relay->early[i] == header->unique) {
+            relay->early[i] = 0;
+            early = true;
         }
     pthread_mutex_unlock(&relay->tracked_lock);
+    if (early)
+        interrupted(relay, fh);
+    return true;
 }
 
 static void untrack(struct hm_relay *relay, uint64_t unique)
 {
+    struct tracked **at = bucket_of(relay, unique), *found;
     pthread_mutex_lock(&relay->tracked_lock);
-    for (int i = 0; i < TRACKED; i++)
-        if (relay->tracked[i].unique == unique)
-            relay->tracked[i].unique = 0;
+    while ((found = *at) && found->unique != unique)
+        at = &found->next;
+    if (found)
+        *at = found->next;
     pthread_mutex_unlock(&relay->tracked_lock);
+    free(found);
 }
 
-static bool asked_again(const struct hm_relay *relay, uint64_t target)
+/* A request that pyfuse3 does not get is not under way any more. */
+static void drop(struct hm_relay *relay, uint64_t unique, int error)
 {
-    bool found = false;
-    for (int i = 0; i < AGAIN && !found; i++)
-        found = relay->again[i] == target;
-    return found;
+    untrack(relay, unique);
+    pthread_mutex_lock(&relay->opens_lock);
+    for (int i = 0; i < OPENS; i++)
+        if (relay->opens[i].unique == unique)
+            relay->opens[i].unique = 0;
+    pthread_mutex_unlock(&relay->opens_lock);
+    hm_reply(relay->core, unique, error, NULL, 0);
 }
 
-void hm_relay_interrupt(struct hm_relay *relay, uint64_t unique, uint64_t target)
+void hm_relay_interrupt(struct hm_relay *relay, uint64_t target)
 {
-    struct hm_event event = {.kind = HM_EVENT_INTERRUPT};
-    bool found = false, again = false;
+    struct hm_event event = {.kind = HM_EVENT_INTERRUPT, .block = target};
+    const struct tracked *at;
+    uint64_t fh = 0;
+    bool found;
     pthread_mutex_lock(&relay->tracked_lock);
-    for (int i = 0; i < TRACKED && !found; i++)
-        if (relay->tracked[i].unique == target) {
-            event.cookie = relay->tracked[i].fh;
-            found = true;
-        }
-    /* Another gate thread may have read the request and not tracked it yet: ask the kernel to
-     * send the interrupt once more, and no more than once, or it would spin. Faults are finished
-     * normally, whatever signal came; of ioctls the service knows. */
-    if (!found && !asked_again(relay, target)) {
-        relay->again[relay->again_next++ % AGAIN] = target;
-        again = true;
-    }
+    for (at = *bucket_of(relay, target); at && at->unique != target; at = at->next)
+        ;
+    found = at;
+    if (found)
+        fh = at->fh;
+    else /* another gate thread may have read the request and not tracked it yet */
+        relay->early[relay->early_next++ % EARLY] = target;
     pthread_mutex_unlock(&relay->tracked_lock);
-    if (found) {
-        hm_count(&relay->core->count.interrupts, 1);
+    /* Faults are finished normally, whatever signal came; of ioctls the service knows. */
+    if (found)
+        interrupted(relay, fh);
+    else
         hm_event_push(relay->core, &event);
-    } else if (again) {
-        hm_reply(relay->core, unique, EAGAIN, NULL, 0);
-    } else {
-        event.block = target;
-        hm_event_push(relay->core, &event);
-    }
 }
 
 int hm_waits(struct hm_core *core, uint64_t fh)
@@ -305,23 +341,34 @@ int hm_waits(struct hm_core *core, uint64_t fh)
         return 0;
     pthread_mutex_lock(&relay->tracked_lock);
     for (int i = 0; i < TRACKED; i++)
-        waits |= relay->tracked[i].unique && relay->tracked[i].fh == fh;
+        for (const struct tracked *at = relay->tracked[i]; at; at = at->next)
+            waits |= at->fh == fh;
     pthread_mutex_unlock(&relay->tracked_lock);
     return waits;
 }
 
 /* ---- to pyfuse3 --------------------------------------------------------------------------- */
 
+/* Nobody reads an answer to these, so one that is lost is never made good: a file stays open, a
+ * name known. */
+static bool is_final(uint32_t opcode)
+{
+    return opcode == FUSE_FORGET || opcode == FUSE_BATCH_FORGET || opcode == FUSE_RELEASE ||
+           opcode == FUSE_RELEASEDIR;
+}
+
 void hm_relay_send(struct hm_relay *relay, uint8_t *message, size_t length)
 {
     struct fuse_in_header *header = (struct fuse_in_header *)message;
     uint64_t unique = header->unique;
-    bool empty, no_reply = header->opcode == FUSE_FORGET || header->opcode == FUSE_BATCH_FORGET;
+    bool empty;
     int error = 0;
     if (header->opcode == FUSE_INIT)
         init_request(relay, message, length);
-    if (header->opcode == FUSE_WRITE || header->opcode == FUSE_READ)
-        track(relay, message);
+    if ((header->opcode == FUSE_WRITE || header->opcode == FUSE_READ) && !track(relay, message)) {
+        hm_reply(relay->core, unique, ENOMEM, NULL, 0);
+        return;
+    }
     if (relay->offered && (header->opcode == FUSE_OPEN || header->opcode == FUSE_CREATE) &&
         !opening_begin(relay, header)) {
         hm_reply(relay->core, unique, ENFILE, NULL, 0);
@@ -335,15 +382,13 @@ void hm_relay_send(struct hm_relay *relay, uint8_t *message, size_t length)
         return;
     if (empty && errno != EAGAIN && errno != ENOBUFS)
         error = errno == EMSGSIZE ? E2BIG : ENOTCONN;
-    else if (!queue_push(&relay->outbound, message, length))
+    else if (!(is_final(header->opcode) ? queue_final(&relay->outbound, message, length)
+                                        : queue_push(&relay->outbound, message, length)))
         error = ENOMEM;
     else
         hm_count(&relay->core->count.relay_queued, 1);
-    if (error) {
-        untrack(relay, unique);
-        if (!no_reply)
-            hm_reply(relay->core, unique, error, NULL, 0);
-    }
+    if (error)
+        drop(relay, unique, error);
 }
 
 static void *outbound_main(void *arg)
@@ -356,8 +401,8 @@ static void *outbound_main(void *arg)
         do
             n = send(relay->fd, message->bytes, message->length, MSG_NOSIGNAL);
         while (n < 0 && errno == EINTR);
-        if (n < 0 && header->opcode != FUSE_FORGET && header->opcode != FUSE_BATCH_FORGET)
-            hm_reply(relay->core, header->unique, errno == EMSGSIZE ? E2BIG : ENOTCONN, NULL, 0);
+        if (n < 0)
+            drop(relay, header->unique, errno == EMSGSIZE ? E2BIG : ENOTCONN);
         queue_pop(&relay->outbound);
     }
     return NULL;
@@ -386,10 +431,10 @@ static void *notify_main(void *arg)
 static void *inbound_main(void *arg)
 {
     struct hm_relay *relay = arg;
-    uint8_t *bytes = malloc(HM_REQUEST_BYTES);
+    uint8_t *bytes = relay->received;
     struct pollfd ready[2] = {{.fd = relay->fd, .events = POLLIN},
                               {.fd = relay->core->stop_fd, .events = POLLIN}};
-    while (bytes) {
+    for (;;) {
         struct fuse_out_header *header = (struct fuse_out_header *)bytes;
         uint64_t ino;
         size_t length;
@@ -404,7 +449,7 @@ static void *inbound_main(void *arg)
         if (n < (ssize_t)sizeof(*header))
             break; /* pyfuse3 closed its end */
         if (!header->unique) {
-            queue_push(&relay->notify, bytes, (size_t)n);
+            queue_final(&relay->notify, bytes, (size_t)n);
             continue;
         }
         if (header->unique == relay->init_unique)
@@ -415,18 +460,34 @@ static void *inbound_main(void *arg)
             pass_through(relay, bytes, &length, ino);
         to_kernel(relay, bytes, length);
     }
-    free(bytes);
     return NULL;
 }
 
 /* ------------------------------------------------------------------------------------------- */
 
+static void relay_free(struct hm_relay *relay)
+{
+    for (int i = 0; i < TRACKED; i++)
+        for (struct tracked *at = relay->tracked[i], *next; at; at = next) {
+            next = at->next;
+            free(at);
+        }
+    queue_deinit(&relay->outbound);
+    queue_deinit(&relay->notify);
+    pthread_mutex_destroy(&relay->tracked_lock);
+    pthread_mutex_destroy(&relay->opens_lock);
+    free(relay->received);
+    free(relay);
+}
+
 int hm_relay_start(struct hm_core *core, int fd, struct hm_relay **ret)
 {
     struct hm_relay *relay = calloc(1, sizeof(*relay));
     int error;
-    if (!relay)
+    if (!relay || !(relay->received = malloc(HM_REQUEST_BYTES))) {
+        free(relay);
         return -ENOMEM;
+    }
     relay->core = core;
     relay->fd = fd;
     relay->passthrough = -EAGAIN;
@@ -452,11 +513,7 @@ no_notify:
     queue_stop(&relay->outbound);
     pthread_join(relay->outbound_thread, NULL);
 no_outbound:
-    queue_deinit(&relay->outbound);
-    queue_deinit(&relay->notify);
-    pthread_mutex_destroy(&relay->tracked_lock);
-    pthread_mutex_destroy(&relay->opens_lock);
-    free(relay);
+    relay_free(relay);
     return -error;
 }
 
@@ -472,10 +529,6 @@ void hm_relay_stop(struct hm_relay *relay)
     pthread_join(relay->inbound_thread, NULL);
     pthread_join(relay->outbound_thread, NULL);
     pthread_join(relay->notify_thread, NULL);
-    queue_deinit(&relay->outbound);
-    queue_deinit(&relay->notify);
-    pthread_mutex_destroy(&relay->tracked_lock);
-    pthread_mutex_destroy(&relay->opens_lock);
     close(relay->fd);
-    free(relay);
+    relay_free(relay);
 }

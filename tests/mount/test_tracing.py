@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -232,6 +233,33 @@ def test_a_signal_ends_a_wait(small: Mount) -> None:
     reading.stdout.close()
 
 
+def test_any_of_many_that_wait_can_be_killed(mount_factory: MountFactory) -> None:
+    """More than a table of a fixed size would hold, each in a read of its own."""
+    small = mount_factory(vram="2M", devices=1, host="8M")
+    script = """if True:
+        import os, sys, threading, time
+        fds = [os.open(sys.argv[1], os.O_RDONLY) for _ in range(300)]
+        threading.stack_size(1 << 16)
+        for fd in fds:
+            threading.Thread(target=os.read, args=(fd, 4096), daemon=True).start()
+        print("all", flush=True)
+        time.sleep(60)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", script, small.path / "trace_pipe"], stdout=subprocess.PIPE
+    ) as many:
+        assert many.stdout is not None
+        many.stdout.readline()
+        assert wait_until(lambda: threads_in_fuse(many.pid) == 300)
+        last = subprocess.Popen(["cat", small.path / "trace_pipe"], stdout=subprocess.DEVNULL)
+        assert wait_until(lambda: waits_in_fuse(last.pid))
+        last.kill()
+        assert last.wait(10) == -signal.SIGKILL
+        many.kill()
+        assert many.wait(10) == -signal.SIGKILL
+    assert hmmfs.connect(small.path).stats()["interrupts"] >= 301
+
+
 def test_the_end_of_the_mount_ends_a_wait(small: Mount) -> None:
     reading = subprocess.Popen(["cat", small.path / "trace_pipe"], stderr=subprocess.PIPE)
     assert wait_until(lambda: waits_in_fuse(reading.pid))
@@ -248,6 +276,10 @@ def waits_in_fuse(pid: int) -> bool:
     number, *_ = Path(f"/proc/{pid}/syscall").read_text().split()
     state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     return number in ("0", "63") and state in "SD"  # of x86-64, and of others
+
+
+def threads_in_fuse(pid: int) -> int:
+    return sum(waits_in_fuse(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir())
 
 
 def test_a_slow_reader_loses_whole_events(small: Mount, reader: int) -> None:

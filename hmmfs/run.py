@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import sys
+from collections.abc import Mapping
 
 from hmmfs import mountinfo
 from hmmfs.errors import HmmfsError, UsageError
@@ -24,7 +25,7 @@ def run(directory: str, least: int | None, command: list[str]) -> int:
         settings["HMMFS_LEAST"] = str(least)
     else:
         os.environ.pop("HMMFS_LEAST", None)
-    settings["LD_PRELOAD"] = _preloaded(os.environ.get("LD_PRELOAD", ""))
+    settings |= preloading(LIBRARY, os.environ)
     settings["ASAN_OPTIONS"] = _asan_options(os.environ.get("ASAN_OPTIONS", ""))
     os.environ.update(settings)
     if not command[0]:
@@ -52,18 +53,31 @@ def _socket(point: str) -> str:
     return name
 
 
-def _preloaded(others: str) -> str:
-    """The value of LD_PRELOAD. The library comes first, and once where hmmfs run is nested."""
-    if not os.path.exists(LIBRARY):
-        raise HmmfsError(errno.ENOENT, f"There is no {LIBRARY}: install hmmfs anew.")
-    if re.search(r"[\s:]", LIBRARY):
+def preloading(library: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """What the environment must have for the library to be preloaded. It comes first, and once
+    where hmmfs run is nested. LD_PRELOAD can't say a path with blanks; a path of directories can.
+    HmmfsError: there is no library, or neither can say where it is."""
+    directory, name = os.path.split(library)
+    if not os.path.exists(library):
+        raise HmmfsError(errno.ENOENT, f"There is no {library}: install hmmfs anew.")
+    if re.search(r"[:;$]", directory):
         raise HmmfsError(
             errno.EINVAL,
-            f"{LIBRARY} can't be preloaded: install hmmfs where no blank or colon is in the path.",
+            f"{library} can't be preloaded: install hmmfs where the path has no colon, semicolon "
+            "or dollar sign.",
         )
-    return ":".join(
-        [LIBRARY, *(other for other in re.split(r"[ :]+", others) if other not in ("", LIBRARY))]
-    )
+    found = {}
+    if re.search(r"\s", directory):
+        library = name
+        paths = re.split(r"[:;]", environment.get("LD_LIBRARY_PATH", ""))
+        found["LD_LIBRARY_PATH"] = ":".join(_first(directory, paths))
+    others = re.split(r"[ :]+", environment.get("LD_PRELOAD", ""))
+    found["LD_PRELOAD"] = ":".join(_first(library, others))
+    return found
+
+
+def _first(one: str, others: list[str]) -> list[str]:
+    return [one, *(other for other in others if other not in ("", one))]
 
 
 def _asan_options(others: str) -> str:

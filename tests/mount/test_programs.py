@@ -28,7 +28,7 @@ import pytest
 from conftest import HMMFS, Mount, MountFactory, ended, fails, wait_until
 
 from hmmfs.inspect.accounts import disagreements
-from hmmfs.run import LIBRARY
+from hmmfs.run import LIBRARY, preloading
 
 SOURCES = Path(__file__).with_name("programs")
 COMPILE = ("gcc", "-std=gnu11", "-O1", "-Wall", "-Wextra", "-pthread")
@@ -754,7 +754,7 @@ def hammer(fd: int, memory: str, until: float) -> None:
 
 
 def test_a_program_without_its_mount_runs_on_with_one_sentence(binaries: Path) -> None:
-    environment = {**os.environ, "LD_PRELOAD": str(LIBRARY), "HMMFS_SOCKET": "hmmfs-nobody"}
+    environment = {**os.environ, **preloading(LIBRARY, {}), "HMMFS_SOCKET": "hmmfs-nobody"}
     done = subprocess.run(
         [binaries / "structures", "1"], capture_output=True, text=True, env=environment, timeout=20
     )

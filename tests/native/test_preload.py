@@ -23,8 +23,10 @@ from pathlib import Path
 
 import pytest
 
+from hmmfs.run import LIBRARY, preloading
+
 ROOT = Path(__file__).resolve().parents[2]
-LIBRARY = ROOT / "hmmfs/libhmmfs-run.so"
+PRELOADING = preloading(LIBRARY, {})
 PAGE = mmap.PAGESIZE
 SECONDS = 5.0
 
@@ -279,7 +281,7 @@ class Daemon:
         self.running: list[Running] = []
 
     def start(self, program: Path, **settings: str) -> Running:
-        environment = {"LD_PRELOAD": str(LIBRARY), "HMMFS_SOCKET": self.name, **settings}
+        environment = {**PRELOADING, "HMMFS_SOCKET": self.name, **settings}
         self.running.append(Running([program], environment))
         return self.running[-1]
 
@@ -631,7 +633,7 @@ def test_leaving_changes_nothing(daemon: Daemon, program: Path) -> None:
 
 
 def test_no_daemon(program: Path) -> None:
-    environment = {"LD_PRELOAD": str(LIBRARY), "HMMFS_SOCKET": f"hmmfs-{uuid.uuid4().hex}"}
+    environment = {**PRELOADING, "HMMFS_SOCKET": f"hmmfs-{uuid.uuid4().hex}"}
     running = Running([program], environment)
     assert running.hear().endswith(" 0"), "errno"
     assert running.ask("state") == "single 1 blocked 0"
@@ -661,7 +663,7 @@ def test_a_refusal(daemon: Daemon, program: Path) -> None:
 def test_without_privilege_it_is_attached_all_the_same(daemon: Daemon, program: Path) -> None:
     running = Running(
         ["setpriv", "--bounding-set", "-sys_ptrace", "--inh-caps", "-sys_ptrace", "--", program],
-        {"LD_PRELOAD": str(LIBRARY), "HMMFS_SOCKET": daemon.name},
+        {**PRELOADING, "HMMFS_SOCKET": daemon.name},
     )
     daemon.running.append(running)
     daemon.accept().welcome()  # setpriv itself
@@ -716,7 +718,8 @@ def test_what_the_kernel_refuses_costs_a_sentence(
     daemon: Daemon, program: Path, number: int, flag: int, refusal: int, sentence: str
 ) -> None:
     """Also when the helper runs already: it is off its stack before that goes."""
-    settings = [f"LD_PRELOAD={LIBRARY}", f"HMMFS_SOCKET={daemon.name}"]
+    environment = {**PRELOADING, "HMMFS_SOCKET": daemon.name}
+    settings = [f"{name}={value}" for name, value in environment.items()]
     wanted = [str(word) for word in (number, flag, refusal)]
     for _ in range(20 if number in (CLOSE_RANGE, CLONE) else 1):
         running = Running([sys.executable, "-c", REFUSE, *wanted, program, *settings], {})
@@ -734,7 +737,7 @@ def test_what_the_kernel_refuses_costs_a_sentence(
 
 
 def test_without_hmmfs_run_it_does_nothing(program: Path) -> None:
-    running = Running([program], {"LD_PRELOAD": str(LIBRARY), "HMMFS_SOCKET": ""})
+    running = Running([program], {**PRELOADING, "HMMFS_SOCKET": ""})
     running.address()
     assert len(os.listdir(f"/proc/{running.process.pid}/task")) == 1
     assert running.ask("open /dev/hmm_dmirror0") == "No such file or directory"
@@ -771,7 +774,7 @@ def test_device_files_of_the_kernel_tests(daemon: Daemon, program: Path, tmp_pat
     script = "import os; print(open('/dev/hmm_dmirror1').read())"
     done = subprocess.run(
         ["python3", "-c", script],
-        env={**os.environ, "LD_PRELOAD": str(LIBRARY), "HMMFS_SOCKET": "?", "HMMFS_DIR": tmp_path},
+        env={**os.environ, **PRELOADING, "HMMFS_SOCKET": "?", "HMMFS_DIR": tmp_path},
         capture_output=True,
         text=True,
     )
@@ -851,9 +854,7 @@ def test_starting_takes_no_time(daemon: Daemon, program: Path) -> None:
     thread.start()
     try:
         bare = min(run({}) for _ in range(10))
-        attached = min(
-            run({"LD_PRELOAD": str(LIBRARY), "HMMFS_SOCKET": daemon.name}) for _ in range(10)
-        )
+        attached = min(run({**PRELOADING, "HMMFS_SOCKET": daemon.name}) for _ in range(10))
     finally:
         stop.set()
         thread.join()

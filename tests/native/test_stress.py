@@ -18,10 +18,10 @@ import pytest
 from hmmfs import mountinfo
 from hmmfs.filesystem import linux
 from hmmfs.filesystem.watchdog import abort
+from hmmfs.run import LIBRARY, preloading
 
 HERE = Path(__file__).resolve().parent
 NATIVE = HERE.parents[1] / "native"
-LIBRARY = HERE.parents[1] / "hmmfs" / "libhmmfs-run.so"
 PRELOADED = ("helper.c", "preload.c")  # the library of hmmfs run
 SECONDS = 5
 LIMIT = 60.0
@@ -96,10 +96,16 @@ def test_memory_of_programs(build: Build, tmp_path: Path, sanitizer: str, only: 
     child = tmp_path / "child"
     flags = ["-std=gnu11", "-O1", "-g", "-pthread"]
     subprocess.run(["gcc", *flags, "-o", child, HERE / "program_child.c"], check=True)
-    command = ["setarch", "-R", build("program", sanitizer), SECONDS, 5, LIBRARY, child]
+    environment = os.environ | preloading(LIBRARY, {})
+    library = environment.pop("LD_PRELOAD")  # for the children
+    command = ["setarch", "-R", build("program", sanitizer), SECONDS, 5, library, child]
     command += [only] if only else []
     done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, timeout=LIMIT
+        [str(word) for word in command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WARNING: ThreadSanitizer" not in done.stderr

@@ -1,6 +1,10 @@
 """`hmmfs run` up to the point where the program takes its place."""
 
 import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,14 +40,49 @@ def ran(args: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return commands[0]
 
 
-def test_environment(mount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    os.environ |= {"LD_PRELOAD": f"other.so {run.LIBRARY}:more.so", "HMMFS_LEAST": "1"}
+@pytest.fixture(params=["of one word", "one"])
+def library(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """Where the library is, with blanks in the path and without."""
+    path = Path(tempfile.mkdtemp(prefix="hmmfs-")) / request.param / "libhmmfs-run.so"
+    path.parent.mkdir()
+    path.touch()
+    monkeypatch.setattr(run, "LIBRARY", str(path))
+    yield path
+    shutil.rmtree(path.parents[1])
+
+
+def test_environment(mount: Path, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blanks = " " in str(library)
+    word, directory = (library.name, library.parent) if blanks else (library, None)
+    os.environ |= {"LD_PRELOAD": f"other.so {word}:more.so", "HMMFS_LEAST": "1"}
+    os.environ["LD_LIBRARY_PATH"] = f"/x y:{directory}:/z" if blanks else "/x y:/z"
     args = ["run", "--least", "2M", "elsewhere", "--", "prog", "--least", "--", "-x"]
     assert ran(args, monkeypatch) == ["prog", "--least", "--", "-x"]
     assert os.environ["HMMFS_SOCKET"] == "hmmfs-abc"
     assert os.environ["HMMFS_DIR"] == str(mount)
     assert os.environ["HMMFS_LEAST"] == str(2 << 20)
-    assert os.environ["LD_PRELOAD"] == f"{run.LIBRARY}:other.so:more.so"
+    assert os.environ["LD_PRELOAD"] == f"{word}:other.so:more.so"
+    wanted = f"{directory}:/x y:/z" if blanks else "/x y:/z"
+    assert os.environ["LD_LIBRARY_PATH"] == wanted
+
+
+@pytest.mark.parametrize("blanks", [False, True])
+def test_the_loader_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blanks: bool) -> None:
+    directory = Path(tempfile.mkdtemp(prefix="hm m" if blanks else "hmm"))
+    library = Path(shutil.copy(run.LIBRARY, directory))
+    try:
+        done = subprocess.run(
+            ["cat", "/proc/self/maps"],
+            env=os.environ | run.preloading(str(library), {}),
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        shutil.rmtree(directory)
+    assert done.stderr == ""
+    assert str(library) in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -65,12 +104,15 @@ def test_options_of_address_sanitizer(
     assert os.environ["ASAN_OPTIONS"] == given
 
 
-def test_without_options(mount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_options(mount: Path, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blanks = " " in str(library)
     os.environ |= {"HMMFS_LEAST": "1"}
-    os.environ.pop("LD_PRELOAD", None)
+    for name in ("LD_PRELOAD", "LD_LIBRARY_PATH"):
+        os.environ.pop(name, None)
     assert ran(["run", str(mount), "--", "prog"], monkeypatch) == ["prog"]
     assert "HMMFS_LEAST" not in os.environ
-    assert os.environ["LD_PRELOAD"] == str(run.LIBRARY)
+    assert os.environ["LD_PRELOAD"] == (library.name if blanks else str(library))
+    assert os.environ.get("LD_LIBRARY_PATH") == (str(library.parent) if blanks else None)
 
 
 def test_what_cannot_be_run(mount: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,13 +153,15 @@ def test_wrongly_called(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "DIR" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("letter", ":;$")
 def test_a_path_that_cannot_be_preloaded(
-    mount: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    mount: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], letter: str
 ) -> None:
-    library = mount / "a b.so"
+    library = mount / f"a{letter}b" / "c.so"
     monkeypatch.setattr(run, "LIBRARY", str(library))
     assert cli.main(["run", str(mount), "--", "true"]) == 1
     assert capsys.readouterr().err == f"hmmfs: There is no {library}: install hmmfs anew.\n"
+    library.parent.mkdir()
     library.touch()
     assert cli.main(["run", str(mount), "--", "true"]) == 1
-    assert "no blank or colon" in capsys.readouterr().err
+    assert "no colon, semicolon or dollar sign" in capsys.readouterr().err

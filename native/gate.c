@@ -174,6 +174,8 @@ int hm_gate_parse(const uint8_t *message, size_t length, struct hm_request *ret)
     default:
         return 0;
     }
+    if (header.opcode == FUSE_LSEEK && ret->offset > INT64_MAX)
+        return -ENXIO; /* what a tmpfs says of a negative offset */
     if (ret->offset > INT64_MAX || ret->length > INT64_MAX - ret->offset ||
         ret->size > HM_MAX_WRITE)
         return -EINVAL;
@@ -194,6 +196,33 @@ static void answer_seek(struct hm_core *core, const struct hm_request *request)
     reply_bytes(core, request->unique, &out, sizeof(out));
 }
 
+static int fill_holes(struct hm_core *core, const struct hm_request *request)
+{
+    int error = hm_region_allocate(core, request->ino, request->offset, request->length);
+    if (error == -ENOSPC && hm_drop_kept(core, request->length / HM_PAGE_SIZE + 1) > 0)
+        error = hm_region_allocate(core, request->ino, request->offset, request->length);
+    return error;
+}
+
+/* Fill the holes of a range, and make the file as long. An error changes nothing. */
+static int allocate(struct hm_core *core, struct hm_region *region,
+                    const struct hm_request *request)
+{
+    uint64_t end = request->offset + request->length, size = hm_region_size(region);
+    bool grows = !(request->mode & FALLOC_KEEP_SIZE) && end > size;
+    int error = 0;
+    if (grows && hm_is_shared(region)) /* its room is taken by its size, so that comes first */
+        error = hm_region_truncate(core, request->ino, end);
+    if (error)
+        return error;
+    error = fill_holes(core, request);
+    if (grows && hm_is_shared(region) && error)
+        hm_region_truncate(core, request->ino, size);
+    else if (grows && !hm_is_shared(region) && !error)
+        error = hm_region_truncate(core, request->ino, end);
+    return error;
+}
+
 static void answer_fallocate(struct hm_core *core, const struct hm_request *request)
 {
     uint64_t end = request->offset + request->length;
@@ -208,17 +237,14 @@ static void answer_fallocate(struct hm_core *core, const struct hm_request *requ
         error = -EINVAL;
     else if (end > HM_MAX_BYTES)
         error = -EFBIG;
-    else if (mode == FALLOC_PUNCH_HOLE || mode == FALLOC_ZERO_RANGE)
-        error = hm_region_punch(core, request->ino, request->offset, request->length);
-    else if (mode)
+    else if (!mode || mode == FALLOC_ZERO_RANGE)
+        error = allocate(core, region, request);
+    else if (mode != FALLOC_PUNCH_HOLE)
         error = -EOPNOTSUPP;
-    if (!error && (!mode || mode == FALLOC_ZERO_RANGE)) {
-        error = hm_region_allocate(core, request->ino, request->offset, request->length);
-        if (error == -ENOSPC && hm_drop_kept(core, request->length / HM_PAGE_SIZE + 1) > 0)
-            error = hm_region_allocate(core, request->ino, request->offset, request->length);
-    }
-    if (!error && !(request->mode & FALLOC_KEEP_SIZE) && end > hm_region_size(region))
-        error = hm_region_truncate(core, request->ino, end);
+    if (!error && mode) /* zeroed only when there was room for it; that is taken again below */
+        error = hm_region_punch(core, request->ino, request->offset, request->length);
+    if (!error && mode == FALLOC_ZERO_RANGE)
+        error = fill_holes(core, request);
     if (!error)
         hm_region_changed(region, true);
     hm_reply(core, request->unique, -error, NULL, 0);
@@ -307,6 +333,11 @@ static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
             answer_fallocate(core, &request);
             return;
         }
+    }
+    /* pyfuse3 knows neither: its ENOSYS would end both for the whole mount. */
+    if (request.opcode == FUSE_LSEEK || request.opcode == FUSE_FALLOCATE) {
+        hm_reply(core, request.unique, request.opcode == FUSE_LSEEK ? EINVAL : EOPNOTSUPP, NULL, 0);
+        return;
     }
     if (request.opcode == FUSE_READ)
         mark_nonblocking(message, &request);

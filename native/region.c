@@ -476,17 +476,19 @@ int hm_region_allocate(struct hm_core *core, uint64_t ino, uint64_t offset, uint
     return error;
 }
 
-/* A hole that the CPU's page cache may fill unannounced is data. */
+/* A hole that the CPU's page cache may fill unannounced is data. It may while a file is open for
+ * writing: the last close and munmap write back all stores. */
 static void data_of(struct hm_region *region, uint64_t block, uint64_t words[HM_WORDS])
 {
     struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
     const struct hm_block *record = &region->blocks[block];
+    bool writers = atomic_load(&region->writers) != 0;
     memset(words, 0, HM_WORDS * sizeof(*words));
     if (!hm_region_is_touched(region, block))
         return;
     pthread_mutex_lock(&stripe->lock);
     HM_EACH_WORD (w)
-        words[w] = record->present[w] | record->cached[w] | record->recalling[w];
+        words[w] = record->present[w] | (writers ? record->cached[w] | record->recalling[w] : 0);
     pthread_mutex_unlock(&stripe->lock);
 }
 

@@ -18,11 +18,12 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define MAX_PARTS 2
 #define MAX_IOV (2 + HM_MAX_WRITE / HM_PAGE_SIZE + 2)
 
-enum admission { ADMITTED, PARK_BUSY, PARK_SERVICE, REFUSED, SKIPPED, PINNED };
+enum admission { ADMITTED, PARK_BUSY, PARK_SERVICE, REFUSED, SKIPPED, PINNED, NO_MEMORY };
 
 struct part {
     struct hm_region *region;
@@ -73,21 +74,22 @@ static void end_fault(const struct part *part, bool write, enum admission admiss
 
 /* ---- waiting ------------------------------------------------------------------------------ */
 
-/* Put a request aside until a transaction on the block ends. The stripe is held. */
-static int park(struct part *part, const struct hm_request *request, enum hm_wait wait)
+/* Put a request aside until a transaction on the block ends. The stripe is held. had: where it was
+ * before, with its bytes; or NULL. */
+static int park(struct part *part, const struct hm_request *request, struct hm_parked *had,
+                enum hm_wait wait)
 {
-    struct hm_parked *parked = malloc(sizeof(*parked) + (request->data ? request->size : 0));
+    struct hm_request waiting = *request;
+    struct hm_parked *parked = had ? had : hm_aside(part->region->core, request);
     if (!parked)
         return -ENOMEM;
+    waiting.faulted_at = part->faulted_at;
+    if (!had && request->data)
+        waiting.data = parked->data;
+    parked->request = waiting;
     parked->next = NULL;
-    parked->request = *request;
-    parked->request.faulted_at = part->faulted_at;
     parked->block = part->block;
     parked->wait = wait;
-    if (request->data) {
-        memcpy(parked->data, request->data, request->size);
-        parked->request.data = parked->data;
-    }
     hm_block_touch(part->region, part->block);
     part->record->parked++;
     if (request->opcode == FUSE_WRITE)
@@ -147,28 +149,32 @@ static struct hm_parked *unpark(struct hm_region *region, uint64_t block, bool s
     return taken;
 }
 
+static bool carry_out(struct hm_core *core, const struct hm_request *request,
+                      struct hm_parked *had);
+
 /* Carry out what was unparked, or with an error answer it. The stripe is not held. */
 static void replay(struct hm_region *region, struct hm_parked *parked, int error)
 {
     struct hm_core *core = region->core;
     struct hm_parked *next;
     for (struct hm_parked *at = parked; at; at = next) {
-        bool write = at->request.opcode == FUSE_WRITE;
+        struct hm_request request = at->request; /* parked again, `at` may be gone at once */
+        bool write = request.opcode == FUSE_WRITE, waits = false;
         next = at->next;
         /* A WRITE from the page cache carries stores that have no other copy. */
-        if (error && !(write && at->request.flags & FUSE_WRITE_CACHE)) {
-            struct part part =
-                part_of(region, at->request.offset, at->request.offset + at->request.size);
-            part.faulted_at = at->request.faulted_at;
+        if (error && !(write && request.flags & FUSE_WRITE_CACHE)) {
+            struct part part = part_of(region, request.offset, request.offset + request.size);
+            part.faulted_at = request.faulted_at;
             end_fault(&part, write, REFUSED);
-            hm_reply(core, at->request.unique, error, NULL, 0);
+            hm_reply(core, request.unique, error, NULL, 0);
         } else {
             hm_count(&core->count.replayed, 1);
-            hm_access(core, &at->request);
+            waits = carry_out(core, &request, at);
         }
         if (write)
             atomic_fetch_sub(&core->parked_writes, 1);
-        free(at);
+        if (!waits)
+            hm_unparked(core, at);
     }
 }
 
@@ -320,7 +326,7 @@ static enum admission express(struct part *part, const struct hm_mask *overwritt
         return ADMITTED;
     }
     if (urgent)
-        return REFUSED;
+        return room == HM_ROOM_ALWAYS ? NO_MEMORY : REFUSED;
     report_fault(part, HM_FAULT_OWNER, &wide, write);
     return PARK_SERVICE;
 }
@@ -372,6 +378,9 @@ static enum admission admit_read(struct part *part, bool waits, bool direct)
         report_fault(part, HM_FAULT_NO_ROOM, NULL, false);
         return PARK_SERVICE;
     }
+    /* And what holds them: a WRITE from the page cache must not find that it can't be made. */
+    if (!direct && !hm_region_pool(part->region, HM_HOST))
+        return waits ? NO_MEMORY : REFUSED;
     if (!direct)
         HM_EACH_WORD (w)
             record->cached[w] |= part->mask.word[w];
@@ -381,8 +390,10 @@ static enum admission admit_read(struct part *part, bool waits, bool direct)
     return ADMITTED;
 }
 
-/* Where the bytes of an admitted part are; the stripe is held. */
-static int gather(const struct part *part, struct iovec *iov, int *count)
+/* Where the bytes of an admitted part are; the stripe is held. `page_bytes`: for those of one page,
+ * if there is no address space to map them. */
+static int gather(const struct part *part, struct iovec *iov, int *count,
+                  uint8_t page_bytes[HM_PAGE_SIZE])
 {
     struct hm_core *core = part->region->core;
     uint64_t at = part->offset, end = part->offset + part->length;
@@ -397,8 +408,11 @@ static int gather(const struct part *part, struct iovec *iov, int *count)
         stop = stop < end ? stop : end;
         if (present && !base) {
             base = hm_pool_map(&part->region->pools[HM_HOST], part->block * HM_BLOCK_BYTES);
-            if (!base)
+            if (!base && part->count > 1)
                 return -ENOMEM;
+            if (!base)
+                return hm_pool_read(&part->region->pools[HM_HOST], at, page_bytes, part->length,
+                                    &iov[(*count)++]);
         }
         iov[*count].iov_base = present ? base + at % HM_BLOCK_BYTES : (uint8_t *)core->zeros;
         iov[(*count)++].iov_len = stop - at;
@@ -425,16 +439,18 @@ static void close_part(struct part *part)
     pthread_mutex_unlock(&part->stripe->lock);
 }
 
-static void read_region(struct hm_core *core, struct hm_region *region,
-                        const struct hm_request *request)
+/* True: it was parked. */
+static bool read_region(struct hm_core *core, struct hm_region *region,
+                        const struct hm_request *request, struct hm_parked *had)
 {
     uint64_t size = hm_region_size(region);
     uint64_t at = request->offset, end = at + request->size;
+    uint8_t page_bytes[HM_PAGE_SIZE];
     struct iovec iov[MAX_IOV];
     struct part parts[MAX_PARTS];
     int admitted = 0, count = 1, error = 0;
     enum admission admission = ADMITTED;
-    bool direct = is_direct_read(request), waits = direct || !is_wide(request);
+    bool direct = is_direct_read(request), waits = direct || !is_wide(request), parked = false;
     end = end < size ? end : size;
     while (at < end && !error && admission == ADMITTED) {
         struct part *part = &parts[admitted];
@@ -445,11 +461,17 @@ static void read_region(struct hm_core *core, struct hm_region *region,
         end_fault(part, false, admission);
         if (admission == ADMITTED) {
             admitted++;
-            error = gather(part, iov, &count);
+            error = gather(part, iov, &count, page_bytes);
+            if (error && !waits)
+                admission = REFUSED; /* the kernel asks again, for single pages */
         } else if (admission == PINNED) {
             error = -EBUSY;
+        } else if (admission == NO_MEMORY) {
+            error = -ENOMEM;
         } else if (admission != REFUSED) {
-            error = park(part, request, admission == PARK_BUSY ? HM_WAIT_BUSY : HM_WAIT_SERVICE);
+            error =
+                park(part, request, had, admission == PARK_BUSY ? HM_WAIT_BUSY : HM_WAIT_SERVICE);
+            parked = !error;
         }
         pthread_mutex_unlock(&part->stripe->lock);
         at += part->length;
@@ -467,6 +489,7 @@ static void read_region(struct hm_core *core, struct hm_region *region,
     }
     while (admitted)
         close_part(&parts[--admitted]);
+    return parked;
 }
 
 /* ---- WRITE -------------------------------------------------------------------------------- */
@@ -539,10 +562,9 @@ static enum admission admit_write(struct part *part, const struct hm_request *re
     }
     /* What the page cache writes back is the page to its end, or to the file's. */
     if (hm_order_remember(core, part->stripe, part->region->ino, part->block,
-                          from_cache ? &part->mask : &whole, request->unique) &&
-        !from_cache) {
+                          from_cache ? &part->mask : &whole, request->unique)) {
         hm_release(core, HM_HOST, holes);
-        return REFUSED;
+        return NO_MEMORY;
     }
     /* The page cache's own WRITEs mark, too: theirs may be the only ones that tell of a folio
      * that a write(2) made, if they overtook its WRITE. It costs a recall one more, empty round. */
@@ -621,7 +643,8 @@ static void written(struct hm_region *region, uint64_t end)
 }
 
 /* Put the rest of a WRITE aside, from the part on. */
-static int park_rest(struct part *part, const struct hm_request *request, enum admission admission)
+static int park_rest(struct part *part, const struct hm_request *request, struct hm_parked *had,
+                     enum admission admission)
 {
     struct hm_request rest = *request;
     uint64_t done = part->offset - request->offset;
@@ -629,7 +652,7 @@ static int park_rest(struct part *part, const struct hm_request *request, enum a
     rest.size -= (uint32_t)done;
     rest.data += done;
     rest.done += (uint32_t)done;
-    return park(part, &rest, admission == PARK_BUSY ? HM_WAIT_BUSY : HM_WAIT_SERVICE);
+    return park(part, &rest, had, admission == PARK_BUSY ? HM_WAIT_BUSY : HM_WAIT_SERVICE);
 }
 
 /* As any file system does when somebody without privileges writes to a file. */
@@ -642,9 +665,11 @@ static void drop_privileges(struct hm_region_record *record)
 }
 
 /* One part of a WRITE: 0 applied, 1 parked with what follows, or -errno. */
-static int write_part(struct part *part, const struct hm_request *request, bool straddles)
+static int try_part(struct part *part, const struct hm_request *request, struct hm_parked *had,
+                    bool straddles)
 {
     enum admission admission;
+    bool again;
     int error;
     pthread_mutex_lock(&part->stripe->lock);
     do {
@@ -653,19 +678,37 @@ static int write_part(struct part *part, const struct hm_request *request, bool 
         if (admission == ADMITTED)
             error = apply_write(part, request);
     } while (error == -EAGAIN);
-    end_fault(part, true, admission);
     if (admission == REFUSED)
         error = -ENOSPC;
     else if (admission == PINNED)
         error = -EBUSY;
+    else if (admission == NO_MEMORY)
+        error = -ENOMEM;
     else if (admission == PARK_BUSY || admission == PARK_SERVICE)
-        error = park_rest(part, request, admission) ? -ENOMEM : 1;
+        error = park_rest(part, request, had, admission) ? -ENOMEM : 1;
+    again = error == -ENOMEM && request->flags & FUSE_WRITE_CACHE;
+    if (!again)
+        end_fault(part, true, error == -ENOMEM ? NO_MEMORY : admission);
     pthread_mutex_unlock(&part->stripe->lock);
     return error;
 }
 
-static void write_region(struct hm_core *core, struct hm_region *region,
-                         const struct hm_request *request)
+/* The bytes of a WRITE from the page cache are nowhere else: without memory to put it aside it is
+ * tried again and again. What it may wait for meanwhile is no more than the end of a copy: a WRITE
+ * from the page cache never waits for room, and in a recall it is carried out at once. */
+static int write_part(struct part *part, const struct hm_request *request, struct hm_parked *had,
+                      bool straddles)
+{
+    int error;
+    while ((error = try_part(part, request, had, straddles)) == -ENOMEM &&
+           request->flags & FUSE_WRITE_CACHE)
+        usleep(1000);
+    return error;
+}
+
+/* True: its rest was parked. */
+static bool write_region(struct hm_core *core, struct hm_region *region,
+                         const struct hm_request *request, struct hm_parked *had)
 {
     uint64_t at = request->offset, end = at + request->size;
     uint64_t size = hm_region_size(region);
@@ -674,7 +717,7 @@ static void write_region(struct hm_core *core, struct hm_region *region,
     int error = 0;
     if (end > HM_MAX_BYTES) {
         hm_reply(core, request->unique, EFBIG, NULL, 0);
-        return;
+        return false;
     }
     if (request->flags & FUSE_WRITE_KILL_SUIDGID)
         drop_privileges(region->record);
@@ -683,7 +726,7 @@ static void write_region(struct hm_core *core, struct hm_region *region,
     while (at < end && !error) {
         struct part part = part_of(region, at, end);
         part.faulted_at = request->faulted_at;
-        error = write_part(&part, request, straddles);
+        error = write_part(&part, request, had, straddles);
         at += error ? 0 : part.length;
     }
     if (at > request->offset)
@@ -692,29 +735,38 @@ static void write_region(struct hm_core *core, struct hm_region *region,
         at = request->offset + request->size;
     hm_count(&core->count.written_bytes, at - request->offset);
     if (error > 0)
-        return; /* parked; whoever carries out the rest answers */
+        return true; /* whoever carries out the rest answers */
     hm_count(&core->count.writes, 1);
     at += request->done;
     if (error && at == request->offset)
         hm_reply(core, request->unique, -error, NULL, 0);
     else
         hm_reply_write(core, request->unique, (uint32_t)(at - request->offset));
+    return false;
 }
 
 /* ------------------------------------------------------------------------------------------- */
 
-void hm_access(struct hm_core *core, const struct hm_request *request)
+/* True: it waits (again), and `had` with it. */
+static bool carry_out(struct hm_core *core, const struct hm_request *request, struct hm_parked *had)
 {
     struct hm_region *region = hm_region_get(core, request->ino);
+    bool waits = false;
     if (!region) {
         hm_reply(core, request->unique, ENOENT, NULL, 0);
-        return;
+        return false;
     }
     if (!request->size)
         hm_reply(core, request->unique, EINVAL, NULL, 0);
     else if (request->opcode == FUSE_READ)
-        read_region(core, region, request);
+        waits = read_region(core, region, request, had);
     else
-        write_region(core, region, request);
+        waits = write_region(core, region, request, had);
     hm_region_put(region);
+    return waits;
+}
+
+void hm_access(struct hm_core *core, const struct hm_request *request)
+{
+    carry_out(core, request, NULL);
 }

@@ -40,6 +40,7 @@ SOURCES = [
     "shared.c",
     "side.c",
     "space.c",
+    "spares.c",
     "stays.c",
     "take.c",
     "thrash.c",

@@ -41,6 +41,10 @@
 #define HM_MAX_REGIONS 8192                      /* each takes 8 GiB of address space */
 #define HM_REGION_BUCKETS 1024
 #define HM_MAX_MOVERS 64
+#define HM_EVENTS                                                                                  \
+    (1u << 18)             /* 56 MiB of address space, and memory for the most that ever waited    \
+                            */
+#define HM_SPARES 1024     /* requests that can be parked without memory */
 #define HM_RECALL_ROUNDS 4 /* over all pages at once, then one page at a time */
 #define HM_RECALL_TRIES 256
 #define HM_RECALL_TRIES_A_PAGE 8 /* on top, for each page that has to be recalled by itself */
@@ -147,7 +151,11 @@ void hm_pool_close(struct hm_pool *pool);
 uint8_t *hm_pool_map(struct hm_pool *pool, uint64_t offset);
 int hm_pool_punch(struct hm_pool *pool, uint64_t offset, uint64_t length);
 int hm_pool_write(struct hm_pool *pool, uint64_t offset, const void *bytes, size_t length);
-/* The same for pages that are there, in one block; it also works if they are punched meanwhile. */
+/* Read bytes of one page where they can't be mapped, and say in iov where they are now. */
+int hm_pool_read(struct hm_pool *pool, uint64_t offset, void *bytes, size_t length,
+                 struct iovec *iov);
+/* hm_pool_write for pages that are there, in one block; it also works if they are punched
+ * meanwhile. */
 int hm_pool_store(struct hm_pool *pool, uint64_t offset, const void *bytes, size_t length);
 /* Give holes pages of zeros. */
 int hm_pool_zero(struct hm_pool *pool, uint64_t offset, uint64_t length);
@@ -382,14 +390,17 @@ struct hm_core {
     bool stopping;
 
     pthread_mutex_t events_lock; /* guards the ring and whether event_fd is signalled */
-    struct hm_event *events;
-    uint32_t events_head, events_used, events_room;
+    struct hm_event *events;     /* HM_EVENTS, address space that is used from the start again */
+    uint32_t events_head, events_used;
     int event_fd;
 
     int fuse_fd; /* -1 before hm_gate_start */
     int stop_fd; /* eventfd: ends threads that poll */
     struct hm_gate_thread *gate;
     uint32_t gate_threads;
+    pthread_mutex_t spares_lock; /* guards the list; taken last */
+    struct hm_parked *spares;    /* for READs, whose program would get SIGBUS without memory */
+    struct hm_parked *all_spares;
     hm_counter written_up_to; /* the newest WRITE read from /dev/fuse */
     hm_counter parked_writes; /* parked, or taken from there and not carried out yet */
     _Atomic uint32_t gate_running;
@@ -595,6 +606,12 @@ uint32_t hm_unlabel(struct hm_region *region, uint64_t block, const struct hm_ma
 void hm_unlabel_to_host(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
                         uint32_t of[HM_MAX_NODES]);
 
+/* spares.c: a place for a request, with its bytes in `data`; NULL: no memory. */
+struct hm_parked *hm_aside(struct hm_core *core, const struct hm_request *request);
+void hm_unparked(struct hm_core *core, struct hm_parked *parked); /* it is over: free it */
+int hm_spares_init(struct hm_core *core);                         /* -ENOMEM */
+void hm_spares_deinit(struct hm_core *core);
+
 /* prefetch.c */
 struct hm_mask hm_prefetch_window(const struct hm_prefetch *policy, const struct hm_mask *resident,
                                   const struct hm_mask *touched, const struct hm_mask *inside,
@@ -635,8 +652,10 @@ void hm_reserve_always(struct hm_core *core, uint32_t node, uint64_t pages);
  * a truncate makes none past it. */
 struct hm_mask hm_inside_file(struct hm_region *region, uint64_t block);
 
-int hm_movers_start(struct hm_core *core); /* movers.c, with the next */
+int hm_movers_start(struct hm_core *core); /* movers.c, with the next two */
 void hm_movers_stop(struct hm_core *core);
+/* hm_submit without memory to ask for: a job that was deferred is not lost. */
+void hm_queue(struct hm_core *core, struct hm_queued_job *queued);
 enum hm_room { HM_ROOM, HM_ROOM_STAGING, HM_ROOM_ALWAYS };
 
 /* Bring device-owned pages home at once: the block is stable and not busy, or in a recall, whose
@@ -686,7 +705,9 @@ bool hm_touch_now(struct hm_core *core, const struct hm_job *job);
 /* Have the service deal with a worker's faults: see HM_EVENT_TOUCH. */
 void hm_touch_report(struct hm_core *core, const struct hm_job *job, int result, uint32_t need);
 
-/* events.c */
+/* events.c. Loses nothing and needs no memory; -ENOMEM at the start. */
+int hm_events_init(struct hm_core *core);
+void hm_events_deinit(struct hm_core *core);
 void hm_event_push(struct hm_core *core, const struct hm_event *event);
 
 /* gate.c */

@@ -1,22 +1,21 @@
-/* Events from the native threads to the fault service: a ring that grows, and an eventfd. */
+/* Events from the native threads to the fault service: a ring, and an eventfd.
+ *
+ * Losing an event would leave a program waiting for ever, and many are pushed where a stripe is
+ * held that the service may need: so a push asks for no memory, and waits for nobody but other
+ * pushes. The ring has room for more than there are programs, workers and jobs to tell of. */
 #include "core.h"
 
-#include <stdlib.h>
 #include <unistd.h>
 
-static bool events_grow(struct hm_core *core)
+int hm_events_init(struct hm_core *core)
 {
-    uint32_t room = core->events_room ? core->events_room * 2 : 256;
-    struct hm_event *events = malloc(room * sizeof(*events));
-    if (!events)
-        return false;
-    for (uint32_t i = 0; i < core->events_used; i++)
-        events[i] = core->events[(core->events_head + i) % core->events_room];
-    free(core->events);
-    core->events = events;
-    core->events_room = room;
-    core->events_head = 0;
-    return true;
+    core->events = hm_reserve_memory(HM_EVENTS * sizeof(*core->events));
+    return core->events ? 0 : -ENOMEM;
+}
+
+void hm_events_deinit(struct hm_core *core)
+{
+    hm_free_memory(core->events, HM_EVENTS * sizeof(*core->events));
 }
 
 void hm_event_push(struct hm_core *core, const struct hm_event *event)
@@ -24,10 +23,14 @@ void hm_event_push(struct hm_core *core, const struct hm_event *event)
     uint64_t one = 1;
     bool signal;
     pthread_mutex_lock(&core->events_lock);
-    /* Losing an event would leave a program waiting for ever: without memory, wait for some. */
-    while (core->events_used == core->events_room && !events_grow(core))
+    while (core->events_used == HM_EVENTS) { /* the service has died */
+        pthread_mutex_unlock(&core->events_lock);
         usleep(1000);
-    core->events[(core->events_head + core->events_used++) % core->events_room] = *event;
+        pthread_mutex_lock(&core->events_lock);
+    }
+    if (!core->events_used)
+        core->events_head = 0; /* memory that was used already */
+    core->events[(core->events_head + core->events_used++) % HM_EVENTS] = *event;
     signal = core->events_used == 1;
     pthread_mutex_unlock(&core->events_lock);
     if (signal && write(core->event_fd, &one, sizeof(one)) < 0)
@@ -46,7 +49,7 @@ int hm_events(struct hm_core *core, struct hm_event *out, int max)
     pthread_mutex_lock(&core->events_lock);
     while (n < max && core->events_used) {
         out[n++] = core->events[core->events_head];
-        core->events_head = (core->events_head + 1) % core->events_room;
+        core->events_head = (core->events_head + 1) % HM_EVENTS;
         core->events_used--;
     }
     /* Emptied under the lock, so that a push that finds the ring empty signals again. */

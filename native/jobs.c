@@ -142,10 +142,8 @@ static void finish(struct transaction *t, bool held)
             }
         pthread_mutex_unlock(&t->stripe->lock);
     }
-    if (next) {
-        hm_submit(t->core, &next->job);
-        free(next);
-    }
+    if (next)
+        hm_queue(t->core, next);
     if (!(t->job->flags & HM_JOB_QUIET))
         hm_event_push(t->core, &t->event);
     else if (t->job->kind == HM_JOB_TOUCH && t->event.result)

@@ -44,6 +44,12 @@ int hm_submit(struct hm_core *core, const struct hm_job *job)
     if (!queued)
         return -ENOMEM;
     queued->job = *job;
+    hm_queue(core, queued);
+    return 0;
+}
+
+void hm_queue(struct hm_core *core, struct hm_queued_job *queued)
+{
     queued->next = NULL;
     pthread_mutex_lock(&core->jobs_lock);
     *core->jobs_end = queued;
@@ -52,7 +58,6 @@ int hm_submit(struct hm_core *core, const struct hm_job *job)
     if (++core->jobs_waiting > core->movers_idle && core->movers < HM_MAX_MOVERS)
         add_mover(core); /* when it fails the job waits for the others */
     pthread_mutex_unlock(&core->jobs_lock);
-    return 0;
 }
 
 int hm_movers_start(struct hm_core *core)

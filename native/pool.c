@@ -96,6 +96,16 @@ int hm_pool_write(struct hm_pool *pool, uint64_t offset, const void *bytes, size
     return 0;
 }
 
+int hm_pool_read(struct hm_pool *pool, uint64_t offset, void *bytes, size_t length,
+                 struct iovec *iov)
+{
+    ssize_t n = pread(pool->fd, bytes, length, (off_t)offset);
+    *iov = (struct iovec){bytes, length};
+    if (n < 0)
+        return -errno;
+    return (size_t)n == length ? 0 : -EIO;
+}
+
 #ifdef __SANITIZE_THREAD__
 /* The pages may be read by an answer at the same time, and programs that share bytes without an
  * order among them get either: theirs to sort out, and not a race for ThreadSanitizer to report. */
@@ -116,7 +126,7 @@ int hm_pool_store(struct hm_pool *pool, uint64_t offset, const void *bytes, size
         return hm_pool_write(pool, offset, bytes, length);
     to = hm_pool_map(pool, offset);
     if (!to)
-        return -ENOMEM;
+        return hm_pool_write(pool, offset, bytes, length);
     /* A load maps the 64 KiB around it, writable; a store's fault would map one page. */
     for (uint64_t at = 0; at < length;
          at += FAULT_AROUND_BYTES - (offset + at) % FAULT_AROUND_BYTES)

@@ -49,6 +49,7 @@ int hm_core_create(const struct hm_config *config, struct hm_core **ret)
     pthread_mutex_init(&core->jobs_lock, NULL);
     pthread_cond_init(&core->jobs_ready, NULL);
     pthread_mutex_init(&core->events_lock, NULL);
+    pthread_mutex_init(&core->spares_lock, NULL);
     hm_trace_init(&core->trace);
     core->jobs_end = &core->jobs;
     hm_devices_init(core);
@@ -71,6 +72,10 @@ int hm_core_create(const struct hm_config *config, struct hm_core **ret)
         goto fail;
     }
     error = table_open(core);
+    if (!error)
+        error = hm_events_init(core);
+    if (!error)
+        error = hm_spares_init(core);
     for (uint32_t node = 0; node < config->nodes && !error; node++)
         error = hm_prefetch_set(core, node, &first_policy);
     if (!error)
@@ -107,7 +112,7 @@ void hm_core_destroy(struct hm_core *core)
         struct hm_stripe *stripe = &core->stripes[i];
         for (struct hm_parked *at = stripe->parked, *next; at; at = next) {
             next = at->next;
-            free(at);
+            hm_unparked(core, at);
         }
         for (struct hm_queued_job *at = stripe->deferred, *next; at; at = next) {
             next = at->next;
@@ -130,9 +135,11 @@ void hm_core_destroy(struct hm_core *core)
     pthread_mutex_destroy(&core->jobs_lock);
     pthread_cond_destroy(&core->jobs_ready);
     pthread_mutex_destroy(&core->events_lock);
+    pthread_mutex_destroy(&core->spares_lock);
     hm_trace_deinit(&core->trace);
     free(core->list);
-    free(core->events);
+    hm_events_deinit(core);
+    hm_spares_deinit(core);
     free(core->gate);
     hm_published_free(core);
     hm_links_free(core);

@@ -150,10 +150,17 @@ static int give_copy(const struct hm_process *process, int uffd, uint64_t block,
     uint32_t owner = process->region->blocks[block].owner[page];
     uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE;
     const struct hm_mask one = hm_mask_range(page, 1);
+    struct hm_pool *pool = &process->region->pools[owner];
     struct uffdio_copy copy = {.dst = to, .len = HM_PAGE_SIZE};
+    uint8_t bytes[HM_PAGE_SIZE] __attribute__((aligned(HM_PAGE_SIZE)));
     hm_window_protect(process->region, owner, block, &one);
-    copy.src = (uintptr_t)hm_pool_map(&process->region->pools[owner], offset);
-    if (!copy.src || !ioctl(uffd, UFFDIO_COPY, &copy))
+    copy.src = (uintptr_t)hm_pool_map(pool, offset);
+    if (!copy.src) { /* no address space for that */
+        if (pread(pool->fd, bytes, sizeof(bytes), (off_t)offset) != sizeof(bytes))
+            return 0;
+        copy.src = (uintptr_t)bytes;
+    }
+    if (!ioctl(uffd, UFFDIO_COPY, &copy))
         return 0;
     /* There may have been no news at its start, but some at the mapping that is gone. */
     if (errno == ENOENT && !ioctl(uffd, UFFDIO_COPY, &copy))

@@ -21,6 +21,7 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
@@ -157,7 +158,7 @@ static void note_afar(struct hm_device *device, uint64_t ino, uint64_t block,
                       const struct hm_mask *mask, bool on)
 {
     const struct hm_window *window = window_of(device, ino);
-    if (!window || (block + 1) * HM_BLOCK_BYTES > window->bytes)
+    if (!window || block >= window->bytes / HM_BLOCK_BYTES)
         return;
     HM_EACH_WORD (w) {
         uint64_t *word = &window->afar[block * HM_WORDS + (uint32_t)w];
@@ -179,7 +180,7 @@ struct hm_mask hm_window_afar(struct hm_region *region, uint32_t node, uint64_t 
         return mask;
     pthread_rwlock_rdlock(&device->lock);
     window = window_of(device, region->ino);
-    if (window && (block + 1) * HM_BLOCK_BYTES <= window->bytes)
+    if (window && block < window->bytes / HM_BLOCK_BYTES)
         HM_EACH_WORD (w)
             mask.word[w] =
                 __atomic_load_n(&window->afar[block * HM_WORDS + (uint32_t)w], __ATOMIC_RELAXED);
@@ -221,25 +222,52 @@ int hm_window_map_afar(struct hm_region *region, uint32_t node, uint64_t block,
     return error;
 }
 
-/* What the helper could not map is brought after all. */
-static void take_refusals(struct hm_core *core, uint32_t node)
+/* The pages that a refusal is of. False: it is not one of what the worker was asked. The process runs
+ * its user's code, which may write there what it likes. The device's lock is held. */
+static bool is_refusal(const struct hm_device *device, const struct hm_afar_request *request,
+                       struct hm_mask *pages)
+{
+    uint64_t block = request->offset / HM_BLOCK_BYTES, at = request->offset % HM_BLOCK_BYTES;
+    const struct hm_window *window = window_of(device, request->ino);
+    if (!window || block >= window->bytes / HM_BLOCK_BYTES || !request->length ||
+        request->length > HM_BLOCK_BYTES - at || (at | request->length) % HM_PAGE_SIZE)
+        return false;
+    *pages = hm_mask_range((uint32_t)(at / HM_PAGE_SIZE),
+                           (uint32_t)(request->length / HM_PAGE_SIZE));
+    HM_EACH_WORD (w)
+        if (pages->word[w] &
+            ~__atomic_load_n(&window->afar[block * HM_WORDS + (uint32_t)w], __ATOMIC_RELAXED))
+            return false;
+    return true;
+}
+
+/* What the helper could not map is brought after all. False: nothing more will come, because the
+ * worker has closed its end, or because it is to be ended for what it sent. */
+static bool take_refusals(struct hm_core *core, uint32_t node)
 {
     struct hm_device *device = &core->device[node];
     struct hm_afar_request request;
-    while (recv(device->afar, &request, sizeof(request), MSG_DONTWAIT) == sizeof(request)) {
-        uint32_t first = (uint32_t)(request.offset % HM_BLOCK_BYTES / HM_PAGE_SIZE);
-        struct hm_job job = {.kind = HM_JOB_TOUCH,
-                             .node = node,
-                             .ino = request.ino,
-                             .block = request.offset / HM_BLOCK_BYTES};
-        struct hm_mask pages =
-            hm_mask_range(first, (uint32_t)(request.length / HM_PAGE_SIZE) & 0x3ff);
-        memcpy(job.pages, pages.word, sizeof(job.pages));
+    ssize_t n;
+    while ((n = recv(device->afar, &request, sizeof(request), MSG_DONTWAIT | MSG_TRUNC)) > 0) {
+        struct hm_job job = {.kind = HM_JOB_TOUCH, .node = node};
+        struct hm_mask pages;
+        bool sound;
         pthread_rwlock_rdlock(&device->lock);
-        note_afar(device, request.ino, job.block, &pages, false);
+        sound = n == sizeof(request) && is_refusal(device, &request, &pages);
+        if (sound) {
+            job.ino = request.ino;
+            job.block = request.offset / HM_BLOCK_BYTES;
+            note_afar(device, request.ino, job.block, &pages, false);
+        }
         pthread_rwlock_unlock(&device->lock);
+        if (!sound) {
+            hm_touch_report(core, &job, -EBADMSG, 0);
+            return false;
+        }
+        memcpy(job.pages, pages.word, sizeof(job.pages));
         hm_touch_report(core, &job, -ENOTCONN, 0);
     }
+    return n < 0;
 }
 
 /* ---- what need not be copied to a worker --------------------------------------------------- */
@@ -474,8 +502,8 @@ static void *fault_thread(void *arg)
             ;
         if (poll(ready, 3, -1) < 0 && errno != EINTR)
             break;
-        if (ready[2].revents & POLLIN)
-            take_refusals(core, node);
+        if (ready[2].revents && !take_refusals(core, node))
+            ready[2].fd = -1;
         if (ready[1].revents || ready[0].revents & (POLLERR | POLLHUP | POLLNVAL))
             break;
     }
@@ -484,12 +512,24 @@ static void *fault_thread(void *arg)
 
 /* ---- workers and windows ------------------------------------------------------------------ */
 
+/* What a worker has sent may be anything. */
+static bool is_userfaultfd(int fd)
+{
+    static const char wanted[] = "anon_inode:[userfaultfd]";
+    char path[32], name[sizeof(wanted)];
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    return readlink(path, name, sizeof(name)) == sizeof(wanted) - 1 &&
+           !memcmp(name, wanted, sizeof(wanted) - 1);
+}
+
 int hm_device_attach(struct hm_core *core, uint32_t node, int uffd, int afar)
 {
     struct hm_device *device = &core->device[node];
     int error = 0;
     if (node == HM_HOST || node >= core->config.nodes)
         return -ENODEV;
+    if (!is_userfaultfd(uffd))
+        return -EINVAL;
     if (fcntl(uffd, F_SETFL, O_NONBLOCK) < 0)
         return -errno;
     pthread_rwlock_wrlock(&device->lock);
@@ -584,7 +624,8 @@ int hm_device_map(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t ad
     int error;
     if (node == HM_HOST || node >= core->config.nodes)
         return -ENODEV;
-    if (!address || address % HM_PAGE_SIZE || bytes % HM_BLOCK_BYTES || bytes > HM_MAX_BYTES)
+    if (!address || address % HM_PAGE_SIZE || bytes % HM_BLOCK_BYTES || bytes > HM_MAX_BYTES ||
+        address > (uint64_t)INT64_MAX - bytes)
         return -EINVAL;
     region = hm_region_get(core, ino);
     if (!region)

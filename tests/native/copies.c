@@ -122,16 +122,6 @@ static void opens_at_once(void)
     close_all();
 }
 
-static uint32_t state_of(uint64_t block)
-{
-    struct hm_stripe *stripe = hm_stripe_of(core, INO, block);
-    uint32_t state;
-    pthread_mutex_lock(&stripe->lock);
-    state = region->blocks[block].state;
-    pthread_mutex_unlock(&stripe->lock);
-    return state;
-}
-
 /* A migration to a device that has copies of half of the pages is held between its plan and its
  * flip, by the lock of the windows, until these copies have ended. */
 static void ends_while_it_migrates(bool by_open)

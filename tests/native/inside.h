@@ -57,6 +57,16 @@ static inline void end_core(void)
     hm_core_destroy(core);
 }
 
+static inline uint32_t state_of(uint64_t block)
+{
+    struct hm_stripe *stripe = hm_stripe_of(core, INO, block);
+    uint32_t state;
+    pthread_mutex_lock(&stripe->lock);
+    state = region->blocks[block].state;
+    pthread_mutex_unlock(&stripe->lock);
+    return state;
+}
+
 /* The result of the job, which a mover carries out meanwhile. Other events are dropped. */
 static inline int await_job(uint64_t cookie)
 {

@@ -300,6 +300,7 @@ def test_cancelling(machine: hmmfs.Machine) -> None:
     region = machine.region("a", M)
     running = machine.dev0.launch(loops, hmmfs.updates(region))
     waiting = machine.dev0.launch(loops, hmmfs.updates(region))
+    assert wait_until(lambda: machine.dev0.stats()["faults"] > 0, 60)
     with pytest.raises(TimeoutError):
         running.wait(0.7)
     for handle in (waiting, running):

@@ -655,8 +655,7 @@ static int park_rest(struct part *part, const struct hm_request *request, struct
     return park(part, &rest, had, admission == PARK_BUSY ? HM_WAIT_BUSY : HM_WAIT_SERVICE);
 }
 
-/* As any file system does when somebody without privileges writes to a file. */
-static void drop_privileges(struct hm_region_record *record)
+void hm_drop_privileges(struct hm_region_record *record)
 {
     uint32_t mode = __atomic_load_n(&record->mode, __ATOMIC_RELAXED);
     uint32_t drop = S_ISUID | (mode & S_IXGRP ? S_ISGID : 0);
@@ -720,7 +719,7 @@ static bool write_region(struct hm_core *core, struct hm_region *region,
         return false;
     }
     if (request->flags & FUSE_WRITE_KILL_SUIDGID)
-        drop_privileges(region->record);
+        hm_drop_privileges(region->record);
     if (from_cache && end > size)
         end = at < size ? size : at;
     while (at < end && !error) {

@@ -38,6 +38,7 @@ SOURCES = [
     "relay.c",
     "room.c",
     "shared.c",
+    "shared_access.c",
     "side.c",
     "space.c",
     "spares.c",

@@ -122,7 +122,7 @@ int hm_lent(struct hm_core *core, uint64_t ino, uint64_t block, uint32_t node, u
     stripe = hm_stripe_of(core, ino, block);
     pthread_mutex_lock(&stripe->lock);
     mask = hm_copies_on(region, block, node);
-    labels = hm_labels_on(region, block, node);
+    labels = node ? hm_labels_on(region, block, node) : hm_all_labels(region, block);
     pthread_mutex_unlock(&stripe->lock);
     HM_EACH_WORD (w)
         out[w] = mask.word[w] | labels.word[w];

@@ -161,6 +161,7 @@ int hm_pool_store(struct hm_pool *pool, uint64_t offset, const void *bytes, size
 int hm_pool_zero(struct hm_pool *pool, uint64_t offset, uint64_t length);
 int hm_pool_copy(struct hm_pool *to, struct hm_pool *from, uint64_t offset, size_t length);
 uint64_t hm_pool_allocated(struct hm_pool *pool); /* pages */
+uint64_t hm_pool_length(struct hm_pool *pool);    /* bytes */
 /* Address space that reads as zeros and takes memory where it is written; NULL: there is none. */
 void *hm_reserve_memory(size_t bytes);
 void hm_free_memory(void *memory, size_t bytes);
@@ -499,6 +500,8 @@ void hm_block_populate(struct hm_region *region, struct hm_block *record, uint32
 
 /* access.c: a READ or WRITE, from the gate or replayed; answers it, parks it or refuses it */
 void hm_access(struct hm_core *core, const struct hm_request *request);
+/* As any file system does when somebody without privileges writes to a file. */
+void hm_drop_privileges(struct hm_region_record *record);
 void hm_replay(struct hm_region *region, uint64_t block);
 /* What is parked on pages that are about to be recalled: it would hold up the kernel. Called with
  * the stripe held; true: there was something, and the stripe was dropped meanwhile. */
@@ -598,13 +601,13 @@ bool hm_labels(const struct hm_region *region, uint32_t node);
 struct hm_mask hm_labels_on(const struct hm_region *region, uint64_t block, uint32_t node);
 struct hm_mask hm_said_on(struct hm_region *region, uint64_t block, uint32_t node); /* or owned */
 uint32_t hm_labelled(const struct hm_region *region, uint64_t block); /* pages, on any device */
-/* Take all labels off and give their room back: the pages are charged to nobody. Returns how many;
- * `of` gets them by device. */
+/* The pages that have a label, of any device. */
+struct hm_mask hm_all_labels(const struct hm_region *region, uint64_t block);
+/* Take all labels off. Returns how many; `of` gets them by device, whose room for them stays taken
+ * until hm_release_labels: the host's pool holds the pages, and the host may have no room left. */
 uint32_t hm_unlabel(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
                     uint32_t of[HM_MAX_NODES]);
-/* And charge the host, whatever room there is: the pages are about to leave it. */
-void hm_unlabel_to_host(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
-                        uint32_t of[HM_MAX_NODES]);
+void hm_release_labels(struct hm_core *core, const uint32_t of[HM_MAX_NODES]);
 
 /* spares.c: a place for a request, with its bytes in `data`; NULL: no memory. */
 struct hm_parked *hm_aside(struct hm_core *core, const struct hm_request *request);
@@ -625,7 +628,11 @@ void hm_published_free(struct hm_core *core);
 int hm_shared_init(struct hm_region *region);
 void hm_shared_deinit(struct hm_region *region);
 int hm_shared_resize(struct hm_region *region, uint64_t size);
+int hm_shared_resize_locked(struct hm_region *region, uint64_t size); /* with shared_lock */
 int hm_shared_backing(struct hm_region *region); /* the kernel's number for its memfd, or -errno */
+/* shared_access.c: what the kernel does not pass through; answers the request */
+void hm_shared_access(struct hm_core *core, const struct hm_request *request, bool write);
+void hm_shared_copy(struct hm_core *core, const struct hm_request *request);
 /* region.c: cut [start, end) bytes, whole pages, out of the directory */
 int hm_region_cut(struct hm_region *region, uint64_t start, uint64_t end);
 
@@ -645,7 +652,8 @@ int hm_zero_part(struct hm_region *region, uint64_t from, uint64_t to);
 /* For readers that do without the stripe: stale numbers cost them time, never a page. */
 #define HM_UNLOCKED __attribute__((no_sanitize("thread")))
 
-/* room.c: add to a node's use without asking; for bytes that must not be refused */
+/* room.c: add to a node's use without asking; for bytes that must not be refused: what the page
+ * cache writes back, whose room was taken when it was read */
 void hm_reserve_always(struct hm_core *core, uint32_t node, uint64_t pages);
 
 /* transaction.c: the pages of the block before the end of the file. An operation that began before

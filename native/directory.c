@@ -146,16 +146,40 @@ void hm_block_populate(struct hm_region *region, struct hm_block *record, uint32
     hm_count(&region->core->nodes[node].populated_pages, pages);
 }
 
-void hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
+/* A page that is cut and stays cached becomes a hole that the host has room for. Pages with a label
+ * have their room on a device: take the host's for them or, where it has none, make them zeros
+ * instead of cutting them. Returns how many pages of room were taken. */
+static uint32_t room_of_labelled(struct hm_region *region, uint64_t block, struct hm_mask *mask)
+{
+    struct hm_block *record = &region->blocks[block];
+    struct hm_mask labelled = hm_all_labels(region, block);
+    uint32_t pages, first = 0, count;
+    HM_EACH_WORD (w)
+        labelled.word[w] &= mask->word[w] & (record->cached[w] | record->recalling[w]);
+    pages = hm_bits(labelled.word);
+    if (!pages || !hm_reserve(region->core, HM_HOST, pages, 0))
+        return pages;
+    for (; hm_next_run(labelled.word, &first, &count); first += count)
+        for (uint32_t page = first; page < first + count; page++) {
+            uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE;
+            hm_zero_part(region, offset, offset + HM_PAGE_SIZE);
+        }
+    *mask = hm_without(*mask, &labelled);
+    return 0;
+}
+
+void hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask *pages,
                   bool forget_cached)
 {
     struct hm_core *core = region->core;
     struct hm_block *record = &region->blocks[block];
-    uint32_t before = hm_block_charge(region, record), first = 0, count;
+    uint32_t before = hm_block_charge(region, record), taken, labelled, first = 0, count;
     uint32_t gone[HM_MAX_NODES] = {0}, of[HM_MAX_NODES];
+    struct hm_mask cut = *pages, *mask = &cut;
     record->generation++;
-    hm_collapse(region, block, mask, HM_HOST);
-    hm_unlabel_to_host(region, block, mask, of);
+    hm_collapse(region, block, pages, HM_HOST);
+    taken = forget_cached ? 0 : room_of_labelled(region, block, mask);
+    labelled = hm_unlabel(region, block, mask, of);
     while (hm_next_run(mask->word, &first, &count)) {
         uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE;
         for (uint32_t page = first; page < first + count; page++) {
@@ -189,8 +213,9 @@ void hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask
     for (uint32_t node = 1; node < core->config.nodes;
          node++) /* which they were not said to be on */
         atomic_fetch_sub(&core->nodes[HM_HOST].dropped_pages, of[node]);
+    hm_release_labels(core, of);
     /* Pages that stay cached become holes with a reservation, so the charge never grows here. */
-    hm_release(core, HM_HOST, before - hm_block_charge(region, record));
+    hm_release(core, HM_HOST, before + taken - labelled - hm_block_charge(region, record));
     if (hm_block_empty(record) && !record->busy && !record->parked && !record->inflight)
         list_remove(core, record);
 }

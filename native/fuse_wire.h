@@ -90,6 +90,7 @@ HM_FUSE_SIZE(fuse_read_in, 40);
 HM_FUSE_AT(fuse_read_in, fh, 0);
 HM_FUSE_AT(fuse_read_in, offset, 8);
 HM_FUSE_AT(fuse_read_in, size, 16);
+HM_FUSE_AT(fuse_read_in, read_flags, 20);
 HM_FUSE_AT(fuse_read_in, flags, 32);
 
 HM_FUSE_SIZE(fuse_write_in, 40);
@@ -100,6 +101,15 @@ HM_FUSE_AT(fuse_write_in, write_flags, 20);
 
 HM_FUSE_SIZE(fuse_write_out, 8);
 HM_FUSE_AT(fuse_write_out, size, 0);
+
+HM_FUSE_SIZE(fuse_copy_file_range_in, 56);
+HM_FUSE_AT(fuse_copy_file_range_in, off_in, 8);
+HM_FUSE_AT(fuse_copy_file_range_in, nodeid_out, 16);
+HM_FUSE_AT(fuse_copy_file_range_in, off_out, 32);
+HM_FUSE_AT(fuse_copy_file_range_in, len, 40);
+
+HM_FUSE_SIZE(fuse_poll_out, 8);
+HM_FUSE_AT(fuse_poll_out, revents, 0);
 
 HM_FUSE_SIZE(fuse_lseek_in, 24);
 HM_FUSE_AT(fuse_lseek_in, fh, 0);

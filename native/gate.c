@@ -111,6 +111,7 @@ int hm_gate_parse(const uint8_t *message, size_t length, struct hm_request *ret)
         ret->offset = in.offset;
         ret->size = in.size;
         ret->flags = in.flags;
+        ret->mode = in.read_flags;
         break;
     }
     case FUSE_WRITE: {
@@ -148,6 +149,11 @@ int hm_gate_parse(const uint8_t *message, size_t length, struct hm_request *ret)
         ret->mode = in.mode;
         break;
     }
+    case FUSE_COPY_FILE_RANGE:
+        if (body != sizeof(struct fuse_copy_file_range_in))
+            return -EINVAL;
+        ret->data = message;
+        return 0;
     case FUSE_IOCTL: {
         struct fuse_ioctl_in in;
         if (body < sizeof(in))
@@ -251,6 +257,14 @@ static void answer_fallocate(struct hm_core *core, const struct hm_request *requ
     hm_region_put(region);
 }
 
+/* A region is always ready, as any file. io_uring asks 256 times for each read and write: it tries
+ * 128 times not to wait before a thread of its own does the work. */
+static void answer_poll(struct hm_core *core, const struct hm_request *request)
+{
+    struct fuse_poll_out out = {.revents = POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM};
+    reply_bytes(core, request->unique, &out, sizeof(out));
+}
+
 /* pyfuse3 has no handler for it, so the service gets it as an event. */
 static void take_ioctl(struct hm_core *core, const struct hm_request *request)
 {
@@ -315,7 +329,11 @@ static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
     if (request.ino >= FIRST_REGION_INO) {
         if (core->config.kind != HM_KIND_PRIVATE &&
             (request.opcode == FUSE_READ || request.opcode == FUSE_WRITE)) {
-            hm_reply(core, request.unique, EIO, NULL, 0); /* the kernel passes these through */
+            hm_shared_access(core, &request, request.opcode == FUSE_WRITE);
+            return;
+        }
+        if (core->config.kind != HM_KIND_PRIVATE && request.opcode == FUSE_COPY_FILE_RANGE) {
+            hm_shared_copy(core, &request);
             return;
         }
         switch (request.opcode) {
@@ -331,6 +349,9 @@ static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
             return;
         case FUSE_FALLOCATE:
             answer_fallocate(core, &request);
+            return;
+        case FUSE_POLL:
+            answer_poll(core, &request);
             return;
         }
     }

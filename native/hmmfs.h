@@ -309,7 +309,7 @@ int hm_region_truncate(struct hm_core *core, uint64_t ino, uint64_t size);
 int hm_region_punch(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_t length);
 /* Give every hole of the range a page of zeros. ENOSPC: nothing is kept of a partial success. */
 int hm_region_allocate(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_t length);
-/* Notice what the kernel did to a coherent or DAX region by itself: writes past its end, times. */
+/* Notice what programs did to a coherent or DAX region through mappings: its times. */
 int hm_region_sync(struct hm_core *core, uint64_t ino);
 /* Set times, in ns since the epoch, INT64_MIN: not this one; ctime is now. With `settle` stores
  * that came before move mtime no more, and those that come after do: it may wait for the kernel. */
@@ -363,8 +363,7 @@ int hm_advise(struct hm_core *core, uint64_t ino, uint64_t first, uint64_t count
  */
 int hm_region_writers(struct hm_core *core, uint64_t ino, int by);
 /* The host's pages of a block that take a device's room: it has copies, or they are labelled as
- * its.
- */
+ * its. With node 0 those that take none of the host's: they are labelled, as any device's. */
 int hm_lent(struct hm_core *core, uint64_t ino, uint64_t block, uint32_t node, uint64_t out[8]);
 /* What was said, from page `from` on, in order, ranges that differ; returns how many. */
 int hm_advice_get(struct hm_core *core, uint64_t ino, uint64_t from, struct hm_advice *out,
@@ -632,7 +631,7 @@ struct hm_request {
     uint32_t opcode, size, pid, uid; /* pid: of the thread */
     uint32_t
         flags; /* READ: of the open file; WRITE: FUSE_WRITE_CACHE and the like; IOCTL: its own */
-    uint32_t mode;       /* fallocate mode, lseek whence, ioctl command */
+    uint32_t mode;       /* fallocate mode, lseek whence, ioctl command; READ: FUSE_READ_* */
     uint64_t length;     /* IOCTL: the most bytes of an answer */
     uint32_t done;       /* WRITE: bytes before offset that were applied before it had to wait */
     uint64_t faulted_at; /* when it was found to touch a device's page; 0: it was not */

@@ -35,6 +35,16 @@ struct hm_mask hm_said_on(struct hm_region *region, uint64_t block, uint32_t nod
     return pages;
 }
 
+struct hm_mask hm_all_labels(const struct hm_region *region, uint64_t block)
+{
+    const struct hm_side *labels = hm_side(&region->labels, block);
+    struct hm_mask all = {{0}};
+    for (uint32_t node = 1; labels && node < region->core->config.nodes; node++)
+        HM_EACH_WORD (w)
+            all.word[w] |= labels->on[node][w];
+    return all;
+}
+
 uint32_t hm_labelled(const struct hm_region *region, uint64_t block)
 {
     const struct hm_side *labels = hm_side(&region->labels, block);
@@ -54,16 +64,15 @@ uint32_t hm_unlabel(struct hm_region *region, uint64_t block, const struct hm_ma
         struct hm_mask gone = hm_side_take(labels, node, mask);
         of[node] = hm_bits(gone.word);
         atomic_fetch_sub(&region->core->nodes[node].labelled, of[node]);
-        hm_release(region->core, node, of[node]);
         all += of[node];
     }
     return all;
 }
 
-void hm_unlabel_to_host(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
-                        uint32_t of[HM_MAX_NODES])
+void hm_release_labels(struct hm_core *core, const uint32_t of[HM_MAX_NODES])
 {
-    hm_reserve_always(region->core, HM_HOST, hm_unlabel(region, block, mask, of));
+    for (uint32_t node = 1; node < core->config.nodes; node++)
+        hm_release(core, node, of[node]);
 }
 
 /* Pages that were said to be on devices are another node's now, by label. */
@@ -119,6 +128,7 @@ int hm_label_home(struct transaction *t, const struct hm_mask *mask)
     }
     began = hm_trace_move(t, &moving, from, 0);
     hm_unlabel(t->region, t->block, &moving, of);
+    hm_release_labels(t->core, of);
     count_relabelled(t, of, HM_HOST);
     hm_carried(t, HM_TRACE_MIGRATE_END, &moving, &moving, from, began);
     t->event.moved += pages;
@@ -159,6 +169,7 @@ static void relabel(struct transaction *t, const struct hm_mask *pages)
     labelled_as(t, labels, from);
     began = hm_trace_move(t, pages, from, 0);
     host = count - hm_unlabel(t->region, t->block, pages, of);
+    hm_release_labels(t->core, of);
     hm_release(t->core, HM_HOST, host);
     if (!t->record->pages[node] && !hm_bits(labels->on[node]))
         t->record->arrived = hm_tick(t->core);

@@ -168,6 +168,14 @@ uint64_t hm_pool_allocated(struct hm_pool *pool)
     return (uint64_t)status.st_blocks * 512 / HM_PAGE_SIZE;
 }
 
+uint64_t hm_pool_length(struct hm_pool *pool)
+{
+    struct stat status;
+    if (pool->fd < 0 || fstat(pool->fd, &status) < 0)
+        return 0;
+    return (uint64_t)status.st_size;
+}
+
 void *hm_reserve_memory(size_t bytes)
 {
     void *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE,

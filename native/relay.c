@@ -9,6 +9,7 @@
 #include "core.h"
 #include "fuse_wire.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <sys/socket.h>
@@ -57,6 +58,7 @@ struct hm_relay {
     pthread_mutex_t opens_lock; /* guards opens; taken alone */
     struct opening {
         uint64_t unique, ino; /* unique 0: free; ino 0: a CREATE, whose reply tells */
+        bool writes;
     } opens[OPENS];
 };
 
@@ -192,7 +194,17 @@ int hm_gate_passthrough(struct hm_core *core)
 
 /* ---- OPEN, on mounts that pass files through ------------------------------------------------- */
 
-static bool opening_begin(struct hm_relay *relay, const struct fuse_in_header *header)
+/* What open(2) was given; the bodies of OPEN and CREATE begin with it. */
+static uint32_t open_flags(const uint8_t *message, size_t length)
+{
+    uint32_t flags = O_RDWR;
+    if (length >= sizeof(struct fuse_in_header) + sizeof(flags))
+        memcpy(&flags, message + sizeof(struct fuse_in_header), sizeof(flags));
+    return flags;
+}
+
+static bool opening_begin(struct hm_relay *relay, const struct fuse_in_header *header,
+                          uint32_t flags)
 {
     bool found = false;
     pthread_mutex_lock(&relay->opens_lock);
@@ -200,19 +212,21 @@ static bool opening_begin(struct hm_relay *relay, const struct fuse_in_header *h
         if (!relay->opens[i].unique) {
             relay->opens[i].unique = header->unique;
             relay->opens[i].ino = header->opcode == FUSE_OPEN ? header->nodeid : 0;
+            relay->opens[i].writes = (flags & O_ACCMODE) != O_RDONLY;
             found = true;
         }
     pthread_mutex_unlock(&relay->opens_lock);
     return found;
 }
 
-static bool opening_end(struct hm_relay *relay, uint64_t unique, uint64_t *ino)
+static bool opening_end(struct hm_relay *relay, uint64_t unique, uint64_t *ino, bool *writes)
 {
     bool found = false;
     pthread_mutex_lock(&relay->opens_lock);
     for (int i = 0; i < OPENS && !found; i++)
         if (relay->opens[i].unique == unique) {
             *ino = relay->opens[i].ino;
+            *writes = relay->opens[i].writes;
             relay->opens[i].unique = 0;
             found = true;
         }
@@ -221,8 +235,10 @@ static bool opening_end(struct hm_relay *relay, uint64_t unique, uint64_t *ino)
 }
 
 /* Have the kernel pass the region that was opened through to its memfd. An error becomes the
- * OPEN's: without passthrough the file would have two contents. */
-static void pass_through(struct hm_relay *relay, uint8_t *message, size_t *length, uint64_t ino)
+ * OPEN's: without passthrough the file would have two contents. Of a file that is open for writing
+ * only mappings are passed through: see shared_access.c. */
+static void pass_through(struct hm_relay *relay, uint8_t *message, size_t *length, uint64_t ino,
+                         bool writes)
 {
     struct fuse_out_header *header = (struct fuse_out_header *)message;
     struct hm_fuse_open_out *out =
@@ -243,7 +259,7 @@ static void pass_through(struct hm_relay *relay, uint8_t *message, size_t *lengt
         *length = header->len = sizeof(*header);
         return;
     }
-    out->open_flags = HM_FUSE_OPEN_PASSTHROUGH; /* nothing else may go with it */
+    out->open_flags = HM_FUSE_OPEN_PASSTHROUGH | (writes ? FOPEN_DIRECT_IO : 0);
     out->backing_id = id;
 }
 
@@ -370,7 +386,7 @@ void hm_relay_send(struct hm_relay *relay, uint8_t *message, size_t length)
         return;
     }
     if (relay->offered && (header->opcode == FUSE_OPEN || header->opcode == FUSE_CREATE) &&
-        !opening_begin(relay, header)) {
+        !opening_begin(relay, header, open_flags(message, length))) {
         hm_reply(relay->core, unique, ENFILE, NULL, 0);
         return;
     }
@@ -437,6 +453,7 @@ static void *inbound_main(void *arg)
     for (;;) {
         struct fuse_out_header *header = (struct fuse_out_header *)bytes;
         uint64_t ino;
+        bool writes;
         size_t length;
         ssize_t n;
         if (poll(ready, 2, -1) < 0 && errno != EINTR)
@@ -456,8 +473,8 @@ static void *inbound_main(void *arg)
             init_reply(relay, bytes, (size_t)n);
         untrack(relay, header->unique);
         length = (size_t)n;
-        if (relay->offered && opening_end(relay, header->unique, &ino))
-            pass_through(relay, bytes, &length, ino);
+        if (relay->offered && opening_end(relay, header->unique, &ino, &writes))
+            pass_through(relay, bytes, &length, ino, writes);
         to_kernel(relay, bytes, length);
     }
     return NULL;

@@ -164,27 +164,37 @@ static void tell_if_low(struct hm_core *core, uint32_t node, uint64_t used)
         hm_event_push(core, &(struct hm_event){.kind = HM_EVENT_LOW, .node = node});
 }
 
-int hm_reserve(struct hm_core *core, uint32_t node, uint64_t pages, int staging)
+/* `used` pages of the node are in use now. */
+static void note_use(struct hm_core *core, uint32_t node, uint64_t used)
 {
     struct hm_node *n = &core->nodes[node];
-    uint64_t limit = n->capacity + (staging && node == HM_HOST ? HM_BLOCK_PAGES : 0);
-    uint64_t used = atomic_load_explicit(&n->used, memory_order_relaxed), peak;
+    uint64_t peak = atomic_load_explicit(&n->peak, memory_order_relaxed);
+    tell_if_low(core, node, used);
+    while (peak < used && !atomic_compare_exchange_weak(&n->peak, &peak, used))
+        ;
+}
+
+int hm_reserve(struct hm_core *core, uint32_t node, uint64_t pages, int staging)
+{
+    struct hm_node *n;
+    uint64_t limit, used;
     if (node >= core->config.nodes)
         return -ENODEV;
+    n = &core->nodes[node];
+    limit = n->capacity + (staging && node == HM_HOST ? HM_BLOCK_PAGES : 0);
+    used = atomic_load_explicit(&n->used, memory_order_relaxed);
     do {
         if (pages && (used + pages > limit || used + pages < used))
             return -ENOSPC;
     } while (!atomic_compare_exchange_weak(&n->used, &used, used + pages));
-    tell_if_low(core, node, used + pages);
-    peak = atomic_load_explicit(&n->peak, memory_order_relaxed);
-    while (peak < used + pages && !atomic_compare_exchange_weak(&n->peak, &peak, used + pages))
-        ;
+    note_use(core, node, used + pages);
     return 0;
 }
 
 void hm_reserve_always(struct hm_core *core, uint32_t node, uint64_t pages)
 {
-    atomic_fetch_add(&core->nodes[node].used, pages);
+    if (pages)
+        note_use(core, node, atomic_fetch_add(&core->nodes[node].used, pages) + pages);
 }
 
 void hm_release(struct hm_core *core, uint32_t node, uint64_t pages)
@@ -393,9 +403,25 @@ static void audit_block(struct audit *a, struct hm_region *region, uint64_t b, u
     a->used[HM_HOST] += hm_block_charge(region, block);
 }
 
+/* A coherent or DAX region has room for all pages of its size, and its memfd no more than those. */
+static void audit_shared(struct audit *a, struct hm_region *region, uint64_t pages)
+{
+    unsigned long long ino = region->ino;
+    uint64_t there = hm_pool_allocated(&region->pools[HM_HOST]);
+    uint64_t size = hm_region_size(region), length = hm_pool_length(&region->pools[HM_HOST]);
+    AUDIT(a, pages == (size + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE,
+          "region %llu: %llu pages have a place, of %llu bytes", ino, (unsigned long long)pages,
+          (unsigned long long)size);
+    AUDIT(a, there <= pages,
+          "region %llu: its memory holds %llu pages, and room was taken for %llu", ino,
+          (unsigned long long)there, (unsigned long long)pages);
+    AUDIT(a, length == size, "region %llu: its memory is %llu bytes long, not %llu", ino,
+          (unsigned long long)length, (unsigned long long)size);
+}
+
 static void audit_region(struct audit *a, struct hm_region *region)
 {
-    uint64_t pages[HM_MAX_NODES] = {0}, copied[HM_MAX_NODES] = {0}, kept = 0, from = 0, b;
+    uint64_t pages[HM_MAX_NODES] = {0}, copied[HM_MAX_NODES] = {0}, kept = 0, from = 0, b, all = 0;
     unsigned long long ino = region->ino;
     while (hm_region_touched(a->core, region->ino, from, &b, 1) == 1) {
         struct hm_stripe *stripe = hm_stripe_of(a->core, region->ino, b);
@@ -415,7 +441,10 @@ static void audit_region(struct audit *a, struct hm_region *region)
         AUDIT(a, held == there || hm_is_shared(region),
               "region %llu: the pool of node %u holds %llu pages, not %llu", ino, node,
               (unsigned long long)there, (unsigned long long)held);
+        all += pages[node];
     }
+    if (hm_is_shared(region))
+        audit_shared(a, region, all);
 }
 
 int hm_audit(struct hm_core *core, char *text, size_t size)
@@ -445,11 +474,11 @@ int hm_audit(struct hm_core *core, char *text, size_t size)
     }
     free(inos);
     for (uint32_t node = 0; node < core->config.nodes; node++) {
+        uint64_t most = core->nodes[node].capacity + (node == HM_HOST ? HM_BLOCK_PAGES : 0);
         AUDIT(&a, core->nodes[node].used == a.used[node],
               "node %u: %llu pages are accounted for, %llu are used", node,
               (unsigned long long)a.used[node], (unsigned long long)core->nodes[node].used);
-        AUDIT(&a, node == HM_HOST || core->nodes[node].peak <= core->nodes[node].capacity,
-              "node %u: its peak passed its capacity", node);
+        AUDIT(&a, core->nodes[node].peak <= most, "node %u: its peak passed its capacity", node);
         if (!a.bad)
             a.bad = !hm_books_agree(core, node, a.resident[node], text, size);
     }

@@ -1,11 +1,12 @@
 /* Regions that are coherent or device-DAX: one memfd for all nodes, which programs and devices use
  * at the same time, wherever a page is said to be.
  *
- * The kernel passes reads, writes and mappings of such a region through to the memfd (FUSE
- * passthrough, Linux 6.9): it sends none of them here, so a program's fault costs what it costs on
- * tmpfs, and nothing can be taken from the CPU again. A page's owner is a label: every page of the
- * file has one from the moment the file is that long, with its room taken then, since nobody tells
- * when it is first touched. Migrating relabels and charges the link; the bytes stay.
+ * The kernel passes mappings of such a region through to the memfd (FUSE passthrough, Linux 6.9),
+ * so a program's fault costs what it costs on tmpfs, and nothing can be taken from the CPU again. A
+ * page's owner is a label: every page of the file has one from the moment the file is that long,
+ * with its room taken then, since nobody tells when it is first touched. So only what comes here
+ * may make the file longer, and writes do (shared_access.c). Migrating relabels and charges the
+ * link; the bytes stay.
  *
  * So nothing here recalls, copies or protects. What has to be minded instead is the memfd's end,
  * which is the region's (a read past it must end there): whoever works on the bytes does it by
@@ -93,10 +94,31 @@ static uint32_t interleaved(const struct hm_region *region, uint32_t nodes[HM_MA
     return n;
 }
 
+/* Reserve pages on one node after the other, on each as many as it has room for. */
+static int spread(struct hm_region *region, uint64_t pages, uint64_t share[HM_MAX_NODES])
+{
+    struct hm_core *core = region->core;
+    for (uint32_t node = 0; node < core->config.nodes && pages; node++) {
+        uint64_t used = core->nodes[node].used, capacity = core->nodes[node].capacity;
+        uint64_t some = used < capacity ? capacity - used : 0;
+        some = some < pages ? some : pages;
+        if (!some || !may_have(region, node) || hm_reserve(core, node, some, 0))
+            continue;
+        share[node] = some;
+        pages -= some;
+    }
+    if (!pages)
+        return 0;
+    for (uint32_t node = 0; node < core->config.nodes; node++)
+        hm_release(core, node, share[node]);
+    memset(share, 0, HM_MAX_NODES * sizeof(*share));
+    return -ENOSPC;
+}
+
 /* Where a file's new pages [first, end) are said to be, as many on each node; reserves them. A DAX
  * file is one device's, the one with most room when it got its first page; a coherent one is the
- * host's while there is room, then the next node's, or what its NUMA policy says. -ENOSPC: nothing
- * is reserved. */
+ * host's while there is room, then the next node's, or what its NUMA policy says; where none has
+ * room for all, each node's that has some. -ENOSPC: nothing is reserved. */
 static int place(struct hm_region *region, uint64_t first, uint64_t end,
                  uint64_t share[HM_MAX_NODES])
 {
@@ -134,19 +156,26 @@ static int place(struct hm_region *region, uint64_t first, uint64_t end,
             share[node] = pages;
             return 0;
         }
-    return -ENOSPC;
+    return spread(region, pages, share);
+}
+
+/* The node of the next page, each getting its share before the one after it. */
+static uint32_t next_node(const uint64_t share[HM_MAX_NODES], uint32_t *at, uint64_t *left)
+{
+    while (!*left)
+        *left = share[++*at];
+    --*left;
+    return *at;
 }
 
 /* Label pages [first, end) of the file, whose room is taken. */
 static void label(struct hm_region *region, uint64_t first, uint64_t end,
                   const uint64_t share[HM_MAX_NODES])
 {
-    uint32_t nodes[HM_MAX_NODES], n = 0;
+    uint32_t nodes[HM_MAX_NODES], n = 0, at = 0; /* n 0: in order, as many as each has */
+    uint64_t left = share[0];
     if (region->numa.mode == HM_NUMA_INTERLEAVE && region->kind != HM_KIND_DAX)
         n = interleaved(region, nodes);
-    else
-        for (nodes[0] = 0, n = 1; nodes[0] < HM_MAX_NODES && !share[nodes[0]]; nodes[0]++)
-            ;
     for (uint64_t page = first; page < end;) {
         uint64_t block = page / HM_BLOCK_PAGES;
         uint32_t low = (uint32_t)(page % HM_BLOCK_PAGES), count = HM_BLOCK_PAGES - low;
@@ -157,7 +186,7 @@ static void label(struct hm_region *region, uint64_t first, uint64_t end,
         pthread_mutex_lock(&stripe->lock);
         hm_block_touch(region, block);
         for (uint32_t i = low; i < low + count; i++, page++) {
-            uint32_t node = nodes[page % n];
+            uint32_t node = n ? nodes[page % n] : next_node(share, &at, &left);
             uint64_t bit = 1ULL << (i % 64);
             record->owner[i] = (uint8_t)node;
             record->present[i / 64] |= bit;
@@ -207,20 +236,12 @@ static uint64_t pages_of(uint64_t size)
     return (size + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE;
 }
 
-/* The file is `size` bytes from now on; shared_lock is held. always: the kernel has made it that
- * long already, by a write past its end. */
-static int resize(struct hm_region *region, uint64_t size, bool always)
+int hm_shared_resize_locked(struct hm_region *region, uint64_t size)
 {
     uint64_t old = hm_region_size(region);
     uint64_t had = pages_of(old), has = pages_of(size), share[HM_MAX_NODES] = {0};
     int error = has > had ? place(region, had, has, share) : 0;
-    if (error == -ENOSPC && always) {
-        memset(share, 0, sizeof(share));
-        share[region->dax_node] = has - had; /* the host, unless it is DAX */
-        hm_reserve_always(region->core, region->dax_node, has - had);
-        error = 0;
-    }
-    if (!error && !always && ftruncate(region->pools[HM_HOST].fd, (off_t)size) < 0) {
+    if (!error && ftruncate(region->pools[HM_HOST].fd, (off_t)size) < 0) {
         error = -errno;
         for (uint32_t node = 0; node < region->core->config.nodes; node++)
             hm_release(region->core, node, share[node]);
@@ -239,7 +260,7 @@ int hm_shared_resize(struct hm_region *region, uint64_t size)
 {
     int error;
     pthread_mutex_lock(&region->shared_lock);
-    error = resize(region, size, false);
+    error = hm_shared_resize_locked(region, size);
     pthread_mutex_unlock(&region->shared_lock);
     return error;
 }
@@ -255,8 +276,6 @@ int hm_region_sync(struct hm_core *core, uint64_t ino)
         pthread_mutex_lock(&region->shared_lock);
         if (fstat(region->pools[HM_HOST].fd, &status) < 0)
             error = -errno;
-        else if ((uint64_t)status.st_size > hm_region_size(region))
-            error = resize(region, (uint64_t)status.st_size, true);
         if (!error)
             hm_times_copy(region, &status);
         pthread_mutex_unlock(&region->shared_lock);

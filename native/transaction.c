@@ -227,15 +227,44 @@ static void flip_copies(struct transaction *t, const struct plan *plan,
     }
 }
 
+/* Of pages that leave the host for good, those with a label have their room on another device. The
+ * ones whose copy the host may keep in spite of that, whose room is taken now: all or none. */
+static struct hm_mask keep_labelled(struct transaction *t, const struct plan *plan,
+                                    const struct hm_mask *labelled)
+{
+    static const struct hm_mask none;
+    struct hm_mask pages = hm_both(&plan->move, labelled);
+    uint32_t count;
+    if (!t->core->config.keep_clean)
+        return none;
+    pages = hm_without(pages, &plan->blank);
+    count = hm_bits(pages.word);
+    return count && !hm_reserve(t->core, HM_HOST, count, 0) ? pages : none;
+}
+
+/* What a change of owners leaves to be given back, once the stripe is free. */
+struct leaving {
+    struct hm_mask freed[HM_MAX_NODES]; /* pages that each node loses for good */
+    uint32_t labels[HM_MAX_NODES];      /* room for labels that ended */
+    uint32_t uncharged;                 /* freed by the host, with their room on other devices */
+};
+
 /* Change the owner of plan->move and give plan->fill its first. The stripe is held, the copies are
- * made, the generation was checked. Which pages each node loses for good comes back in `freed`. */
-static void flip(struct transaction *t, const struct plan *plan, struct hm_mask freed[HM_MAX_NODES])
+ * made, the generation was checked. */
+static void flip(struct transaction *t, const struct plan *plan, struct leaving *leaving)
 {
     struct hm_block *record = t->record;
-    uint32_t to = t->job->node, moved[HM_MAX_NODES] = {0}, of[HM_MAX_NODES];
-    struct hm_mask changing;
+    uint32_t to = t->job->node, moved[HM_MAX_NODES] = {0}, *of = leaving->labels;
+    struct hm_mask changing, *freed = leaving->freed, labelled = {{0}}, unkept = {{0}};
     bool keep = t->core->config.keep_clean;
-    memset(freed, 0, HM_MAX_NODES * sizeof(*freed));
+    memset(leaving, 0, sizeof(*leaving));
+    if (to != HM_HOST && atomic_load(&t->region->labels)) {
+        labelled = hm_all_labels(t->region, t->block);
+        labelled = hm_both(&labelled, &plan->move);
+        unkept = keep_labelled(t, plan, &labelled);
+        unkept = hm_without(labelled, &unkept);
+        leaving->uncharged = hm_bits(unkept.word);
+    }
     HM_EACH_WORD (w)
         changing.word[w] = plan->move.word[w] | plan->fill.word[w];
     HM_EACH_PAGE (page, changing.word) {
@@ -252,7 +281,7 @@ static void flip(struct transaction *t, const struct plan *plan, struct hm_mask 
             if (plan->blank.word[w] & bit) {
                 freed[HM_HOST].word[w] |= record->kept[w] & bit;
                 record->kept[w] &= ~bit;
-            } else if (move && from == HM_HOST && keep) {
+            } else if (move && from == HM_HOST && keep && !(unkept.word[w] & bit)) {
                 record->kept[w] |= bit;
             }
         }
@@ -266,7 +295,7 @@ static void flip(struct transaction *t, const struct plan *plan, struct hm_mask 
     }
     flip_copies(t, plan, freed);
     if (to != HM_HOST) {
-        hm_unlabel_to_host(t->region, t->block, &plan->move, of);
+        hm_unlabel(t->region, t->block, &plan->move, of);
         for (uint32_t node = 1; node < t->core->config.nodes; node++)
             hm_count_moved(t->core, node, HM_HOST, of[node], t->cause.trigger);
     }
@@ -282,6 +311,17 @@ static void flip(struct transaction *t, const struct plan *plan, struct hm_mask 
     }
     hm_block_pages(t->region, record, to, plan->moves);
     hm_block_populate(t->region, record, to, plan->fills);
+}
+
+static void give_back(struct transaction *t, const struct leaving *leaving)
+{
+    for (uint32_t node = 0; node < t->core->config.nodes; node++) {
+        const struct hm_mask *freed = &leaving->freed[node];
+        hm_punch_runs(t->region, node, t->block, freed->word);
+        hm_release(t->core, node,
+                   hm_bits(freed->word) - (node == HM_HOST ? leaving->uncharged : 0));
+    }
+    hm_release_labels(t->core, leaving->labels);
 }
 
 static void count_migration(struct transaction *t, const struct plan *plan,
@@ -343,7 +383,8 @@ int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, u
     static const struct hm_mask nothing;
     /* What comes home is owned by devices, so the CPU has none of it. */
     const struct hm_mask *from_cpu = t->job->node == HM_HOST ? &nothing : mask;
-    struct hm_mask freed[HM_MAX_NODES], stay;
+    struct hm_mask stay;
+    struct leaving leaving;
     struct plan plan;
     uint64_t began = 0;
     if (hm_is_shared(t->region))
@@ -388,14 +429,11 @@ int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, u
             return error;
         }
     }
-    flip(t, &plan, freed);
-    count_migration(t, &plan, freed, began);
+    flip(t, &plan, &leaving);
+    count_migration(t, &plan, leaving.freed, began);
     /* Still frozen: nobody gives one of these pages to its old owner again before the punch. */
     pthread_mutex_unlock(&t->stripe->lock);
-    for (uint32_t node = 0; node < t->core->config.nodes; node++) {
-        hm_punch_runs(t->region, node, t->block, freed[node].word);
-        hm_release(t->core, node, hm_bits(freed[node].word));
-    }
+    give_back(t, &leaving);
     pthread_mutex_lock(&t->stripe->lock);
     hm_thaw(record, t->stripe);
     return 0;
@@ -413,7 +451,8 @@ int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask
                             .job = &job,
                             .cause = hm_cause(&job)};
     static const struct hm_mask none; /* a pinned page is asked for only if a store would be lost */
-    struct hm_mask freed[HM_MAX_NODES], carry;
+    struct leaving leaving;
+    struct hm_mask carry;
     struct plan plan;
     uint64_t began;
     int error;
@@ -433,12 +472,9 @@ int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask
         hm_release(region->core, HM_HOST, plan.copies);
         return error;
     }
-    flip(&t, &plan, freed);
-    count_migration(&t, &plan, freed, began);
-    for (uint32_t node = 1; node < region->core->config.nodes; node++) {
-        hm_punch_runs(region, node, block, freed[node].word);
-        hm_release(region->core, node, hm_bits(freed[node].word));
-    }
+    flip(&t, &plan, &leaving);
+    count_migration(&t, &plan, leaving.freed, began);
+    give_back(&t, &leaving);
     return 0;
 }
 

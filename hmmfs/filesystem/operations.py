@@ -574,11 +574,13 @@ class Operations(pyfuse3.Operations):
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
         """Copies kept of pages that live on a device are free: they go when room is wanted."""
         data = pyfuse3.StatvfsData()
-        nodes = range(self._core.nodes)
-        kept = int(self._core.candidates(HOST)["kept"].sum())
+        free = [self._core.free(node) for node in range(self._core.nodes)]
+        free[HOST] += int(self._core.candidates(HOST)["kept"].sum())
         data.f_bsize = data.f_frsize = PAGE_SIZE
         data.f_blocks = sum(self._core.capacity)
-        data.f_bfree = kept + sum(max(0, self._core.free(node)) for node in nodes)
+        # The host is beyond its capacity while the staging reserve is in use.
+        sizes = zip(free, self._core.capacity, strict=True)
+        data.f_bfree = sum(min(max(0, pages), capacity) for pages, capacity in sizes)
         data.f_bavail = data.f_bfree
         data.f_files = MAX_REGIONS
         data.f_ffree = data.f_favail = MAX_REGIONS - len(self._table)

@@ -111,8 +111,8 @@ class Region:
     @property
     def size(self) -> int:
         if self._core.kind is not Kind.PRIVATE:
-            # The kernel makes such a file longer without a word.
-            check(lib.hm_region_sync(self._core.handle, self.ino), "Reading a region's size")
+            # Stores through mappings change its times without a word.
+            check(lib.hm_region_sync(self._core.handle, self.ino), "Reading a region's times")
         return int(self._record.size)
 
     @property
@@ -241,7 +241,7 @@ class Region:
 
     def lent(self, block: int, node: int) -> NDArray[np.uint64]:
         """The bitmap of a block's host pages that take a device's room: it has copies, or they are
-        labelled as its."""
+        labelled as its. Of the host those that take none of its own: they have a label."""
         out = np.zeros(8, dtype=np.uint64)
         words = ffi.cast("uint64_t *", ffi.from_buffer(out))
         check(

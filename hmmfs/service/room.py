@@ -353,22 +353,15 @@ class Rooms:
         if region is None or n <= 0 or not self._core.reserve(node, n):
             return False
         record = region.blocks(key.block, 1)[0]
-        pages = np.flatnonzero(page_set(record["present"] & ~record["device"]))[:n]
-        if not len(pages):
+        there = page_set(record["present"] & ~record["device"])
+        window = there & ~page_set(region.lent(key.block, HOST))
+        window[np.flatnonzero(window)[n:]] = False
+        if not window.any():
             self._core.release(node, n)
             spared.later.add(key)
             return True
-        first, count = int(pages[0]), int(pages[-1] - pages[0]) + 1
-        job = Job(
-            JobKind.MIGRATE,
-            *key,
-            node=node,
-            flags=JobFlag.EVICT,
-            first=first,
-            count=count,
-            limit=n,
-            reserved=n,
-        )
+        flags = JobFlag.EVICT | JobFlag.CHOSEN
+        job = Job(JobKind.MIGRATE, *key, node=node, flags=flags, window=window, reserved=n)
         outcome = await self._moved(job)
         spared.note(key, outcome)
         if outcome is Outcome.MOVED:

@@ -528,6 +528,7 @@ def _start(request: dict[str, Any]) -> None:
             said = done.stderr.strip() or f"It ended with status {done.returncode}."
             error = HmmfsError(errno.EIO, said)
         raise error
+    sys.stderr.write(done.stderr)  # a warning
 
 
 # ---- files of the mount

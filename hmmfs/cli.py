@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import click
 
-from hmmfs import __version__, cli_inspect, cli_record, cli_run, mountinfo
+from hmmfs import __version__, cli_inspect, cli_record, cli_run, computer, mountinfo
 from hmmfs.config import OPTIONS, Config
 from hmmfs.daemonize import Owner, in_background, open_standard_files, sd_notify
 from hmmfs.errors import HmmfsError, UsageError
@@ -107,9 +107,19 @@ def _serve(
 
         return serve(path, config, ready, owner)
 
+    def warned() -> None:
+        if sentence := computer.complaint(config.host + config.devices * config.vram):
+            _complain(sentence, 0)
+
+    def ready() -> None:
+        warned()
+        sd_notify("READY=1")
+
     if config.foreground and owner is None:
-        return work(lambda: sd_notify("READY=1"))
-    return in_background(work)
+        return work(ready)
+    status = in_background(work)
+    warned()
+    return status
 
 
 @cli.command("umount")

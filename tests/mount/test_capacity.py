@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S, Mount, MountFactory, fails, mounted, wait_until
+from conftest import PATIENCE_S, Mount, MountFactory, fails, mounted, run, wait_until
 
 PAGE, M = 4096, 1 << 20
 UNIT = 64 << 10  # bytes of one write
@@ -211,13 +211,7 @@ def by_splice(machine: Machine, path: Path) -> int:
 def by_copy_within(machine: Machine, path: Path) -> int:
     """From region to region, of which the first has the pattern's first megabyte."""
     with opened(path, os.O_RDWR) as fd, open(machine.witness, "rb") as source:
-        done = 0
-        while True:
-            try:
-                done += os.copy_file_range(source.fileno(), fd, UNIT, done % M, done)
-            except OSError as error:
-                assert error.errno == errno.ENOSPC  # noqa: PT017
-                break
+        done = repeated(lambda at: os.copy_file_range(source.fileno(), fd, UNIT, at % M, at))
         for at in range(0, done, M):
             assert os.pread(fd, M, at) == PATTERN[: min(M, done - at)]
         # As the others leave it.
@@ -508,6 +502,15 @@ def test_memory_beyond_the_books_is_told(mount_factory: MountFactory, kind: str)
             os.truncate(fd, size)
         else:
             punch(fd, 8 * PAGE, PAGE)
+
+
+@pytest.mark.parametrize("vram", ["8M", "8T"])
+def test_memory_that_the_computer_has_not_is_told(tmp_path: Path, vram: str) -> None:
+    done = run("mount", str(tmp_path), "-o", f"host=8M,vram={vram},log=/dev/null")
+    run("umount", str(tmp_path))
+    assert ("Warning: " in done.stderr, len(done.stderr.splitlines())) == (
+        (True, 1) if vram == "8T" else (False, 0)
+    )
 
 
 # ---- labels, whose pages the host's memory holds

@@ -1,6 +1,6 @@
 """The native core under each sanitizer: stress.c on a real mount, device.c with a worker of a
-device and its page faults, program.c with programs whose own memory devices take, order.c by
-itself."""
+device and its page faults, program.c with programs whose own memory devices take, order.c and
+room.c by themselves."""
 
 from __future__ import annotations
 
@@ -145,6 +145,11 @@ def test_nothing_is_lost_without_memory(build: Build) -> None:
     found = re.fullmatch(r"allocations (\d+)\n", done.stdout)
     assert found, done.stdout
     assert int(found[1]) > 8
+
+
+def test_reservations(build: Build) -> None:
+    done = subprocess.run([build("room", "address")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def free(directory: Path) -> bool:

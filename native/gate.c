@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #define FIRST_REGION_INO (1ULL << 32)
+#define TMPFILE 51 /* FUSE_TMPFILE: linux/fuse.h of 6.1 and later */
 #define WRITE_HEADERS (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
 #define FALLOC_KEEP_SIZE 0x01
 #define FALLOC_PUNCH_HOLE 0x02
@@ -304,6 +305,14 @@ static void mark_nonblocking(uint8_t *message, const struct hm_request *request)
                &offset, sizeof(offset));
 }
 
+/* What open(2) with O_TMPFILE sends is laid out as a CREATE, whose name is "/" then. libfuse does
+ * not know it, so it goes on as one. */
+static void make_create(uint8_t *message)
+{
+    uint32_t opcode = FUSE_CREATE;
+    memcpy(message + offsetof(struct fuse_in_header, opcode), &opcode, sizeof(opcode));
+}
+
 static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
 {
     struct hm_request request;
@@ -355,6 +364,8 @@ static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
             return;
         }
     }
+    if (request.opcode == TMPFILE)
+        make_create(message);
     /* pyfuse3 knows neither: its ENOSYS would end both for the whole mount. */
     if (request.opcode == FUSE_LSEEK || request.opcode == FUSE_FALLOCATE) {
         hm_reply(core, request.unique, request.opcode == FUSE_LSEEK ? EINVAL : EOPNOTSUPP, NULL, 0);

@@ -50,6 +50,7 @@ REGION_ENTRY_TIMEOUT = 3600.0
 MAX_REGIONS = 8192
 MAX_VALUE = 4096  # bytes written to a file that takes one value
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+UNNAMED = b"/"  # the name in the CREATE that the gate makes of an open with O_TMPFILE
 SETTLING = 16  # files whose times are set at once
 NONBLOCK = 1 << NONBLOCK_BIT  # in the offset of a READ: the gate's word for O_NONBLOCK
 READY_ALWAYS = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
@@ -335,7 +336,23 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
+        if name == UNNAMED:
+            return await self._create_unnamed(parent, mode, flags, ctx)
         region = self._make(parent, name, mode, ctx)
+        return await self._open_region(region, flags), self._attributes(region)
+
+    async def _create_unnamed(
+        self, parent: int, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        if parent != self._tree.regions.ino:
+            raise FUSEError(errno.EOPNOTSUPP)
+        permissions = stat.S_IMODE(mode) & ~ctx.umask
+        try:
+            region = self._table.create_unnamed(stat.S_IFREG | permissions, ctx.uid, ctx.gid)
+        except HmmfsError as error:
+            self._tree.errors.say(error.sentence)
+            raise
+        self._table.looked_up(region)
         return await self._open_region(region, flags), self._attributes(region)
 
     async def mknod(
@@ -358,7 +375,14 @@ class Operations(pyfuse3.Operations):
     async def link(
         self, ino: int, parent: int, name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        raise FUSEError(errno.EPERM)
+        self._in_regions(parent)
+        found = self._find(ino)
+        if not isinstance(found, Region):
+            raise FUSEError(errno.EPERM)
+        self._table.link(found, name)
+        self._table.looked_up(found)
+        self._touch_directory()
+        return self._attributes(found)
 
     async def readlink(self, ino: int, ctx: RequestContext) -> bytes:
         raise FUSEError(errno.EINVAL)
@@ -583,7 +607,7 @@ class Operations(pyfuse3.Operations):
         data.f_bfree = sum(min(max(0, pages), capacity) for pages, capacity in sizes)
         data.f_bavail = data.f_bfree
         data.f_files = MAX_REGIONS
-        data.f_ffree = data.f_favail = MAX_REGIONS - len(self._table)
+        data.f_ffree = data.f_favail = MAX_REGIONS - self._table.regions
         data.f_namemax = NAME_MAX
         return data
 

@@ -141,8 +141,7 @@ class Directory(Node):
 
 @dataclass(eq=False)
 class Regions(Directory):
-    """regions/: the offset of an entry is the region's inode number, which no removal or rename of
-    others changes."""
+    """regions/: the offset of an entry is one that no removal or rename of others changes."""
 
     table: RegionTable = field(kw_only=True)
     # Nanoseconds; like owner and mode they may be set, as tools do that copy a directory into it.
@@ -151,9 +150,7 @@ class Regions(Directory):
     ctime: int = field(default_factory=time.time_ns)
 
     def entries(self, after: int) -> Iterator[tuple[int, bytes, Node | Region]]:
-        for name, region in self.table.listed(after):
-            if not region.pid:
-                yield region.ino, name, region
+        yield from self.table.links(after)
 
 
 @dataclass(eq=False)

@@ -87,13 +87,17 @@ def _ioctl(event: Any) -> Ioctl:
 class Region:
     """One region. Its record lives in the core, so every read is of the present moment."""
 
-    __slots__ = ("_blocks", "_core", "_record", "ino", "lookups", "mostly", "numa", "pid", "users")
+    __slots__ = (
+        "_blocks", "_core", "_record", "ino", "links", "lookups", "mostly", "numa", "pid", "users"
+    )  # fmt: skip
 
     def __init__(self, core: Core, ino: int, record: Any) -> None:
         self._core = core
         self._record = record
         self._blocks: Any = None
         self.ino = ino
+        # Its names, oldest first, each with a number that grows and stays.
+        self.links: dict[bytes, int] = {}
         self.lookups = 0  # of the kernel, given back by FORGET
         self.numa: tuple[NumaMode, tuple[int, ...]] = (NumaMode.DEFAULT, ())
         self.mostly = False  # whether some of it was ever read-mostly

@@ -40,6 +40,11 @@ class RegionTable:
     def __len__(self) -> int:
         return len(self._names)
 
+    @property
+    def regions(self) -> int:
+        """How many there are, named or not."""
+        return len(self._by_ino)
+
     def get(self, name: bytes) -> Region | None:
         return self._names.get(name)
 
@@ -53,10 +58,22 @@ class RegionTable:
 
     def listed(self, after: int = 0) -> Iterator[tuple[bytes, Region]]:
         """Named regions with a larger inode number than `after`, in that order: dictionaries keep
-        the order of insertion, and inode numbers only grow."""
+        the order of insertion, and inode numbers only grow. A region with several names is listed
+        once, with its oldest."""
         for ino, region in list(self._by_ino.items()):
             if ino > after and region.nlink:
                 yield region.name, region
+
+    def links(self, after: int = 0) -> Iterator[tuple[int, bytes, Region]]:
+        """(position, name, region) of all names of files past a position: by inode number, then by
+        age. No name that comes or goes changes the position of another."""
+        for ino, region in list(self._by_ino.items()):
+            if ino < after >> LINK_BITS or region.pid:
+                continue
+            for name, number in list(region.links.items()):
+                position = ino << LINK_BITS | number
+                if position > after:
+                    yield position, name, region
 
     def add_program(self, pid: int, uid: int, gid: int) -> Region:
         """A region for a program's own memory, named @PID. It has no file, and goes when it is
@@ -72,24 +89,56 @@ class RegionTable:
         self._check_name(name)
         if name in self._names:
             raise HmmfsError(errno.EEXIST, f"A region named {show(name)} is there already.")
-        region = self._core.create_region(next(self._inos), mode, uid, gid)
-        region.name = name
-        self._names[name] = self._by_ino[region.ino] = region
-        self._on_named(region)
+        region = self.create_unnamed(mode, uid, gid)
+        self._link(region, name)
         return region
+
+    def create_unnamed(self, mode: int, uid: int, gid: int) -> Region:
+        """A file that goes when the last user is gone, unless `link` has named it."""
+        region = self._core.create_region(next(self._inos), mode, uid, gid)
+        region.nlink = 0
+        self._by_ino[region.ino] = region
+        return region
+
+    def link(self, region: Region, name: bytes) -> None:
+        """Another name for a file, or its first."""
+        self._check_name(name)
+        if name in self._names:
+            raise HmmfsError(errno.EEXIST, f"A region named {show(name)} is there already.")
+        self._link(region, name)
+        region.modified()
+
+    def _link(self, region: Region, name: bytes) -> None:
+        number = next(reversed(region.links.values()), 0) + 1
+        if number >> LINK_BITS:
+            raise HmmfsError(errno.EMLINK, "A region gets no more than 65535 names.")
+        if len(self._names) >= MAX_NAMES:
+            raise HmmfsError(errno.ENOSPC, f"A mount has at most {MAX_NAMES} names: remove some.")
+        self._names[name] = region
+        region.links[name] = number
+        self._renamed(region)
+
+    def _renamed(self, region: Region) -> None:
+        """Its names are others now. It goes by its oldest."""
+        region.nlink = len(region.links)
+        name = next(iter(region.links), region.name)
+        if name != region.name:
+            region.name = name
+            self._on_named(region)
 
     def unlink(self, name: bytes) -> None:
         region = self._named(name)
-        self._drop(name, region)
+        del self._names[name], region.links[name]
+        self._renamed(region)
+        region.modified()
+        self._settle(region)
 
     def remove_program(self, region: Region) -> None:
         """The program is gone. Its name may be its successor's by now."""
-        if region.nlink:
-            self._drop(region.name, region)
-
-    def _drop(self, name: bytes, region: Region) -> None:
-        if self._names.get(name) is region:
-            del self._names[name]
+        if not region.nlink:
+            return
+        if self._names.get(region.name) is region:
+            del self._names[region.name]
         region.nlink = 0
         region.modified()
         self._settle(region)
@@ -104,20 +153,20 @@ class RegionTable:
             return
         if other is not None:
             self.unlink(new)
-        del self._names[old]
-        self._names[new] = region
-        region.name = new
+        self._names[new] = self._names.pop(old)
+        self._replace(region, {old: new})
         region.modified()
-        self._on_named(region)
+
+    def _replace(self, region: Region, names: dict[bytes, bytes]) -> None:
+        region.links = {names.get(name, name): n for name, n in region.links.items()}
+        self._renamed(region)
 
     def exchange(self, one: bytes, two: bytes) -> None:
         a, b = self._named(one), self._named(two)
         self._names[one], self._names[two] = b, a
-        a.name, b.name = two, one
-        a.modified()
-        b.modified()
-        self._on_named(a)
-        self._on_named(b)
+        for region in {a, b}:
+            self._replace(region, {one: two, two: one})
+            region.modified()
 
     # ---- references
 
@@ -173,6 +222,8 @@ class RegionTable:
             )
 
 
+MAX_NAMES = 1 << 16  # so that links do not fill the daemon's memory
+LINK_BITS = 16  # of a position in regions/, below the inode number
 PROGRAM = re.compile(rb"@[0-9]+")
 
 

@@ -52,7 +52,6 @@ def test_making(mount: Mount, tmp_path: Path) -> None:
     assert b.read_bytes() == b"hello" * 1000
     assert stat.S_IMODE(c.stat().st_mode) == 0o640
     fails(errno.EEXIST, lambda: os.open(c, os.O_CREAT | os.O_EXCL | os.O_RDWR))
-    fails(errno.EPERM, lambda: os.link(a, mount.regions / "e"))
     assert {path.stat().st_nlink for path in (a, b, c, d)} == {1}
     assert len({path.stat().st_ino for path in (a, b, c, d)}) == 4
 

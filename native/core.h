@@ -143,12 +143,15 @@ static inline uint32_t hm_next_page(const uint64_t *words, uint32_t page)
 struct hm_pool {
     _Atomic int fd; /* -1 until first use */
     _Atomic(uint8_t *) *chunks;
+    _Atomic uint64_t unpunched; /* punches that the kernel refused */
 };
 
 int hm_pool_open(struct hm_pool *pool, const char *name);
 void hm_pool_close(struct hm_pool *pool);
 /* The mapping of [offset, offset+length), which lies in one block. NULL: no address space. */
 uint8_t *hm_pool_map(struct hm_pool *pool, uint64_t offset);
+/* A memfd refuses no punch, so an error is not undone anywhere: it goes to whoever asked for the
+ * hole, and the audit tells that the pool holds what nobody owns. */
 int hm_pool_punch(struct hm_pool *pool, uint64_t offset, uint64_t length);
 int hm_pool_write(struct hm_pool *pool, uint64_t offset, const void *bytes, size_t length);
 /* Read bytes of one page where they can't be mapped, and say in iov where they are now. */
@@ -491,8 +494,8 @@ uint32_t hm_block_charge(const struct hm_region *region, const struct hm_block *
 void hm_unlist(struct hm_region *region); /* needs no stripe */
 bool hm_block_empty(const struct hm_block *block);
 /* Forget the pages of the mask, punch them everywhere, give their room back; bumps generation. */
-void hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
-                  bool forget_cached);
+int hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
+                 bool forget_cached);
 void hm_block_pages(struct hm_region *region, struct hm_block *record, uint32_t node, int64_t by);
 /* The same for pages that come out of nothing. */
 void hm_block_populate(struct hm_region *region, struct hm_block *record, uint32_t node,

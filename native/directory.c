@@ -168,14 +168,15 @@ static uint32_t room_of_labelled(struct hm_region *region, uint64_t block, struc
     return 0;
 }
 
-void hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask *pages,
-                  bool forget_cached)
+int hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask *pages,
+                 bool forget_cached)
 {
     struct hm_core *core = region->core;
     struct hm_block *record = &region->blocks[block];
     uint32_t before = hm_block_charge(region, record), taken, labelled, first = 0, count;
     uint32_t gone[HM_MAX_NODES] = {0}, of[HM_MAX_NODES];
     struct hm_mask cut = *pages, *mask = &cut;
+    int error = 0;
     record->generation++;
     hm_collapse(region, block, pages, HM_HOST);
     taken = forget_cached ? 0 : room_of_labelled(region, block, mask);
@@ -188,8 +189,11 @@ void hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask
             record->owner[page] = HM_HOST;
         }
         for (uint32_t node = 0; node < core->config.nodes; node++)
-            if (!hm_is_shared(region)) /* whose memfd ends where the file does */
-                hm_pool_punch(&region->pools[node], offset, (uint64_t)count * HM_PAGE_SIZE);
+            if (!hm_is_shared(region)) { /* whose memfd ends where the file does */
+                int refused =
+                    hm_pool_punch(&region->pools[node], offset, (uint64_t)count * HM_PAGE_SIZE);
+                error = error ? error : refused;
+            }
         first += count;
     }
     HM_EACH_WORD (w) {
@@ -218,4 +222,5 @@ void hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask
     hm_release(core, HM_HOST, before + taken - labelled - hm_block_charge(region, record));
     if (hm_block_empty(record) && !record->busy && !record->parked && !record->inflight)
         list_remove(core, record);
+    return error;
 }

@@ -75,8 +75,10 @@ int hm_pool_punch(struct hm_pool *pool, uint64_t offset, uint64_t length)
         return 0;
     while (fallocate(pool->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
                      (off_t)length) < 0)
-        if (errno != EINTR)
+        if (errno != EINTR) {
+            atomic_fetch_add(&pool->unpunched, 1);
             return -errno;
+        }
     return 0;
 }
 

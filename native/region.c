@@ -274,24 +274,25 @@ static int cut_block(struct hm_region *region, uint64_t start, uint64_t end, boo
         if (!error && first < last) {
             struct hm_mask mask = hm_mask_range((uint32_t)((first - base) / HM_PAGE_SIZE),
                                                 (uint32_t)((last - first) / HM_PAGE_SIZE));
-            hm_block_cut(region, block, &mask, forget_cached);
+            error = hm_block_cut(region, block, &mask, forget_cached);
         }
     }
     pthread_mutex_unlock(&stripe->lock);
     return error;
 }
 
+/* All of it, also where a block can't be cut: the first error. */
 static int cut(struct hm_region *region, uint64_t start, uint64_t end, bool forget_cached)
 {
+    int error = 0;
     for (uint64_t b = start / HM_BLOCK_BYTES;
          (b = next_touched(region, b)) < HM_MAX_BLOCKS && b * HM_BLOCK_BYTES < end; b++) {
         uint64_t from = b * HM_BLOCK_BYTES, to = from + HM_BLOCK_BYTES;
-        int error =
+        int failed =
             cut_block(region, from > start ? from : start, to < end ? to : end, forget_cached);
-        if (error)
-            return error;
+        error = error ? error : failed;
     }
-    return 0;
+    return error;
 }
 
 int hm_region_cut(struct hm_region *region, uint64_t start, uint64_t end)

@@ -434,6 +434,9 @@ static void audit_region(struct audit *a, struct hm_region *region)
     for (uint32_t node = 0; node < a->core->config.nodes; node++) {
         uint64_t held = pages[node] + copied[node] + (node == HM_HOST ? kept : 0);
         uint64_t there = hm_pool_allocated(&region->pools[node]);
+        AUDIT(a, !region->pools[node].unpunched,
+              "region %llu: the kernel refused %llu punches of the pool of node %u", ino,
+              (unsigned long long)region->pools[node].unpunched, node);
         AUDIT(a, pages[node] == hm_region_pages(region, node),
               "region %llu: %llu pages on node %u, its record says %llu", ino,
               (unsigned long long)pages[node], node,

@@ -114,7 +114,7 @@ bool hm_process_cut(struct hm_process *process, uint64_t start, uint64_t end)
             HM_EACH_WORD (w)
                 mask.word[w] &= record->device[w];
             hm_process_revoke(process, block, &mask);
-            hm_block_cut(process->region, block, &mask, false);
+            (void)hm_block_cut(process->region, block, &mask, false); /* the audit tells */
         }
         pthread_mutex_unlock(&stripe->lock);
         if (busy)
@@ -143,7 +143,8 @@ int hm_process_forget(struct hm_core *core, uint64_t ino, uint64_t address, uint
 /* ---- copies for other places -------------------------------------------------------------------
  */
 
-/* Give an address space a copy of a device's page. -EAGAIN: the kernel has news of it. */
+/* Give an address space a copy of a device's page, to which nobody may store meanwhile. -EAGAIN:
+ * the kernel has news of it. Another error: the page can't be protected, so try again. */
 static int give_copy(const struct hm_process *process, int uffd, uint64_t block, uint32_t page,
                      uint64_t to)
 {
@@ -153,7 +154,9 @@ static int give_copy(const struct hm_process *process, int uffd, uint64_t block,
     struct hm_pool *pool = &process->region->pools[owner];
     struct uffdio_copy copy = {.dst = to, .len = HM_PAGE_SIZE};
     uint8_t bytes[HM_PAGE_SIZE] __attribute__((aligned(HM_PAGE_SIZE)));
-    hm_window_protect(process->region, owner, block, &one);
+    int error = hm_window_protect(process->region, owner, block, &one);
+    if (error)
+        return error;
     copy.src = (uintptr_t)hm_pool_map(pool, offset);
     if (!copy.src) { /* no address space for that */
         if (pread(pool->fd, bytes, sizeof(bytes), (off_t)offset) != sizeof(bytes))

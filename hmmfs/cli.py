@@ -8,6 +8,7 @@ import difflib
 import errno
 import json
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Callable
@@ -96,6 +97,8 @@ def _serve(
 ) -> int:
     debug = debug or config.debug
     config = replace(config, debug=debug, foreground=foreground or debug)
+    # Inherited as ignored, it would take the exit statuses of fusermount3 and of workers.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # Absolute, because a daemon may leave the directory it was started in.
     path = mountinfo.resolve(directory)
     # numpy's OpenBLAS starts a thread for every CPU when it is imported; the daemon does no

@@ -13,7 +13,6 @@ import contextlib
 import errno
 import logging
 import os
-import resource
 import signal
 import socket
 import stat
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import trio
 
+from hmmfs import limits
 from hmmfs.config import Config
 from hmmfs.daemonize import Owner
 from hmmfs.device import Executor, links
@@ -67,9 +67,7 @@ SO_SNDBUFFORCE = 32
 def serve(path: str, config: Config, ready: Callable[[], None], owner: Owner | None = None) -> int:
     """Mount on `path`, call `ready` once the mount answers, and return 0 when it has ended."""
     _start_log(config)
-    # A region takes a descriptor for its directory and one for each node that has pages of it.
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    file_size = limits.settle(config.devices)
     # Wrong names are refused before anything is there.
     named_prefetch(config.prefetch)
     named_eviction(config.eviction)
@@ -89,7 +87,7 @@ def serve(path: str, config: Config, ready: Callable[[], None], owner: Owner | N
             raise
         temporary = owner is not None and owner.temporary
         watchdog.guard(mounted.path, mounted.connection_id, temporary=temporary)
-        _Daemon(config, core, mounted, topology, endpoint, owner).run(ready)
+        _Daemon(config, core, mounted, topology, endpoint, owner, file_size).run(ready)
         if temporary:
             with contextlib.suppress(OSError):  # the owner may have been faster
                 os.rmdir(mounted.path)
@@ -185,6 +183,7 @@ class _Daemon:
         topology: links.Topology,
         endpoint: Endpoint | None,
         owner: Owner | None,
+        file_size: int,
     ) -> None:
         self._config = config
         self._owner = owner
@@ -210,6 +209,8 @@ class _Daemon:
             for node in range(1, core.nodes)
         ]
         self._workers = [executor.worker for executor in executors]
+        for worker in self._workers:
+            worker.file_size = file_size
         self._tree = Tree(
             core,
             self._table,
@@ -358,7 +359,10 @@ class _Daemon:
     async def _await_signals(self) -> None:
         """The first signal, or the end of the owner, unmounts. Where programs keep the mount busy
         it is detached, what is under way gets a moment, then the connection is aborted."""
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        ends = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup(1) has it
+            ends.append(signal.SIGHUP)
+        with trio.open_signal_receiver(*ends) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._await_owner)
                 async for number in signals:

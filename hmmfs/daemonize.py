@@ -61,7 +61,14 @@ def in_background(work: Callable[[Ready], int]) -> int:
     reader, writer = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
     sys.stderr.flush()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except BlockingIOError:
+        raise HmmfsError(
+            errno.EAGAIN,
+            "There may be no more processes here: mount with a higher limit (ulimit -u, or "
+            "pids.max of the cgroup).",
+        ) from None
     if pid == 0:
         os.close(reader)
         _daemon(work, writer)

@@ -56,7 +56,13 @@ def require_hmmfs(path: str) -> Entry:
 def resolve(path: str) -> str:
     """The absolute path free of symlinks, never looking at the last component if mounted on."""
     points = {entry.point for entry in entries()}
-    path = os.path.join(os.getcwd(), path)
+    if not os.path.isabs(path):
+        try:
+            path = os.path.join(os.getcwd(), path)
+        except FileNotFoundError:
+            raise HmmfsError(
+                errno.ENOENT, f"The working directory is gone: give {path} as an absolute path."
+            ) from None
     for _ in range(40):  # the kernel's own limit on symlinks in a path
         parent, name = os.path.split(path.rstrip("/"))
         if name in ("", ".", ".."):

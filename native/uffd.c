@@ -222,8 +222,8 @@ int hm_window_map_afar(struct hm_region *region, uint32_t node, uint64_t block,
     return error;
 }
 
-/* The pages that a refusal is of. False: it is not one of what the worker was asked. The process runs
- * its user's code, which may write there what it likes. The device's lock is held. */
+/* The pages that a refusal is of. False: it is not one of what the worker was asked. The process
+ * runs its user's code, which may write there what it likes. The device's lock is held. */
 static bool is_refusal(const struct hm_device *device, const struct hm_afar_request *request,
                        struct hm_mask *pages)
 {
@@ -232,8 +232,8 @@ static bool is_refusal(const struct hm_device *device, const struct hm_afar_requ
     if (!window || block >= window->bytes / HM_BLOCK_BYTES || !request->length ||
         request->length > HM_BLOCK_BYTES - at || (at | request->length) % HM_PAGE_SIZE)
         return false;
-    *pages = hm_mask_range((uint32_t)(at / HM_PAGE_SIZE),
-                           (uint32_t)(request->length / HM_PAGE_SIZE));
+    *pages =
+        hm_mask_range((uint32_t)(at / HM_PAGE_SIZE), (uint32_t)(request->length / HM_PAGE_SIZE));
     HM_EACH_WORD (w)
         if (pages->word[w] &
             ~__atomic_load_n(&window->afar[block * HM_WORDS + (uint32_t)w], __ATOMIC_RELAXED))

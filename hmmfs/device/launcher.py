@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 import pickle
+import resource
 import signal
 import socket
 import subprocess
@@ -41,6 +42,8 @@ class Worker:
         self._node = node
         self._regions = os.fsencode(regions)
         self._process: subprocess.Popen[bytes] | None = None
+        # Bytes of a file that a kernel may write: what the daemon has is lifted for regions.
+        self.file_size = resource.RLIM_INFINITY
         self._channel: trio.socket.SocketType | None = None
         self._windows: dict[int, int] = {}  # bytes mapped, by inode number
         self._running = False  # a launch
@@ -138,6 +141,9 @@ class Worker:
             fds = [theirs.fileno(), mapper.fileno()]
             command = [sys.executable, "-m", "hmmfs.device.worker", *map(str, fds)]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=fds)
+        with contextlib.suppress(OSError):  # it has ended
+            limits = (self.file_size, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+            resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, limits)
         ours.setblocking(False)
         self._channel = trio.socket.from_stdlib_socket(ours)
         with afar:

@@ -24,7 +24,6 @@ __all__ = [
 if TYPE_CHECKING:
     from hmmfs.api import (
         Device,
-        Handle,
         KernelError,
         Machine,
         Region,
@@ -35,10 +34,12 @@ if TYPE_CHECKING:
         writes,
     )
     from hmmfs.errors import HmmfsError
+    from hmmfs.handle import Handle
     from hmmfs.process import Hmadvise, Process, View
 else:  # a checker that saw this would take any name for one of ours
     _ELSEWHERE = {
         "HmmfsError": "errors",
+        "Handle": "handle",
         "Hmadvise": "process",
         "Process": "process",
         "View": "process",

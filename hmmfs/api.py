@@ -17,19 +17,17 @@ import json
 import math
 import operator
 import os
-import pickle
 import re
 import shlex
 import subprocess
 import sys
 import tempfile
-import threading
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -38,6 +36,7 @@ from hmmfs.attributes import query
 from hmmfs.daemonize import reported
 from hmmfs.device.launches import Array, Launch, Use, encoded, payload_of
 from hmmfs.errors import HmmfsError, UsageError
+from hmmfs.handle import Handle
 from hmmfs.process import Process, View
 from hmmfs.submission import submission
 from hmmfs.units import LARGEST
@@ -58,6 +57,9 @@ class KernelError(HmmfsError):
     def __str__(self) -> str:
         return f"{self.sentence}\n\nIn the device's worker:\n{self.trace}".rstrip()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return KernelError, (self.sentence, self.trace)
+
 
 @dataclass(frozen=True, slots=True)
 class Argument:
@@ -66,6 +68,12 @@ class Argument:
 
     region: Region | View
     use: str
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"hmmfs.{self.use}(region) is an argument of launch by itself: give it to launch as "
+            "one, not inside another, nor to another process."
+        )
 
 
 def reads(region: Region | View) -> Argument:
@@ -85,12 +93,15 @@ def updates(region: Region | View) -> Argument:
 
 
 class Region:
-    """A region as an array of `shape` and `dtype`, from its first byte on."""
+    """A region as an array of `shape` and `dtype`, from its first byte on. Copied, pickled or sent
+    to another process it is still the same bytes: the array in `cpu` is what would be a copy."""
 
+    # ino: of its file, by which it is told from another of the name
     def __init__(
-        self, machine: Machine, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
+        self, machine: Machine, name: str, ino: int, shape: tuple[int, ...], dtype: np.dtype[Any]
     ) -> None:
         self.machine, self.name, self.shape, self.dtype = machine, name, shape, dtype
+        self._ino = ino
         self._cpu: np.memmap[Any, Any] | None = None
 
     @property
@@ -103,12 +114,33 @@ class Region:
 
     @property
     def cpu(self) -> np.memmap[Any, Any]:
-        """The region as this program sees it: a numpy.memmap of the file, made once."""
+        """The region as this process sees it: a numpy.memmap of the file, made once. As any array
+        of numpy it is pickled as a copy: send the region instead. HmmfsError with ESTALE: the
+        region was replaced by another of its name."""
         if self._cpu is None and not self.nbytes:
             self._cpu = np.empty(self.shape, self.dtype).view(np.memmap)  # nothing can be mapped
         if self._cpu is None:
-            self._cpu = np.memmap(self.path, dtype=self.dtype, mode="r+", shape=self.shape)
+            with open(str(self.path), "r+b") as file:
+                self._check(os.fstat(file.fileno()).st_ino)
+                self._cpu = np.memmap(file, dtype=self.dtype, mode="r+", shape=self.shape)
         return self._cpu
+
+    def _check(self, ino: int) -> None:
+        """The region of our name now has that inode number."""
+        if ino != self._ino:
+            raise HmmfsError(
+                errno.ESTALE,
+                f"Region {self.name!r} was replaced by another of that name: get it anew with "
+                f"machine.region({self.name!r}).",
+            )
+
+    def _check_name(self) -> None:
+        """What goes by its name is meant for it. Of a name that is gone the daemon tells."""
+        with contextlib.suppress(FileNotFoundError):
+            self._check(os.stat(self.path).st_ino)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _region_again, (self.machine, self.name, self._ino, self.shape, self.dtype)
 
     def residency(self) -> dict[str, int]:
         """Pages of 4 KiB by node (`pages_host`, `pages_dev0`, …) and by condition."""
@@ -131,6 +163,7 @@ class Region:
             place = f"{start}+{end - start}"
         if not all(isinstance(word, str) for word in words):
             raise UsageError(f"{words!r} is no advice: give words, as accessed_by=dev0.")
+        self._check_name()
         try:
             (self._state / "advice").write_bytes(os.fsencode(f"{place} {' '.join(words)}\n"))
         except FileNotFoundError:
@@ -175,9 +208,8 @@ class Region:
         """The same without waiting: the handle tells how far it is, and can cancel it. What has
         moved by then stays there."""
         name = place.name if isinstance(place, Device) else place
-        if not self.machine.devices:
-            raise HmmfsError(errno.ENODEV, "There is no device to move pages: all are the host's.")
-        device = self.machine.devices[0] if name == "host" else self.machine.device(name)
+        device = self.machine._mover(name)
+        self._check_name()
         start, end = self._bytes(part)
         if "\n" in self.name:
             raise UsageError(
@@ -190,70 +222,6 @@ class Region:
         self.path.unlink()
 
 
-class Handle:
-    """A launch or another operation under way. Awaitable in trio."""
-
-    # line: the operation; empty: there is nothing to do
-    def __init__(self, device: Device, line: str, name: str, *, kernel: bool = False) -> None:
-        self._device, self._name, self._kernel = device, name, kernel
-        self._answer = ""
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(line,), daemon=True)
-        self._thread.start()
-
-    def _run(self, line: str) -> None:
-        try:
-            self._answer = self._device.submit(line, self._name) if line else ""
-        except BaseException as error:
-            self._error = error
-
-    @property
-    def done(self) -> bool:
-        return not self._thread.is_alive()
-
-    def exception(self) -> BaseException | None:
-        """Waits; what `wait` would raise, or None."""
-        self._thread.join()
-        return self._error
-
-    def wait(self, timeout: float | None = None) -> Any:
-        """What the kernel returned. KernelError: it raised. TimeoutError: it still runs, after
-        `timeout` seconds. HmmfsError with ECANCELED: it was cancelled; ETIME: over its limit."""
-        self._thread.join(timeout)
-        if not self.done:
-            raise TimeoutError(f"Not done after {timeout:g} s: wait longer, or cancel it.")
-        if self._error is not None:
-            raise self._error
-        return pickle.loads(base64.b64decode(self._answer)) if self._kernel else self._answer
-
-    def progress(self) -> float:
-        """The share of its pages that have moved. A kernel can't tell: 0 until it is done."""
-        if self.done:
-            return 0.0 if self._error is not None else 1.0
-        for line in (self._device.files / "queue").read_text().splitlines():
-            name, _, _, done, total = line.split()
-            if name == self._name and int(total):
-                return int(done) / int(total)
-        return 0.0
-
-    def cancel(self) -> None:
-        """End it, running or not; `wait` then raises. Done already: nothing happens."""
-        while not self.done:
-            try:
-                self._device.submit(f"cancel {self._name}")
-            except HmmfsError as error:
-                if error.errno != errno.ENOENT:
-                    raise
-                self._thread.join(0.001)  # on its way there, or from there
-            else:
-                return
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        import trio
-
-        return trio.to_thread.run_sync(self.wait, abandon_on_cancel=True).__await__()
-
-
 class Device:
     """A device of a machine."""
 
@@ -261,10 +229,17 @@ class Device:
         self.machine, self.name = machine, name
         self.files = machine.path / "devices" / name
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Machine.device, (self.machine, self.name)
+
     def submit(self, line: str, name: str | None = None) -> str:
         """Run operations, one a line, and return their answers. Raises HmmfsError with the errno
         of the first that fails, KernelError where that is a kernel's exception. name: 32
         hexadecimal digits of yours, by which it can be found in `queue`, and cancelled."""
+        return self._transact(line, name)[0]
+
+    def _transact(self, line: str, name: str | None) -> tuple[str, bool]:
+        """The answer, and whether the mount is ours or root's, so that it may be believed."""
         if name is not None and not re.fullmatch("[0-9a-f]{32}", name):
             raise UsageError(f"{name!r} is no name for a call: give 32 hexadecimal digits.")
         data = submission(line)
@@ -275,7 +250,7 @@ class Device:
                 os.write(fd, data)
             except OSError as error:
                 raise _failure(error, _answer(fd)) from None
-            return _answer(fd).rstrip("\n")
+            return _answer(fd).rstrip("\n"), mountinfo.mounter_of(fd) in (0, os.geteuid())
         finally:
             os.close(fd)
 
@@ -290,11 +265,16 @@ class Device:
         words: list[Any] = []
         for argument in arguments:
             if isinstance(argument, Region | View):
-                raise UsageError("Say how the kernel uses a region: reads, writes or updates.")
+                raise UsageError(
+                    "Say how the kernel uses a region: give it hmmfs.reads(region), "
+                    "hmmfs.writes(region) or hmmfs.updates(region)."
+                )
             if isinstance(argument, Argument):
                 region = argument.region
                 if region.machine.path != self.machine.path:
                     raise UsageError(f"Region {region.name} is of another machine.")
+                if isinstance(region, Region):
+                    region._check_name()
                 offset, pid, address = 0, 0, 0
                 if isinstance(region, View):
                     offset, pid, address = region.offset, region.process.pid, region.address
@@ -348,14 +328,39 @@ class Machine:
     def __init__(self, path: Path, *, owner: int | None = None, temporary: bool = False) -> None:
         self.path = path
         self._owner, self._temporary = owner, temporary
+        self._identity = _identity(path)
         names = sorted(os.listdir(path / "devices"), key=lambda name: int(name[3:]))
         self.devices = [Device(self, name) for name in names]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _machine_again, (os.fspath(self.path), self._identity)
 
     def device(self, name: str) -> Device:
         for device in self.devices:
             if device.name == name:
                 return device
-        raise HmmfsError(errno.ENODEV, f"There is no {name}: it has {len(self.devices)} device(s).")
+        known = ", ".join(device.name for device in self.devices) or "none"
+        raise HmmfsError(errno.ENODEV, f"There is no device {name}; the devices are {known}.")
+
+    def _mover(self, name: str) -> Device:
+        """The device that is to move pages to a node. HmmfsError with ENODEV, as of submit: there
+        is no such node."""
+        if not self.devices:
+            raise HmmfsError(errno.ENODEV, "There is no device to move pages: all are the host's.")
+        if name == "host":
+            return self.devices[0]
+        for device in self.devices:
+            if device.name == name:
+                return device
+        if not re.fullmatch(r"dev\d{1,4}", name, re.ASCII):
+            raise HmmfsError(
+                errno.ENODEV, f"{name!r} is not a place for pages: use host, or a device as dev0."
+            )
+        raise HmmfsError(
+            errno.ENODEV,
+            f"migrate: There is no {name}: this mount has {len(self.devices)} device(s), counted "
+            "from dev0.",
+        )
 
     def __getattr__(self, name: str) -> Device:
         if name.startswith("dev") and name[3:].isdigit():
@@ -376,13 +381,14 @@ class Machine:
             )
         if shape is None:
             shape = (os.stat(path).st_size // kind.itemsize,)
-        region = Region(self, name, checked_shape(shape, kind), kind)
+        sizes = checked_shape(shape, kind)
+        nbytes = math.prod(sizes) * kind.itemsize
         # Opened for writing only if need be: that would end the copies of read-mostly pages.
-        if not path.exists() or path.stat().st_size < region.nbytes:
+        if not path.exists() or path.stat().st_size < nbytes:
             with open(path, "ab") as file:
-                if file.seek(0, os.SEEK_END) < region.nbytes:
-                    file.truncate(region.nbytes)
-        return region
+                if file.seek(0, os.SEEK_END) < nbytes:
+                    file.truncate(nbytes)
+        return Region(self, name, os.stat(path).st_ino, sizes, kind)
 
     def process(self, pid: int) -> Process:
         """The memory of a program under ``hmmfs run``. HmmfsError with ESRCH: it is none."""
@@ -529,6 +535,39 @@ def _start(request: dict[str, Any]) -> None:
             error = HmmfsError(errno.EIO, said)
         raise error
     sys.stderr.write(done.stderr)  # a warning
+
+
+# ---- the same in another process
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Of a mount: a later one on the path has another."""
+    found = os.stat(path / "version")
+    return found.st_dev, found.st_mtime_ns
+
+
+def _machine_again(path: str, identity: tuple[int, int]) -> Machine:
+    with contextlib.suppress(OSError):
+        if mountinfo.find_hmmfs(path) is not None and _identity(Path(path)) == identity:
+            return Machine(Path(path))
+    raise HmmfsError(
+        errno.ESTALE,
+        f"The mount on {path} that this was pickled from has ended, or is not seen here: keep it "
+        "mounted until then.",
+    )
+
+
+def _region_again(
+    machine: Machine, name: str, ino: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Region:
+    region = Region(machine, name, ino, shape, dtype)
+    try:
+        region._check(os.stat(region.path).st_ino)
+    except FileNotFoundError:
+        raise HmmfsError(
+            errno.ENOENT, f"Region {name!r} was removed or renamed since it was pickled."
+        ) from None
+    return region
 
 
 # ---- files of the mount

@@ -21,6 +21,9 @@ class UsageError(HmmfsError):
     def __init__(self, sentence: str) -> None:
         super().__init__(errno.EINVAL, sentence)
 
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return UsageError, (self.sentence,)  # another process makes it anew from that
+
 
 def check(ret: int, what: str) -> int:
     """Hand back a native call's result, or raise its -errno: the only place that translates it."""

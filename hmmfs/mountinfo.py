@@ -23,6 +23,7 @@ class Entry:
     source: str
     major: int
     minor: int
+    user: int = -1  # who mounted, as the kernel has it; -1: it is not of FUSE
 
 
 def entries(pid: str = "self") -> list[Entry]:
@@ -53,6 +54,16 @@ def require_hmmfs(path: str) -> Entry:
     return entry
 
 
+def mounter_of(fd: int) -> int | None:
+    """The user who mounted what an open file is on, by what the kernel alone says: nothing that the
+    file system itself tells is believed. None: it is not an hmmfs mount that is seen here."""
+    device = os.fstat(fd).st_dev
+    for entry in entries():
+        if (entry.major, entry.minor) == (os.major(device), os.minor(device)):
+            return entry.user if entry.type == TYPE else None
+    return None
+
+
 def resolve(path: str) -> str:
     """The absolute path free of symlinks, never looking at the last component if mounted on."""
     points = {entry.point for entry in entries()}
@@ -81,9 +92,17 @@ def resolve(path: str) -> str:
 def _parse(line: bytes) -> Entry:
     before, after = line.rstrip(b"\n").split(b" - ", 1)
     _, _, device, _, point, *_ = before.split(b" ")
-    kind, source, *_ = after.split(b" ")
+    kind, source, options, *_ = after.split(b" ")
     major, minor = device.split(b":")
-    return Entry(_text(point), _text(kind), _text(source), int(major), int(minor))
+    user = re.search(rb"(?:^|,)user_id=(\d+)", options) if kind == TYPE.encode() else None
+    return Entry(
+        _text(point),
+        _text(kind),
+        _text(source),
+        int(major),
+        int(minor),
+        int(user[1]) if user else -1,
+    )
 
 
 def _text(field: bytes) -> str:

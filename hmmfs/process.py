@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import errno
 import math
+import os
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hmmfs.errors import HmmfsError, UsageError
+from hmmfs.handle import Handle
 from hmmfs.units import LARGEST
 
 if TYPE_CHECKING:
-    from hmmfs.api import Device, Handle, Machine
+    from hmmfs.api import Device, Machine
 
 
 class Hmadvise(enum.IntEnum):
@@ -44,6 +46,11 @@ class Process:
                 f"Process {pid} has not given its memory to {machine.path}: start it with "
                 "hmmfs run.",
             )
+        # Of a program that is given the number later it is another.
+        self._ino = os.stat(self._files).st_ino
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _process_again, (self.machine, self.pid, self._ino)
 
     def view(self, address: int, shape: tuple[int, ...] | int, dtype: Any = "uint8") -> View:
         """An array of that memory, to be given to kernels (`reads`, `writes`, `updates`) and moved.
@@ -118,6 +125,9 @@ class View:
         if not 0 <= address <= (1 << 56) - self.nbytes:
             raise UsageError(f"{address:#x} is no address of {self.nbytes} bytes: see its maps.")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return View, (self.process, self.address, self.shape, self.dtype)
+
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
@@ -138,13 +148,17 @@ class View:
 
     def prefetch(self, node: Device | str) -> Handle:
         """The same without waiting."""
-        from hmmfs.api import Handle
-
-        devices = self.machine.devices
         name = _name(node)
-        device = devices[0] if name == "host" else self.machine.device(name)
+        device = self.machine._mover(name)
         line = f"migrate {self.place} to {name}" if self.nbytes else ""
         return Handle(device, line, uuid.uuid4().hex)
+
+
+def _process_again(machine: Machine, pid: int, ino: int) -> Process:
+    process = Process(machine, pid)
+    if process._ino != ino:
+        raise HmmfsError(errno.ESRCH, f"Process {pid} has ended, and another has its number.")
+    return process
 
 
 def _name(device: Device | str) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 
 import trio
 
+from hmmfs import plain
 from hmmfs.device.launches import Launch
 from hmmfs.device.worker import HEADER
 from hmmfs.errors import HmmfsError
@@ -235,7 +236,11 @@ class Worker:
             while sent < len(data):
                 sent += await self._channel.send(data[sent:])
             size = HEADER.unpack(await self._exactly(HEADER.size))[0]
-            return pickle.loads(await self._exactly(size))
+            return plain.loads(await self._exactly(size))
+        except plain.NotPlain:
+            raise HmmfsError(
+                errno.EREMOTEIO, "The kernel spoils what its worker says to the daemon."
+            ) from None
         except (BrokenPipeError, ConnectionResetError):
             raise await self._death("ended") from None
 

@@ -14,8 +14,10 @@
 #define HM_AREAS (HM_MAX_BYTES / HM_AREA_BYTES)
 
 #define HM_DISCARDS 32
-#define HM_DISCARD_MS 50 /* for a thread that was woken to get a processor */
-#define HM_LOST_MS 10000 /* nothing that we wait for a program to do takes longer */
+#define HM_DISCARD_MS 50   /* for a thread that was woken to get a processor */
+#define HM_SETTLE_TRIES 16 /* of a child's changes, with a stripe held: some 0.5 ms each */
+#define HM_HEAR_MOST 256   /* events of a child at a time */
+#define HM_LOST_MS 10000   /* nothing that we wait for a program to do takes longer */
 #define HM_LATE_BLOCKS 64
 #define HM_LATE_PAGES 8192 /* most that are late, and for HM_LATE_MS when nothing happens */
 #define HM_LATE_MS 2
@@ -24,6 +26,8 @@
 struct hm_pending {
     struct hm_pending *next;
     struct hm_pending *heard; /* of a child, what it has done itself since */
+    uint64_t since_ns;        /* of a child, when it was to have its pages first; 0: not yet */
+    uint64_t given;           /* and the pages of the region, from the first on, that it has */
     struct uffd_msg message;
 };
 

@@ -171,43 +171,68 @@ static int give_copy(const struct hm_process *process, int uffd, uint64_t block,
     return errno == EAGAIN ? -EAGAIN : 0;
 }
 
-/* Read what the kernel has to say of a child. Its faults wait for the end of its userfaultfd. */
+static bool takes_away(const struct uffd_msg *message)
+{
+    return message->event == UFFD_EVENT_REMOVE || message->event == UFFD_EVENT_UNMAP;
+}
+
+/* Whether nothing of a range is left to take away, since nothing has come to it. */
+static bool is_gone(const struct hm_pending *heard, const struct uffd_msg *message)
+{
+    bool gone = false;
+    for (; heard; heard = heard->next)
+        if (!takes_away(&heard->message))
+            gone = false;
+        else if (heard->message.arg.remove.start <= message->arg.remove.start &&
+                 heard->message.arg.remove.end >= message->arg.remove.end)
+            gone = true;
+    return gone;
+}
+
+/* Read what the kernel has to say of a child. Its faults wait for the end of its userfaultfd. A
+ * child that discards the same all the time makes no list that grows. */
 static void hear(struct hm_pending *fork)
 {
     struct hm_pending **end = &fork->heard;
     struct uffd_msg message;
     while (*end)
         end = &(*end)->next;
-    while (read((int)fork->message.arg.fork.ufd, &message, sizeof(message)) > 0)
-        if (message.event != UFFD_EVENT_PAGEFAULT)
+    for (int i = 0; i < HM_HEAR_MOST && read((int)fork->message.arg.fork.ufd, &message,
+                                             sizeof(message)) == sizeof(message);
+         i++)
+        if (message.event != UFFD_EVENT_PAGEFAULT &&
+            !(takes_away(&message) && is_gone(fork->heard, &message)))
             end = hm_pending_add(end, &message);
 }
 
 static int give_child(const struct hm_process *process, struct hm_pending *fork, uint64_t block,
-                      uint32_t page, uint64_t to);
+                      uint32_t page, uint64_t to, int *tries);
 
 /* Copies of a page for an address space of which `since` has become known, after it had the page at
  * `to`: one for it, wherever that is now, and one for each child that it has made. */
 static int spread(const struct hm_process *process, int uffd, struct hm_pending *since,
-                  uint64_t block, uint32_t page, uint64_t to)
+                  uint64_t block, uint32_t page, uint64_t to, int *tries)
 {
     for (; since && to; since = since->next) {
         int error = 0;
         if (since->message.event != UFFD_EVENT_FORK)
             to = hm_pending_follow(since, to);
         else
-            error = give_child(process, since, block, page, to);
+            error = give_child(process, since, block, page, to, tries);
         if (error)
             return error;
     }
     return to ? give_copy(process, uffd, block, page, to) : 0;
 }
 
+/* -EAGAIN: its address space does not settle, and there are no tries left. */
 static int give_child(const struct hm_process *process, struct hm_pending *fork, uint64_t block,
-                      uint32_t page, uint64_t to)
+                      uint32_t page, uint64_t to, int *tries)
 {
     int uffd = (int)fork->message.arg.fork.ufd, error;
-    while ((error = spread(process, uffd, fork->heard, block, page, to)) == -EAGAIN) {
+    while ((error = spread(process, uffd, fork->heard, block, page, to, tries)) == -EAGAIN &&
+           *tries > 0) {
+        --*tries;
         hear(fork);
         sched_yield();
     }
@@ -216,7 +241,7 @@ static int give_child(const struct hm_process *process, struct hm_pending *fork,
 
 /* Copies of all that devices have of [start, start+length): for the child, at the same place; or
  * without one for this program, at `to`, of which `since` has become known. -EBUSY: a transaction
- * holds one of the blocks; -EAGAIN: as above. */
+ * holds one of the blocks; -EAGAIN: as above. What was given is given: it goes on from there. */
 static int copy_out(const struct hm_process *process, struct hm_pending *child, uint64_t start,
                     uint64_t length, uint64_t to, struct hm_pending *since)
 {
@@ -225,6 +250,7 @@ static int copy_out(const struct hm_process *process, struct hm_pending *child, 
     int error = 0;
     while (!error && next_part(process, &at, start + length, &block, &mask)) {
         struct hm_stripe *stripe = hm_stripe_of(process->core, process->region->ino, block);
+        int tries = HM_SETTLE_TRIES;
         const struct hm_block *record = &process->region->blocks[block];
         pthread_mutex_lock(&stripe->lock);
         if (record->busy)
@@ -233,10 +259,16 @@ static int copy_out(const struct hm_process *process, struct hm_pending *child, 
             mask.word[w] &= error ? 0 : record->device[w];
         HM_EACH_PAGE (page, mask.word) {
             uint64_t address = hm_page_address(process, block, page);
+            uint64_t index = block * HM_BLOCK_PAGES + page;
+            if (child && index < child->given)
+                continue;
             if (!error && child)
-                error = give_child(process, child, block, page, address);
+                error = give_child(process, child, block, page, address, &tries);
             else if (!error)
-                error = spread(process, process->uffd, since, block, page, address - start + to);
+                error = spread(process, process->uffd, since, block, page, address - start + to,
+                               &tries);
+            if (!error && child)
+                child->given = index + 1;
         }
         pthread_mutex_unlock(&stripe->lock);
     }
@@ -272,7 +304,10 @@ bool hm_process_forked(struct hm_process *process, struct hm_pending *fork)
             done = give_all(process, fork, from, from + HM_AREA_BYTES, wiped, ranges);
     }
     free(wiped);
-    return done;
+    if (!fork->since_ns)
+        fork->since_ns = hm_now();
+    /* Its threads change its address space without a pause, which harms its family alone. */
+    return done || hm_now() - fork->since_ns > HM_LOST_MS * 1000000ULL;
 }
 
 bool hm_process_remapped(struct hm_process *process, struct hm_pending *remap)

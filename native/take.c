@@ -255,11 +255,24 @@ static int read_into_pool(const struct transaction *t, uint64_t base, const stru
     return error;
 }
 
+/* The kernel has news. Who made the change has to run once more after that was read. False: there
+ * is no sense in another try, since the program is gone, or has had news without a pause since
+ * then. */
+static bool hear(struct hm_process *process, uint64_t since)
+{
+    hm_process_read(process);
+    usleep(NEWS_US);
+    if (hm_now() - since > HM_LOST_MS * 1000000ULL)
+        hm_process_lose(process);
+    return is_there(process) && !atomic_load(&process->gone);
+}
+
 /* What was moved to scratch goes back. It can't fail but with the program: its pages are holes with
  * markers, which nobody but us fills. */
 static void put_back(const struct transaction *t, uint64_t scratch, const struct hm_mask *mask)
 {
     struct hm_process *process = t->region->process;
+    uint64_t since = hm_now();
     uint8_t bytes[HM_PAGE_SIZE];
     HM_EACH_PAGE (page, mask->word) {
         uint64_t from = scratch + (uint64_t)page * HM_PAGE_SIZE;
@@ -268,11 +281,36 @@ static void put_back(const struct transaction *t, uint64_t scratch, const struct
         if (hm_process_copy(process, from, bytes, sizeof(bytes), false) != sizeof(bytes))
             continue;
         while (ioctl(process->uffd, UFFDIO_COPY, &copy) < 0 && errno == EAGAIN &&
-               is_there(process)) {
-            hm_process_read(process);
-            usleep(50);
+               hear(process, since))
+            ;
+    }
+}
+
+/* Some of what was moved goes back, to stay, unless the program has changed its mappings there:
+ * then what is told of that says where the pages go from the device. Returns which are back; the
+ * lock is held. */
+static struct hm_mask let_stay(const struct transaction *t, uint64_t scratch,
+                               const struct hm_mask *mask)
+{
+    struct hm_process *process = t->region->process;
+    uint64_t since = hm_now();
+    uint8_t bytes[HM_PAGE_SIZE];
+    struct hm_mask back = {{0}};
+    HM_EACH_PAGE (page, mask->word) {
+        uint64_t from = scratch + (uint64_t)page * HM_PAGE_SIZE;
+        struct uffdio_copy copy = {
+            .dst = hm_page_of(t, page), .src = (uintptr_t)bytes, .len = sizeof(bytes)};
+        if (hm_process_copy(process, from, bytes, sizeof(bytes), false) != sizeof(bytes))
+            continue;
+        while (!hm_take_no_news(t)) {
+            if (!ioctl(process->uffd, UFFDIO_COPY, &copy))
+                hm_set(&back, page);
+            else if (errno == EAGAIN && hear(process, since))
+                continue;
+            break;
         }
     }
+    return back;
 }
 
 /* Whether what we know of the address space is all there is to know; the lock is held. */
@@ -284,24 +322,17 @@ int hm_take_no_news(const struct transaction *t)
     return hm_process_waits(process, base, base + HM_BLOCK_BYTES) ? -EBUSY : 0;
 }
 
-/* The kernel has news. Who made the change has to run once more after that was read. */
-static bool hear(struct hm_process *process)
-{
-    hm_process_read(process);
-    usleep(NEWS_US);
-    return is_there(process);
-}
-
 static int protect(const struct transaction *t, const struct hm_mask *mask, bool on)
 {
     struct hm_process *process = t->region->process;
+    uint64_t since = hm_now();
     int error = 0;
     for (uint32_t first = 0, count; hm_next_run(mask->word, &first, &count); first += count) {
         struct uffdio_writeprotect request = {
             {hm_page_of(t, first), (uint64_t)count * HM_PAGE_SIZE},
             on ? UFFDIO_WRITEPROTECT_MODE_WP : 0};
         while (ioctl(process->uffd, UFFDIO_WRITEPROTECT, &request) < 0)
-            if (errno != EAGAIN || !hear(process)) {
+            if (errno != EAGAIN || !hear(process, since)) {
                 error = errno == ENOENT ? -EBUSY : -ESRCH;
                 break;
             }
@@ -365,9 +396,10 @@ static void leave_to_come(const struct transaction *t, struct hm_mask *holes)
 static void mark_late(const struct transaction *t, const struct hm_mask *mask)
 {
     struct hm_process *process = t->region->process;
+    uint64_t since = hm_now();
     hm_process_read(process);
     HM_EACH_PAGE (page, mask->word)
-        while (!mark_where_it_is(process, hm_page_of(t, page)) && hear(process))
+        while (!mark_where_it_is(process, hm_page_of(t, page)) && hear(process, since))
             ;
 }
 
@@ -487,7 +519,7 @@ static int take_movable(const struct transaction *t, struct hm_taking *taking)
     pthread_mutex_lock(&process->lock);
     locked = hm_both(&locked, &taking->taken);
     if (!error) {
-        put_back(t, scratch_of(process, slot), &locked);
+        locked = let_stay(t, scratch_of(process, slot), &locked);
         taking->taken = hm_without(taking->taken, &locked);
     } else {
         put_back(t, scratch_of(process, slot), &taking->taken);

@@ -7,15 +7,17 @@ it moves.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import logging
 import os
 import re
+import select
 import socket
 import struct
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -62,6 +64,7 @@ COMMAND = re.compile(
     re.ASCII,
 )
 CREDENTIALS = struct.Struct("3i")
+SO_PEERPIDFD = 77  # Linux 6.5, on all machines that have the library of hmmfs run
 
 
 class Process:
@@ -338,6 +341,7 @@ class Processes:
         self._by_ino: dict[int, Process] = {}  # those that may tell that they are gone
         self._nursery: trio.Nursery | None = None  # while it serves
         self._quiet_until = 0.0  # by trio's clock
+        self._greeting: dict[int, trio.Lock] = {}  # by pid, while somebody is taken in
         self.socket_name = f"hmmfs-{uuid.uuid4().hex}"
 
     def _process(self, region: Region, pid: int, *, migrates: bool) -> Process:
@@ -382,7 +386,7 @@ class Processes:
         self._table.acquire(region)
         self._table.remove_program(region)
         try:
-            self._give(region, pid, Attachment())
+            self._give(region, pid, Attachment(), _pidfd(pid))
         except BaseException:
             self._table.release(region)
             raise
@@ -448,6 +452,13 @@ class Processes:
     async def _take_in(self, peer: trio.socket.SocketType) -> None:
         """Raises HmmfsError: it is not to be attached."""
         pid, uid = self._who(peer)
+        pidfd = _peer(peer, pid)
+        try:
+            await self._hear(peer, pid, uid, pidfd)
+        finally:
+            os.close(pidfd)
+
+    async def _hear(self, peer: trio.socket.SocketType, pid: int, uid: int, pidfd: int) -> None:
         data, ancillary, _, _ = await peer.recvmsg(
             HELLO.size + 1, socket.CMSG_SPACE(4 * 4), socket.MSG_CMSG_CLOEXEC
         )
@@ -458,21 +469,39 @@ class Processes:
             for (fd,) in struct.iter_unpack("i", rights[: len(rights) // 4 * 4])
         ]
         try:
-            old = self.get(pid)
             if _leaves(data, fds):
-                if old is not None:
-                    await self._detach(old, home=True)
+                async with self._turn(pid):
+                    if (old := self.get(pid)) is not None:
+                        await self._detach(old, home=True)
                 return
             sent = _checked(data, fds)
-            if old is not None:  # it has become another program
-                await self._detach(old, home=False)
-            own = os.dup(peer.fileno())
-            fds.append(own)
-            self._attach(pid, uid, sent._replace(socket=own))
-            fds.clear()
+            async with self._turn(pid):
+                old = self.get(pid)
+                if old is not None:  # it has become another program
+                    await self._detach(old, home=False)
+                if _has_ended(peer, pidfd):  # or it has by now
+                    raise _ended(pid)
+                own = os.dup(peer.fileno())
+                fds.append(own)
+                process = self._attach(pid, uid, sent._replace(socket=own), pidfd)
+                fds.clear()
+                if _has_ended(peer, pidfd):  # and its number may be another's
+                    await self._detach(process, home=False)
+                    raise _ended(pid)
         finally:
             for fd in fds:
                 os.close(fd)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, pid: int) -> AsyncIterator[None]:
+        """Of those that greet by one number one is taken in after the other."""
+        lock = self._greeting.setdefault(pid, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked() and self._greeting.get(pid) is lock:
+                del self._greeting[pid]
 
     def _who(self, peer: trio.socket.SocketType) -> tuple[int, int]:
         raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
@@ -484,20 +513,20 @@ class Processes:
             )
         return pid, uid
 
-    def _attach(self, pid: int, uid: int, sent: Attachment) -> None:
+    def _attach(self, pid: int, uid: int, sent: Attachment, pidfd: int) -> Process:
         region = self._table.add_program(pid, uid, 0)
         try:
-            self._give(region, pid, sent)
+            self._give(region, pid, sent, os.dup(pidfd))
         except BaseException:
             self._table.remove_program(region)
             raise
         process = self._process(region, pid, migrates=sent.uffd >= 0)
         self._attached[pid] = self._by_ino[region.ino] = process
         log.info("Process %d is attached%s.", pid, "" if process.migrates else ", for access only")
+        return process
 
-    def _give(self, region: Region, pid: int, sent: Attachment) -> None:
-        """The region is the program's memory from now on."""
-        pidfd = _pidfd(pid)
+    def _give(self, region: Region, pid: int, sent: Attachment, pidfd: int) -> None:
+        """The region is the program's memory from now on, and the pidfd the core's."""
         try:
             foreign = not user_memory.is_ours(pid)
             programs.attach(self._core, region, pid, pidfd, sent, foreign=foreign)
@@ -571,6 +600,25 @@ def _pidfd(pid: int) -> int:
         return os.pidfd_open(pid)
     except OSError as error:
         raise HmmfsError(error.errno or errno.ESRCH, f"There is no process {pid}.") from None
+
+
+def _peer(peer: trio.socket.SocketType, pid: int) -> int:
+    """A pidfd of who connected, which need not be who has that number now. Before Linux 6.5 it may
+    be another, if a child of the first has kept the connection."""
+    try:
+        return peer.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise _ended(pid) from None
+    return _pidfd(pid)
+
+
+def _has_ended(peer: trio.socket.SocketType, pidfd: int) -> bool:
+    """Or has become another program: its library's connection is closed then."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.register(peer.fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def _ended(pid: int) -> HmmfsError:

@@ -34,6 +34,7 @@ from hmmfs.device.processes import Processes
 from hmmfs.device.processes_protocol import Process
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.filesystem import mounting, tracing
+from hmmfs.filesystem.dumps import Dumps
 from hmmfs.filesystem.mounting import Mounted
 from hmmfs.filesystem.operations import Operations
 from hmmfs.filesystem.tree import Tree
@@ -202,7 +203,10 @@ class _Daemon:
         trace = Trace(core, tracing.EVENTS)
         rooms = Rooms(core, jobs, self._table, policies, trace)
         blocks = Blocks(jobs, rooms, self._table)
-        self._processes = Processes(core, self._table, blocks, shared=config.allow_other)
+        self._dumps = Dumps()
+        self._processes = Processes(
+            core, self._table, blocks, shared=config.allow_other, watch=self._dumps.open
+        )
         path = os.path.join(mounted.path, "regions")
         executors = [
             Executor(core, blocks, self._table, self._processes, node, path)
@@ -300,6 +304,7 @@ class _Daemon:
         async with trio.open_nursery() as service:
             await service.start(self._service.run)
             service.start_soon(self._destroy_doomed)
+            await service.start(self._dumps.serve)
             await service.start(self._processes.serve)
             async with trio.open_nursery() as mount:
                 mount.start_soon(self._await_signals)

@@ -64,6 +64,7 @@
 #define OWN_BYTES (SCRATCH_BYTES + HM_SCRATCH) /* to align it */
 #define RSEQ_BYTES 32    /* what the kernel uses of it may be more than the library says */
 #define LIMIT_SECONDS 5  /* for the daemon to answer */
+#define LOWEST 0x10000   /* the lowest address that there may be something at, by default */
 #define LEAVE_SECONDS 60 /* and to bring all pages home */
 
 /* Of the environment, which a program may change. */
@@ -74,10 +75,11 @@ static struct {
     char directory[PATH_MAX];
 } settings;
 
-static uint32_t wipes;             /* as in the control memory; children inherit such mappings */
-static struct hm_threads *threads; /* NULL: not attached */
-static pid_t attached;             /* whose they are */
-static char *own_memory;           /* OWN_BYTES that go with them */
+static uint32_t wipes;                /* as in the control memory; children inherit such mappings */
+static struct hm_threads *threads;    /* NULL: not attached */
+static pid_t attached;                /* whose they are */
+static char *own_memory;              /* OWN_BYTES that go with them */
+static void *dump_page, *dump_lowest; /* see map_for_dumps; NULL: none */
 
 /* ---- sentences ---------------------------------------------------------------------------- */
 
@@ -104,13 +106,17 @@ static struct hm_threads *own_threads(void)
 /* ---- attaching ---------------------------------------------------------------------------- */
 
 struct attempt {
-    int socket, uffd, memory;
+    int socket, uffd, memory, file;
     int uffd_error; /* why there is none; 0: there is */
     struct hm_threads *threads;
     struct hm_control *control;
     char *own;          /* HM_OWN bytes of address space, of which the scratch is used */
     const char *failed; /* at what */
 };
+#define NO_ATTEMPT                                                                                 \
+    {                                                                                              \
+        .socket = -1, .uffd = -1, .memory = -1, .file = -1                                         \
+    }
 
 /* Its abstract name can be taken by anybody once the daemon is gone. */
 static int connect_daemon(struct attempt *attempt)
@@ -250,16 +256,31 @@ static int send_hello(const struct attempt *attempt)
     return 0;
 }
 
-/* What a refusal's sender did not read is a reset, once, before the refusal. */
-static ssize_t receive(int socket, struct hm_welcome *welcome)
+/* A welcome, and a descriptor that may come with it. What a refusal's sender did not read is a
+ * reset, once, before the refusal. */
+static ssize_t receive(int socket, struct hm_welcome *welcome, int *fd)
 {
+    _Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(*fd))];
+    struct iovec part = {welcome, sizeof(*welcome)};
+    struct msghdr message;
+    struct cmsghdr *header;
     bool reset = false;
     ssize_t n;
-    while ((n = recv(socket, welcome, sizeof(*welcome), MSG_TRUNC)) < 0) {
+    for (;;) {
+        message = (struct msghdr){.msg_iov = &part,
+                                  .msg_iovlen = 1,
+                                  .msg_control = space,
+                                  .msg_controllen = sizeof(space)};
+        n = recvmsg(socket, &message, MSG_TRUNC | MSG_CMSG_CLOEXEC);
+        if (n >= 0)
+            break;
         if (errno != EINTR && (errno != ECONNRESET || reset))
             return -1;
         reset |= errno == ECONNRESET;
     }
+    header = CMSG_FIRSTHDR(&message);
+    if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS)
+        memcpy(fd, CMSG_DATA(header), sizeof(*fd));
     return n;
 }
 
@@ -273,7 +294,7 @@ static int greet(struct attempt *attempt)
     error = send_hello(attempt);
     if (error)
         return error;
-    n = receive(attempt->socket, &welcome);
+    n = receive(attempt->socket, &welcome, &attempt->file);
     if (n < 0)
         return errno == EAGAIN ? ETIMEDOUT : errno;
     if (n == 0)
@@ -298,6 +319,48 @@ static int start_threads(struct attempt *attempt)
     return -hm_helper_start(attempt->threads);
 }
 
+/* The kernel writes mappings into a dump by their addresses, this one first. It writes it like all
+ * private memory since one page, the last, is private. To the program it is as if nothing was here.
+ */
+static void map_lowest(int file, size_t page)
+{
+    char *lowest = mmap((void *)LOWEST, 2 * page, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_FIXED_NOREPLACE, file, (off_t)page);
+    if (lowest == MAP_FAILED)
+        return;
+    *(volatile char *)(lowest + page) = 1;
+    if (mprotect(lowest, 2 * page, PROT_NONE) < 0 || madvise(lowest, 2 * page, MADV_DONTFORK) < 0)
+        munmap(lowest, 2 * page);
+    else
+        dump_lowest = lowest;
+}
+
+/* Pages of a file of the daemon's that nobody touches but the kernel, for a core dump: whoever
+ * reads them waits until all pages are home. The first it reads before it writes any, to see if it
+ * is a library; where its coredump_filter leaves headers out, it reads the second in its turn. */
+static void map_for_dumps(int file)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    if (file < 0)
+        return;
+    dump_page = mmap(NULL, page, PROT_READ, MAP_PRIVATE, file, 0);
+    if (dump_page == MAP_FAILED)
+        dump_page = NULL;
+    else
+        madvise(dump_page, page, MADV_DONTFORK);
+    map_lowest(file, page);
+}
+
+static void unmap_for_dumps(void)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    if (dump_page)
+        munmap(dump_page, page);
+    if (dump_lowest)
+        munmap(dump_lowest, 2 * page);
+    dump_page = dump_lowest = NULL;
+}
+
 static void close_one(int fd)
 {
     if (fd >= 0)
@@ -319,6 +382,9 @@ static bool attach(struct attempt *attempt)
     close_one(attempt->socket); /* the threads have their own of all these */
     close_one(attempt->uffd);
     close_one(attempt->memory);
+    if (!error)
+        map_for_dumps(attempt->file);
+    close_one(attempt->file);
     if (!error) {
         attached = getpid();
         own_memory = attempt->own;
@@ -360,7 +426,7 @@ static int say_goodbye(struct attempt *attempt)
     setsockopt(attempt->socket, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
     if (send(attempt->socket, &hello, sizeof(hello), MSG_NOSIGNAL) < 0)
         return errno;
-    if (receive(attempt->socket, &welcome) != sizeof(welcome))
+    if (receive(attempt->socket, &welcome, &attempt->file) != sizeof(welcome))
         return EPROTO;
     return welcome.error;
 }
@@ -372,7 +438,7 @@ static bool has_ended(int thread)
 
 bool hm_leave(void)
 {
-    struct attempt attempt = {.socket = -1, .uffd = -1, .memory = -1};
+    struct attempt attempt = NO_ATTEMPT;
     struct hm_threads *ours = own_threads();
     struct hm_control *control = ours ? ours->link.control : NULL;
     struct timespec step = {.tv_nsec = 100000};
@@ -391,12 +457,13 @@ bool hm_leave(void)
     munmap(ours, sizeof(*ours));
     munmap(control, sizeof(*control));
     munmap(own_memory, OWN_BYTES);
+    unmap_for_dumps();
     return true;
 }
 
 void hm_attach(void)
 {
-    struct attempt attempt = {.socket = -1, .uffd = -1, .memory = -1};
+    struct attempt attempt = NO_ATTEMPT;
     if (attach(&attempt) && attempt.uffd_error)
         hm_complain("Devices can read and write its memory but not migrate it", attempt.uffd_error,
                     "that takes root or CAP_SYS_PTRACE, and Linux 6.8 or later");
@@ -404,7 +471,7 @@ void hm_attach(void)
 
 static void attach_child(void)
 {
-    struct attempt attempt = {.socket = -1, .uffd = -1, .memory = -1};
+    struct attempt attempt = NO_ATTEMPT;
     int kept = errno;
     if (threads) {
         threads = NULL; /* it has not been inherited */

@@ -220,6 +220,24 @@ class Process:
             self._close(node)
         await self.home()
 
+    async def come_home_to_dump(self) -> bool:
+        """The kernel waits for this before it writes a core dump, or somebody else who looks at all
+        that is mapped: whether it was such a one. Of a program that dumps, devices get nothing any
+        more."""
+        dumps = self._is_dumping()
+        try:
+            await (self.take_back() if dumps else self.home())
+        except HmmfsError as error:
+            log.warning("A core dump of process %d may lack pages: %s", self.pid, error.sentence)
+        return not dumps
+
+    def _is_dumping(self) -> bool:
+        try:
+            with open(f"/proc/{self.pid}/status") as status:
+                return "\nCoreDumping:\t1\n" in status.read()
+        except OSError:
+            return False
+
     def _close(self, node: int) -> None:
         self.detached.add(node)
         programs.close(self._core, self.region, node, closed=True)
@@ -331,7 +349,18 @@ class Process:
 class Processes:
     """The programs of one mount."""
 
-    def __init__(self, core: Core, table: RegionTable, blocks: Blocks, *, shared: bool) -> None:
+    def __init__(
+        self,
+        core: Core,
+        table: RegionTable,
+        blocks: Blocks,
+        *,
+        shared: bool,
+        watch: Callable[[Callable[[], Awaitable[bool]]], Awaitable[int | None]] | None = None,
+    ) -> None:
+        """`watch` gives a descriptor of a file: when the program that has it mapped dumps its core
+        the kernel reads that, and waits for what was given to `watch`. Or None, as without it."""
+        self._watch = watch
         self._core = core
         self._table = table
         self._blocks = blocks
@@ -420,10 +449,10 @@ class Processes:
                     self._nursery.start_soon(self._welcome, peer)
 
     async def _welcome(self, peer: trio.socket.SocketType) -> None:
-        answer = 0
+        answer, files = 0, list[int]()
         try:
             with trio.move_on_after(HELLO_S) as scope:
-                await self._take_in(peer)
+                await self._take_in(peer, files)
             if scope.cancelled_caught:
                 answer = -errno.ETIMEDOUT
         except HmmfsError as error:
@@ -436,11 +465,14 @@ class Processes:
             answer = -errno.EIO
         try:
             with trio.move_on_after(HELLO_S):
-                await peer.send(WELCOME.pack(answer, VERSION))
+                await _send(peer, WELCOME.pack(answer, VERSION), files)
         except OSError:
             pass  # it will be told by its socket's end
         finally:
             peer.close()  # of an attached one the core has another descriptor
+            with trio.CancelScope(shield=True):
+                for fd in files:  # of our own file system, which may be asked: not on this thread
+                    await trio.to_thread.run_sync(os.close, fd)
 
     def _log_refusal(self, sentence: str) -> None:
         """Anybody may connect, as often as they like."""
@@ -449,16 +481,19 @@ class Processes:
             self._quiet_until = now + REFUSALS_S
             log.info("A program was not attached: %s", sentence)
 
-    async def _take_in(self, peer: trio.socket.SocketType) -> None:
-        """Raises HmmfsError: it is not to be attached."""
+    async def _take_in(self, peer: trio.socket.SocketType, files: list[int]) -> None:
+        """Adds to `files` what to send with the welcome. Raises HmmfsError: it is not to be
+        attached."""
         pid, uid = self._who(peer)
         pidfd = _peer(peer, pid)
         try:
-            await self._hear(peer, pid, uid, pidfd)
+            await self._hear(peer, pid, uid, pidfd, files)
         finally:
             os.close(pidfd)
 
-    async def _hear(self, peer: trio.socket.SocketType, pid: int, uid: int, pidfd: int) -> None:
+    async def _hear(
+        self, peer: trio.socket.SocketType, pid: int, uid: int, pidfd: int, files: list[int]
+    ) -> None:
         data, ancillary, _, _ = await peer.recvmsg(
             HELLO.size + 1, socket.CMSG_SPACE(4 * 4), socket.MSG_CMSG_CLOEXEC
         )
@@ -475,6 +510,10 @@ class Processes:
                         await self._detach(old, home=True)
                 return
             sent = _checked(data, fds)
+            watcher = _Watcher()
+            if self._watch is not None and sent.uffd >= 0:
+                file = await self._watch(watcher.come_home)
+                files += [] if file is None else [file]
             async with self._turn(pid):
                 old = self.get(pid)
                 if old is not None:  # it has become another program
@@ -483,7 +522,10 @@ class Processes:
                     raise _ended(pid)
                 own = os.dup(peer.fileno())
                 fds.append(own)
+                # From here on the core may ask for pages over the same socket, once anybody can
+                # name the program: nothing is waited for until the welcome was sent.
                 process = self._attach(pid, uid, sent._replace(socket=own), pidfd)
+                watcher.process = process
                 fds.clear()
                 if _has_ended(peer, pidfd):  # and its number may be another's
                     await self._detach(process, home=False)
@@ -561,6 +603,20 @@ class Processes:
             process.gone = True
         finally:
             self._table.release(region)
+
+
+class _Watcher:
+    """Of a program that is yet to be attached."""
+
+    process: Process | None = None
+
+    async def come_home(self) -> bool:
+        return self.process is None or await self.process.come_home_to_dump()
+
+
+async def _send(peer: trio.socket.SocketType, data: bytes, fds: list[int]) -> None:
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))
+    await peer.sendmsg([data], [rights] if fds else [])
 
 
 def _leaves(data: bytes, fds: list[int]) -> bool:

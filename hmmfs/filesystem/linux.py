@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 
 MS_RDONLY = 1
 MS_NOSUID = 2
@@ -18,6 +20,7 @@ _PR_SET_NAME = 15
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
+_FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
 _CLOEXEC = 1
 
@@ -58,10 +61,13 @@ def name_process(name: str) -> None:
     _checked(_libc.prctl(_PR_SET_NAME, ctypes.addressof(buffer), 0, 0, 0))
 
 
-def detached_mount(kind: str) -> int:
+def detached_mount(kind: str, options: Mapping[str, str] = MappingProxyType({})) -> int:
     """A descriptor of a file system's top directory that is mounted nowhere (root)."""
     context = _checked(_libc.syscall(_SYS_FSOPEN, kind.encode(), _CLOEXEC, None, None, None))
     try:
+        for name, value in options.items():
+            words = name.encode(), value.encode(), None
+            _checked(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, *words))
         _checked(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, None))
         return _checked(_libc.syscall(_SYS_FSMOUNT, context, _CLOEXEC, None, None, None))
     finally:

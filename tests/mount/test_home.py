@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import HMMFS, Mount, MountFactory, fails, run, wait_until
+from conftest import HMMFS, Mount, fails, mounted, run, wait_until
 from test_programs import Program
 
 import hmmfs
@@ -31,9 +31,11 @@ def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def machine(mount_factory: MountFactory) -> Mount:
-    return mount_factory(vram="16M", devices=2, host="64M")
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    base = tmp_path_factory.mktemp("home")
+    with mounted(base, 300, vram="16M", devices=2, host="64M") as mount:
+        yield mount
 
 
 class Held:

@@ -569,7 +569,7 @@ def test_a_daemon_that_is_killed_at_work_loses_no_byte_in_silence(
 
 
 REFUSED = [
-    ("migrate {pid}@0x10000+4096 to dev0", errno.EFAULT),
+    ("migrate {pid}@0x10000000000+4096 to dev0", errno.EFAULT),
     ("migrate {pid}@{at}+4096 to dev9", errno.ENODEV),
     ("migrate {pid}@{at} to dev0", errno.EINVAL),
     ("migrate {pid}@{at}+0 to dev0", errno.EINVAL),

@@ -118,6 +118,8 @@ int main(int count, char **argument)
             printf("%d\n", unshare(CLONE_NEWUSER) ? errno : 0);
         else if (!strcmp(word, "join"))
             printf("%d\n", join());
+        else if (!strcmp(word, "mlockall"))
+            printf("%d\n", mlockall(MCL_CURRENT) ? errno : 0);
         else if (!strcmp(word, "byte"))
             printf("%d\n", memory[a]);
         fflush(stdout);

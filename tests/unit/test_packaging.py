@@ -75,6 +75,31 @@ def test_setup_refuses_other_arguments() -> None:
 
 
 @pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        ((), ""),
+        (("gcc", "fusermount3"), "gcc, fusermount3"),
+        (
+            ("pkg-config",),
+            "pkg-config, libfuse 3.14 or later with its headers, zlib with its headers",
+        ),
+    ],
+)
+def test_setup_without_dpkg(lacking: tuple[str, ...], said: str) -> None:
+    """Another distribution: what is there counts, by whatever package it came."""
+    # Functions that the script inherits: bash has them in place of what they are named after.
+    hidden = " || ".join(f"$2 == {name}" for name in ("dpkg-query", *lacking))
+    functions = {"command": f'() {{ [[ {hidden} ]] && return 1; builtin command "$@"; }}'}
+    functions |= dict.fromkeys(lacking, "() { return 127; }")
+    environment = os.environ | {f"BASH_FUNC_{name}%%": body for name, body in functions.items()}
+    command = [str(ROOT / "scripts/setup")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment)
+    sentence = f"install first, by this distribution's package manager: {said}."
+    assert done.stderr == (f"scripts/setup: {sentence}\n" if said else "")
+    assert (done.returncode, done.stdout) == (int(bool(said)), "")
+
+
+@pytest.mark.parametrize(
     ("words", "status", "said"),
     [
         ([], 2, "tell it which Debian to make: "),

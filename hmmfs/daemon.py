@@ -18,6 +18,7 @@ import socket
 import stat
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyfuse3
@@ -47,7 +48,7 @@ from hmmfs.policy import (
     named_prefetch,
     named_thrashing,
 )
-from hmmfs.service import FaultService, Jobs, Rooms
+from hmmfs.service import FaultService, Jobs, Rooms, guarded
 from hmmfs.units import K, M
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ class _Daemon:
             on_trace=self._tree.tracing.on_trace,
             on_ioctl=self._operations.ioctl,
             on_gone=self._processes.on_gone,
-            on_lost=lambda node, error: executors[node - 1].worker.fail(error),
+            on_lost=lambda node, number, error: executors[node - 1].worker.fail(error, number),
         )
         self._closed = trio.Event()
         # Regions that nobody can reach any more: punching their pages takes a thread a while.
@@ -318,8 +319,10 @@ class _Daemon:
 
     def _on_closed(self) -> None:
         self._closed.set()
-        self._operations.interrupt_all()
-        pyfuse3.terminate()
+        try:
+            self._operations.interrupt_all()
+        finally:
+            pyfuse3.terminate()
 
     def _on_doom(self, ino: int) -> None:
         self._tree.drop_region(ino)
@@ -330,8 +333,12 @@ class _Daemon:
 
     async def _destroy_doomed(self) -> None:
         limiter = trio.CapacityLimiter(1)
-        async for ino in self._doomed:
+
+        async def destroy(ino: int) -> None:
             await trio.to_thread.run_sync(self._core.destroy_region, ino, limiter=limiter)
+
+        async for ino in self._doomed:
+            await guarded("Destroying a region", partial(destroy, ino))
 
     async def _announce(self, ready: Callable[[], None]) -> None:
         """Ready is when a program's question has been answered."""

@@ -310,10 +310,12 @@ struct hm_window {
 /* The worker of a device, while there is one. */
 struct hm_device {
     struct hm_core *core;
-    pthread_rwlock_t lock; /* guards uffd and windows; held across ioctls that wait for nobody */
-    int uffd;              /* -1: no worker */
-    int afar;              /* the socket to its helper; -1: it has none */
-    _Atomic bool reaches;  /* whether any window has pages mapped from afar */
+    pthread_rwlock_t lock;   /* guards uffd and windows; held across ioctls that wait for nobody */
+    int uffd;                /* -1: no worker */
+    int afar;                /* the socket to its helper; -1: it has none */
+    _Atomic uint32_t worker; /* workers attached so far; written with the lock, before a thread of
+                                the new one is there */
+    _Atomic bool reaches;    /* whether any window has pages mapped from afar */
     int stop_fd;
     pthread_t thread;
     struct hm_window *windows;
@@ -692,9 +694,10 @@ int hm_window_wake(struct hm_region *region, uint32_t node, uint64_t block,
 int hm_window_copy(struct hm_region *region, uint32_t node, uint64_t block, uint32_t first,
                    uint32_t count, const void *from);
 /* Have the worker map pages from afar and wake who waits for them. -EBUSY: later. -ENOTCONN: it
- * can't. Waits for nobody; called without a stripe and with no block busy. */
+ * can't. -ESRCH: it is not the worker of that number any more. Waits for nobody; called without a
+ * stripe and with no block busy. */
 int hm_window_map_afar(struct hm_region *region, uint32_t node, uint64_t block,
-                       const struct hm_mask *mask);
+                       const struct hm_mask *mask, uint32_t worker);
 /* The pages of the block that the worker has been asked to map. */
 struct hm_mask hm_window_afar(struct hm_region *region, uint32_t node, uint64_t block);
 /* The pages of the block that may come as zeros; and that these are there now. */

@@ -234,6 +234,7 @@ struct hm_job {
     uint64_t pages[8], stores[8]; /* TOUCH: pages of the block; stores are among pages */
     uint64_t window[8];
     uint64_t afar[8]; /* TOUCH, CHOSEN: pages that a policy leaves where they are */
+    uint32_t worker;  /* TOUCH: whose faults they are, as hm_device_worker counts; 0: not known */
 };
 
 enum hm_event_kind {
@@ -266,6 +267,7 @@ struct hm_event {
     uint64_t faulted_at;          /* TOUCH: as in the job */
     uint64_t pages[8], stores[8]; /* TOUCH: as in the job. FAULT: pages that the host's policy
                                      brings home. IOCTL: pages has the bytes that came with it */
+    uint32_t worker;              /* TOUCH: as in the job */
 };
 
 struct hm_core;
@@ -384,6 +386,8 @@ int hm_node_exclude(struct hm_core *core, uint32_t node, int on);
  * the SOCK_SEQPACKET pair whose other end it gave to hm_afar_start; -1: it maps nothing from afar.
  * Both belong to the core from now on if this succeeds. EBUSY: the device has one. */
 int hm_device_attach(struct hm_core *core, uint32_t node, int uffd, int afar);
+/* The number of the worker that was attached last, from 1; 0: none was. */
+uint32_t hm_device_worker(struct hm_core *core, uint32_t node);
 /* The worker is gone: forget its windows. Pages stay where they are. */
 int hm_device_detach(struct hm_core *core, uint32_t node);
 /* The worker maps the region's pool of its node at address, whole blocks, and has not touched it

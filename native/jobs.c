@@ -124,7 +124,8 @@ static void finish(struct transaction *t, bool held)
          * be evicted in its place. */
         hm_window_wake(t->region, t->job->node, t->block, &t->wake);
         if (hm_bits(t->afar.word) && !t->event.result) {
-            t->event.result = hm_window_map_afar(t->region, t->job->node, t->block, &t->afar);
+            t->event.result =
+                hm_window_map_afar(t->region, t->job->node, t->block, &t->afar, t->job->worker);
             if (!t->event.result)
                 hm_faults_served(t);
         }
@@ -156,6 +157,7 @@ void hm_touch_report(struct hm_core *core, const struct hm_job *job, int result,
                              .ino = job->ino,
                              .block = job->block,
                              .node = job->node,
+                             .worker = job->worker,
                              .faulted_at = job->faulted_at,
                              .result = result,
                              .need = need};

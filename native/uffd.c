@@ -196,12 +196,14 @@ static void window_free(struct hm_window *window)
 }
 
 int hm_window_map_afar(struct hm_region *region, uint32_t node, uint64_t block,
-                       const struct hm_mask *mask)
+                       const struct hm_mask *mask, uint32_t worker)
 {
     struct hm_device *device = &region->core->device[node];
     int error = 0;
     pthread_rwlock_rdlock(&device->lock);
-    if (device->afar < 0)
+    if (worker && worker != atomic_load(&device->worker))
+        error = -ESRCH;
+    else if (device->afar < 0)
         error = -ENOTCONN;
     else
         note_afar(device, region->ino, block, mask, true);
@@ -249,7 +251,8 @@ static bool take_refusals(struct hm_core *core, uint32_t node)
     struct hm_afar_request request;
     ssize_t n;
     while ((n = recv(device->afar, &request, sizeof(request), MSG_DONTWAIT | MSG_TRUNC)) > 0) {
-        struct hm_job job = {.kind = HM_JOB_TOUCH, .node = node};
+        struct hm_job job = {
+            .kind = HM_JOB_TOUCH, .node = node, .worker = atomic_load(&device->worker)};
         struct hm_mask pages;
         bool sound;
         pthread_rwlock_rdlock(&device->lock);
@@ -475,6 +478,7 @@ static bool take_faults(struct hm_core *core, uint32_t node)
     for (uint32_t i = 0; i < used; i++) {
         struct hm_job *job = &filed[i].job;
         job->node = node;
+        job->worker = atomic_load(&device->worker);
         job->faulted_at = now;
         begin_faults(core, &filed[i]);
         if (atomic_load(&core->prefetch[node])->kind == HM_PREFETCH_ASK) {
@@ -541,6 +545,7 @@ int hm_device_attach(struct hm_core *core, uint32_t node, int uffd, int afar)
         device->core = core;
         device->uffd = uffd;
         device->afar = afar;
+        atomic_fetch_add(&device->worker, 1);
         error = -pthread_create(&device->thread, NULL, fault_thread, device);
         if (error) {
             close(device->stop_fd);
@@ -549,6 +554,11 @@ int hm_device_attach(struct hm_core *core, uint32_t node, int uffd, int afar)
     }
     pthread_rwlock_unlock(&device->lock);
     return error;
+}
+
+uint32_t hm_device_worker(struct hm_core *core, uint32_t node)
+{
+    return node < core->config.nodes ? atomic_load(&core->device[node].worker) : 0;
 }
 
 int hm_device_detach(struct hm_core *core, uint32_t node)

@@ -49,6 +49,7 @@ class Worker:
         self._windows: dict[int, int] = {}  # bytes mapped, by inode number
         self._running = False  # a launch
         self._failure: HmmfsError | None = None  # why we ended it
+        self._number = 0  # of the process, which its faults carry
 
     @property
     def pid(self) -> int:
@@ -57,9 +58,10 @@ class Worker:
 
     async def launch(self, regions: Sequence[Region], launch: Launch) -> bytes:
         """Run a kernel to its end; the pickle of what it returned. The regions are in use."""
-        self._failure, self._running = None, True
+        self._running = True
         try:
-            if self._process is not None and self._process.poll() is not None:
+            failed, self._failure = self._failure is not None, None
+            if self._process is not None and (failed or self._process.poll() is not None):
                 await self.end()  # killed since the last launch, which is no fault of this one
             if self._process is None:
                 await self._start()
@@ -100,8 +102,11 @@ class Worker:
             (ino, os.path.join(self._regions, name), ino in stored) for ino, name in named.items()
         ]
 
-    def fail(self, error: HmmfsError) -> None:
-        """The kernel did what can't be served: end it, and say why."""
+    def fail(self, error: HmmfsError, number: int | None = None) -> None:
+        """The kernel did what can't be served: end it, and say why. number: of the process that
+        did; of one that has ended, the next is not to suffer."""
+        if number not in (None, self._number):
+            return
         if self._process is not None and self._failure is None:
             self._failure = error
             self._process.kill()
@@ -163,6 +168,7 @@ class Worker:
                 os.close(uffd)
                 raise
             afar.detach()
+            self._number = self._core.device_worker(self._node)
             return
         raise HmmfsError(errno.ETIME, f"The worker did not answer within {START_S:g} s.")
 

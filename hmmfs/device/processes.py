@@ -331,6 +331,9 @@ class Process:
                 await self._blocks.run(job)
             except HmmfsError as error:
                 failure.append(error)
+            except Exception:
+                log.exception("An access to a program's memory failed.")
+                failure.append(HmmfsError(errno.EIO, "The daemon failed: see its log."))
             finally:
                 done.set()
 
@@ -600,8 +603,8 @@ class Processes:
                 await trio.to_thread.run_sync(
                     lambda: programs.detach(self._core, region, home=home), limiter=self._threads
                 )
-            process.gone = True
         finally:
+            process.gone = True
             self._table.release(region)
 
 

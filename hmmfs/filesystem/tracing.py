@@ -17,6 +17,7 @@ from hmmfs.filesystem.submit import MAX_READ
 from hmmfs.filesystem.views import escaped, unescaped
 from hmmfs.memory import Region, RegionTable, Trace
 from hmmfs.memory.trace import KINDS, LINE, MAX_EVENTS
+from hmmfs.service import apart
 from hmmfs.units import K, parse_size
 
 EVENTS = 64 * K  # of 56 bytes
@@ -123,7 +124,7 @@ class Tracing:
         self._more = trio.Event()
         polled, self._polled = self._polled, {}
         for handle in polled.values():
-            handle.notify()
+            apart("Waking who polls trace_pipe", handle.notify)
 
 
 class Snapshot:

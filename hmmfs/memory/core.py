@@ -437,6 +437,10 @@ class Core:
         asks the worker through the other to map pages from afar."""
         check(lib.hm_device_attach(self.handle, node, uffd, afar), "Attaching a worker")
 
+    def device_worker(self, node: int) -> int:
+        """The number of the worker attached last, from 1, which its faults carry; 0: none was."""
+        return int(lib.hm_device_worker(self.handle, node))
+
     def device_detach(self, node: int) -> None:
         """Waits for a native thread: call it from a thread. No worker: nothing to do."""
         ret = lib.hm_device_detach(self.handle, node)
@@ -515,7 +519,7 @@ class Core:
         native.first, native.count, native.limit = job.first, job.count, job.limit
         native.source, native.reserved = job.source, job.reserved
         native.offset, native.length = job.offset, job.length
-        native.byte, native.error = job.byte, job.error
+        native.byte, native.error, native.worker = job.byte, job.error, job.worker
         keep = None
         if job.buffer is not None:
             keep = ffi.from_buffer(job.buffer)
@@ -567,6 +571,7 @@ class Core:
                 else None,
                 bytes(ffi.buffer(e.pages)) if e.kind == lib.HM_EVENT_FAULT else b"",
                 _ioctl(e) if e.kind == lib.HM_EVENT_IOCTL else None,
+                e.worker,
             )
             for e in self._events[0:n]
         ]

@@ -194,6 +194,7 @@ class Job:
     error: int = 0
     buffer: bytes | bytearray | memoryview | None = None
     touch: Touch | None = None
+    worker: int = 0  # TOUCH: the number of the worker whose faults they are
     window: NDArray[np.bool_] | None = None  # with CHOSEN: 512 booleans
     left: NDArray[np.bool_] | None = None  # with CHOSEN: what a placement policy leaves
 
@@ -219,6 +220,7 @@ class Event(NamedTuple):
     touch: Touch | None = None
     window: bytes = b""  # FAULT: a bitmap of what the host's policy brings
     ioctl: Ioctl | None = None
+    worker: int = 0  # TOUCH: its number
 
 
 class Residency(NamedTuple):

@@ -17,6 +17,7 @@ import errno
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import trio
@@ -43,6 +44,7 @@ from hmmfs.memory import (
     page_set,
 )
 from hmmfs.policy import Fault, Pages, Policies
+from hmmfs.service.guard import apart, guarded
 from hmmfs.service.jobs import Jobs
 from hmmfs.service.room import Rooms
 
@@ -51,6 +53,8 @@ log = logging.getLogger(__name__)
 TOUCH_ATTEMPTS = 200
 # Times that programs keep a page from being moved before the device uses it from afar instead.
 PATIENT_ATTEMPTS = 8
+FAIL_ATTEMPTS = 100
+FAIL_PAUSE_S = 0.1
 ATTEMPTS = 4  # at the policy's window, and again at just the pages touched
 
 
@@ -124,7 +128,7 @@ class FaultService:
         *,
         on_interrupt: Callable[[int, int], None],
         on_closed: Callable[[], None],
-        on_lost: Callable[[int, HmmfsError], None],
+        on_lost: Callable[[int, int, HmmfsError], None],
         on_trace: Callable[[], Awaitable[None]],
         on_ioctl: Callable[[Ioctl], Awaitable[None]],
         on_gone: Callable[[int], Awaitable[None]],
@@ -168,7 +172,7 @@ class FaultService:
         while True:
             await trio.lowlevel.wait_readable(fd)
             for event in self._core.events():
-                self._file(event, nursery)
+                apart("Taking an event in", partial(self._file, event, nursery))
 
     def _file(self, event: Event, nursery: trio.Nursery) -> None:
         if event.kind == EventKind.JOB:
@@ -179,20 +183,32 @@ class FaultService:
             if key not in self._serving:
                 self._serving.add(key)
                 nursery.start_soon(self._serve, key)
-        elif event.kind == EventKind.TOUCH:
-            nursery.start_soon(self._serve_touch, event)
-        elif event.kind == EventKind.LOW:
-            nursery.start_soon(self._rooms.ahead, event.node)
-        elif event.kind == EventKind.TRACE:
-            nursery.start_soon(self._on_trace)
-        elif event.kind == EventKind.GONE:
-            nursery.start_soon(self._on_gone, event.ino)
-        elif event.kind == EventKind.IOCTL and event.ioctl is not None:
-            nursery.start_soon(self._on_ioctl, event.ioctl)
         elif event.kind == EventKind.INTERRUPT:
             self._on_interrupt(event.cookie, event.block)
         elif event.kind == EventKind.CLOSED:
             self._on_closed()
+        else:
+            nursery.start_soon(guarded, *self._task(event))
+
+    def _task(
+        self, event: Event
+    ) -> tuple[str, Callable[[], Awaitable[None]], Callable[[], None] | None]:
+        """What is done about an event, in a task of its own: how it is called, and what tells who
+        waits if it fails."""
+        if event.kind == EventKind.TOUCH:
+            error = HmmfsError(errno.EIO, "The daemon failed to serve a fault: see its log.")
+            lost = partial(self._lose, event, error)
+            return "Serving a device's fault", partial(self._serve_touch, event), lost
+        if event.kind == EventKind.LOW:
+            return "Evicting ahead", partial(self._rooms.ahead, event.node), None
+        if event.kind == EventKind.TRACE:
+            return "Telling of events", self._on_trace, None
+        if event.kind == EventKind.GONE:
+            return "Forgetting a program", partial(self._on_gone, event.ino), None
+        if event.kind == EventKind.IOCTL and event.ioctl is not None:
+            refuse = partial(self._core.reply_ioctl, event.ioctl.unique, errno.EIO)
+            return "An ioctl", partial(self._on_ioctl, event.ioctl), refuse
+        raise ValueError(f"There is no event {event.kind}.")
 
     async def _serve(self, key: BlockKey) -> None:
         """Serve a block's faults, in order, until none waits."""
@@ -282,13 +298,15 @@ class FaultService:
     async def _serve_touch(self, event: Event) -> None:
         """The worker's threads wait until this succeeds; if it can't, its kernel is ended."""
         key = BlockKey(event.ino, event.block)
-        job = Job(JobKind.TOUCH, *key, node=event.node, touch=event.touch)
+        job = Job(JobKind.TOUCH, *key, node=event.node, touch=event.touch, worker=event.worker)
         result, pause = event.result, 0.001
         try:
             if result.result == -errno.EAGAIN:
                 job = self._chosen(job)
                 result = await self._jobs.run(job)
             for attempt in range(TOUCH_ATTEMPTS):
+                if event.worker != self._core.device_worker(event.node):
+                    raise HmmfsError(errno.ESRCH, "The worker that touched it has ended.")
                 if attempt == PATIENT_ATTEMPTS and not job.flags & JobFlag.HERE:
                     job = self._from_afar(job)
                 if result.result == -errno.ENOTCONN:
@@ -312,9 +330,18 @@ class FaultService:
             if result.result:
                 raise _untouchable(-result.result)
         except HmmfsError as error:
-            assert event.touch is not None
-            accounts.faults_failed(self._core, event.node, key, event.touch)
-            self._on_lost(event.node, error)
+            self._lose(event, error)
+
+    def _lose(self, event: Event, error: HmmfsError) -> None:
+        """A worker's faults end without having been served, and so does the worker that had them,
+        if it still runs."""
+        assert event.touch is not None
+        key = BlockKey(event.ino, event.block)
+        apart(
+            "Entering a fault",
+            partial(accounts.faults_failed, self._core, event.node, key, event.touch),
+        )
+        self._on_lost(event.node, event.worker, error)
 
     def _from_afar(self, job: Job) -> Job:
         """Without moving anything. What is nowhere, or can't be mapped, is brought all the same."""
@@ -379,5 +406,12 @@ class FaultService:
 
     async def _fail(self, key: BlockKey, error: int) -> None:
         """Answer what is parked with an error. Stores from the page cache are never refused: the
-        native side applies them regardless."""
-        await self._jobs.run(Job(JobKind.FAIL, *key, error=error))
+        native side applies them regardless. Who waits would wait for ever if this could not be
+        done, so it is tried again where memory is short."""
+        for _ in range(FAIL_ATTEMPTS):
+            try:
+                await self._jobs.run(Job(JobKind.FAIL, *key, error=error))
+                return
+            except HmmfsError as short:
+                log.warning("What waits for %s is not answered yet: %s", key, short.sentence)
+                await trio.sleep(FAIL_PAUSE_S)

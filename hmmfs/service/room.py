@@ -172,13 +172,15 @@ class Rooms:
         """A device has little room left: evict until its high watermark, off anybody's way. Who
         needs room meanwhile waits for its turn, and finds it."""
         spared = Spared(set())
-        async with self._turn[node]:
-            room = Room(self._core, node, 0)
-            for _ in range(STEPS + self._core.capacity[node]):
-                missing = self._policies.lacking(node)
-                if missing <= 0 or not await self._free_device(room, spared, missing, 0):
-                    break
-        self._policies.rearm(node)
+        try:
+            async with self._turn[node]:
+                room = Room(self._core, node, 0)
+                for _ in range(STEPS + self._core.capacity[node]):
+                    missing = self._policies.lacking(node)
+                    if missing <= 0 or not await self._free_device(room, spared, missing, 0):
+                        break
+        finally:
+            self._policies.rearm(node)
 
     async def _reserve(self, room: Room, spared: Spared, frees: int) -> None:
         deadline = trio.current_time() + PATIENCE

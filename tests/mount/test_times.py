@@ -10,6 +10,7 @@ import mmap
 import os
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -303,6 +304,37 @@ def test_set_between_mapped_stores(mount: Mount) -> None:
         mapped.flush()
         assert (path.stat().st_mtime_ns > YEAR_2001) == seen
     assert path.read_bytes()[3 * PAGE : 3 * PAGE + 2] == b"\1\7"
+
+
+def test_set_in_a_storm(mount: Mount) -> None:
+    """Of stores and of devices that take the pages: nothing waits for ever, no store is lost."""
+    path, rounds = mount.regions / "a", 40
+    path.write_bytes(bytes(4 * M))
+    ended = threading.Event()
+    counts = []
+
+    def store(lane: int) -> None:
+        n = 0
+        with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+            while not ended.is_set():
+                n += 1
+                for page in range(0, 4 * M, 64 * PAGE):
+                    mapped[page + lane : page + lane + 4] = n.to_bytes(4, "little")
+        counts.append((lane, n))
+
+    threads = [threading.Thread(target=store, args=(lane,)) for lane in (0, 4)]
+    for thread in threads:
+        thread.start()
+    for n in range(rounds):
+        os.utime(path, ns=(YEAR_2001, YEAR_2001))
+        mount.submit(n % 2, ("checksum a", "fill a:8+4 7", "read a:0+16")[n % 3])
+    ended.set()
+    for thread in threads:
+        thread.join()
+    data = path.read_bytes()
+    for lane, n in counts:
+        for page in range(0, 4 * M, 64 * PAGE):
+            assert int.from_bytes(data[page + lane : page + lane + 4], "little") == n
 
 
 # ---- devices ---------------------------------------------------------------------------------

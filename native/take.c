@@ -514,8 +514,8 @@ static int take_movable(const struct transaction *t, struct hm_taking *taking)
     pthread_mutex_unlock(&process->lock);
     if (!error)
         error = read_into_pool(t, scratch_of(process, slot), &taking->taken);
-    if (!error)
-        error = hm_stays_for_kernel(process, t->block, &locked);
+    if (!error && hm_stays_for_kernel(process, t->block, &locked))
+        locked = taking->taken; /* it can't be said: any of them may be */
     pthread_mutex_lock(&process->lock);
     locked = hm_both(&locked, &taking->taken);
     if (!error) {

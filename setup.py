@@ -11,7 +11,7 @@ COMPLETIONS = "hmmfs/share/completions"
 # extension is built for a sanitizer.
 PRELOAD = Extension(
     "hmmfs.libhmmfs-run",
-    sources=["native/helper.c", "native/preload.c", "native/tools.c"],
+    sources=["native/helper.c", "native/preload.c", "native/tools.c", "native/dump_pages.c"],
     depends=["native/attach.h", "native/helper.h", "native/preload.h"],
     define_macros=[("_GNU_SOURCE", "1")],
     extra_compile_args=[

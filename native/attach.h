@@ -15,6 +15,10 @@ bool hm_leave(void);
 /* Be attached, or say why not. */
 void hm_attach(void);
 
+/* dump_pages.c: map the file that came with the welcome, and forget it. Below 0: none came. */
+void hm_map_for_dumps(int file);
+void hm_unmap_for_dumps(void);
+
 /* tools.c: whether whatever runs the program lets it be attached; it was said if not. */
 bool hm_can_attach(void);
 

@@ -64,7 +64,6 @@
 #define OWN_BYTES (SCRATCH_BYTES + HM_SCRATCH) /* to align it */
 #define RSEQ_BYTES 32    /* what the kernel uses of it may be more than the library says */
 #define LIMIT_SECONDS 5  /* for the daemon to answer */
-#define LOWEST 0x10000   /* the lowest address that there may be something at, by default */
 #define LEAVE_SECONDS 60 /* and to bring all pages home */
 
 /* Of the environment, which a program may change. */
@@ -75,11 +74,10 @@ static struct {
     char directory[PATH_MAX];
 } settings;
 
-static uint32_t wipes;                /* as in the control memory; children inherit such mappings */
-static struct hm_threads *threads;    /* NULL: not attached */
-static pid_t attached;                /* whose they are */
-static char *own_memory;              /* OWN_BYTES that go with them */
-static void *dump_page, *dump_lowest; /* see map_for_dumps; NULL: none */
+static uint32_t wipes;             /* as in the control memory; children inherit such mappings */
+static struct hm_threads *threads; /* NULL: not attached */
+static pid_t attached;             /* whose they are */
+static char *own_memory;           /* OWN_BYTES that go with them */
 
 /* ---- sentences ---------------------------------------------------------------------------- */
 
@@ -319,48 +317,6 @@ static int start_threads(struct attempt *attempt)
     return -hm_helper_start(attempt->threads);
 }
 
-/* The kernel writes mappings into a dump by their addresses, this one first. It writes it like all
- * private memory since one page, the last, is private. To the program it is as if nothing was here.
- */
-static void map_lowest(int file, size_t page)
-{
-    char *lowest = mmap((void *)LOWEST, 2 * page, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_FIXED_NOREPLACE, file, (off_t)page);
-    if (lowest == MAP_FAILED)
-        return;
-    *(volatile char *)(lowest + page) = 1;
-    if (mprotect(lowest, 2 * page, PROT_NONE) < 0 || madvise(lowest, 2 * page, MADV_DONTFORK) < 0)
-        munmap(lowest, 2 * page);
-    else
-        dump_lowest = lowest;
-}
-
-/* Pages of a file of the daemon's that nobody touches but the kernel, for a core dump: whoever
- * reads them waits until all pages are home. The first it reads before it writes any, to see if it
- * is a library; where its coredump_filter leaves headers out, it reads the second in its turn. */
-static void map_for_dumps(int file)
-{
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    if (file < 0)
-        return;
-    dump_page = mmap(NULL, page, PROT_READ, MAP_PRIVATE, file, 0);
-    if (dump_page == MAP_FAILED)
-        dump_page = NULL;
-    else
-        madvise(dump_page, page, MADV_DONTFORK);
-    map_lowest(file, page);
-}
-
-static void unmap_for_dumps(void)
-{
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    if (dump_page)
-        munmap(dump_page, page);
-    if (dump_lowest)
-        munmap(dump_lowest, 2 * page);
-    dump_page = dump_lowest = NULL;
-}
-
 static void close_one(int fd)
 {
     if (fd >= 0)
@@ -383,7 +339,7 @@ static bool attach(struct attempt *attempt)
     close_one(attempt->uffd);
     close_one(attempt->memory);
     if (!error)
-        map_for_dumps(attempt->file);
+        hm_map_for_dumps(attempt->file);
     close_one(attempt->file);
     if (!error) {
         attached = getpid();
@@ -457,7 +413,7 @@ bool hm_leave(void)
     munmap(ours, sizeof(*ours));
     munmap(control, sizeof(*control));
     munmap(own_memory, OWN_BYTES);
-    unmap_for_dumps();
+    hm_unmap_for_dumps();
     return true;
 }
 

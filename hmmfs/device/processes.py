@@ -55,6 +55,7 @@ BACKLOG = 128
 REFUSALS_S = 1.0  # no more than one is logged in this time
 THREADS = 64  # accesses under way; a program's memory may be another file system's, and slow
 FORGET_TRIES = 100
+DUMP_TRIES = 20  # of some seconds at most, each; a dump waits that long rather than lack pages
 HOME_TRIES = 100  # what was on its way to a device when this began is there at the second
 _NUMBER = r"(?:0[xX][0-9A-Fa-f]{1,16}|\d{1,19})"
 COMMAND = re.compile(
@@ -225,10 +226,15 @@ class Process:
         that is mapped: whether it was such a one. Of a program that dumps, devices get nothing any
         more."""
         dumps = self._is_dumping()
-        try:
-            await (self.take_back() if dumps else self.home())
-        except HmmfsError as error:
-            log.warning("A core dump of process %d may lack pages: %s", self.pid, error.sentence)
+        for left in reversed(range(DUMP_TRIES if dumps else 1)):
+            try:
+                await (self.take_back() if dumps else self.home())
+                break
+            except HmmfsError as error:
+                if error.errno == errno.EBUSY and left:
+                    continue
+                log.warning("Process %d may lack pages in a dump: %s", self.pid, error.sentence)
+                break
         return not dumps
 
     def _is_dumping(self) -> bool:

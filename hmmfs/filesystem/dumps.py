@@ -12,6 +12,7 @@ busy. It knows as much of FUSE as opening and reading such files takes.
 
 from __future__ import annotations
 
+import enum
 import errno
 import itertools
 import logging
@@ -30,9 +31,22 @@ log = logging.getLogger(__name__)
 
 OnRead = Callable[[], Awaitable[bool]]  # whether there may be another reader
 
-# linux/fuse.h
-LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE = 1, 2, 3, 14, 15, 18
-FLUSH, INIT, INTERRUPT, BATCH_FORGET = 25, 26, 36, 42
+
+class Opcode(enum.IntEnum):
+    """linux/fuse.h, as all of these numbers and structures."""
+
+    LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    OPEN = 14
+    READ = 15
+    RELEASE = 18
+    FLUSH = 25
+    INIT = 26
+    INTERRUPT = 36
+    BATCH_FORGET = 42
+
+
 REQUEST = struct.Struct("<IIQQIIIHH")  # struct fuse_in_header
 REPLY = struct.Struct("<IiQ")
 INIT_OUT = struct.Struct("<IIIIHHIIHHI28x")
@@ -46,7 +60,7 @@ MAJOR, MINOR = 7, 31
 NO_FLUSH = 1 << 5  # of FOPEN_*
 TOP = 1  # the directory's number
 PRIVATE = 2  # the page that the library may have; to read another one is to wait
-UNSENT = (FORGET, BATCH_FORGET, INTERRUPT)  # these get no reply
+UNSENT = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)  # these get no reply
 REQUEST_BYTES = 1 << 16
 READ_S = 0.1  # for a reader to see the page that it was given, or it would ask again at once
 
@@ -135,14 +149,14 @@ class Dumps:
     def _answer_one(self, request: bytes) -> None:
         _, code, unique, number, *_ = REQUEST.unpack_from(request)
         body = request[REQUEST.size :]
-        if code == READ:
+        if code == Opcode.READ:
             page = READ_IN.unpack_from(body)[1] // PAGE_SIZE
             assert self._nursery is not None
             if page == PRIVATE:
                 self._reply(unique, bytes(PAGE_SIZE))
             else:
                 self._nursery.start_soon(self._read, unique, number, page)
-        elif code == RELEASE:
+        elif code == Opcode.RELEASE:
             self._watched.pop(number, None)
             self._reply(unique)
         elif code not in UNSENT:
@@ -153,19 +167,19 @@ class Dumps:
 
     def _answer(self, code: int, number: int, body: bytes) -> bytes:
         match code:
-            case _ if code == INIT:
+            case Opcode.INIT:
                 return INIT_OUT.pack(MAJOR, MINOR, 0, 0, 0, 0, PAGE_SIZE, 1, 0, 0, 0)
-            case _ if code == LOOKUP:
+            case Opcode.LOOKUP:
                 name = body.rstrip(b"\0")
                 found = int(name) if name.isdigit() else 0
                 if found not in self._watched:
                     raise HmmfsError(errno.ENOENT, "There is no such file.")
                 return ENTRY_OUT.pack(found, 0, 0, 0, 0, 0) + _attributes(found)
-            case _ if code == GETATTR:
+            case Opcode.GETATTR:
                 return ATTR_OUT.pack(0, 0, 0) + _attributes(number)
-            case _ if code == OPEN:
+            case Opcode.OPEN:
                 return OPEN_OUT.pack(number, NO_FLUSH, 0)
-            case _ if code == FLUSH:
+            case Opcode.FLUSH:
                 return b""
         raise HmmfsError(errno.ENOSYS, "This file system only opens files, and reads them.")
 

@@ -44,6 +44,21 @@ static bool any_stays(const struct transaction *t, const struct hm_mask *mask)
     return hm_bits(stay.word) != 0;
 }
 
+/* -EPERM: pages that were asked for may not come to the job's node, so none does. A hole that the
+ * CPU has may be a page by a store that only the page cache knows of: a recall tells. */
+static int refuse_stays(struct transaction *t, const struct hm_mask *mask)
+{
+    struct hm_mask stay = hm_stay(t);
+    int error = 0;
+    HM_EACH_WORD (w)
+        stay.word[w] &= mask->word[w] & t->record->cached[w] & ~t->record->present[w];
+    if (t->job->node != HM_HOST && hm_bits(stay.word)) {
+        error = hm_recall(t, &stay);
+        hm_thaw(t->record, t->stripe);
+    }
+    return error ? error : any_stays(t, mask) ? -EPERM : 0;
+}
+
 /* What an operation to come will have on the device: of read-mostly pages it has none. */
 static struct hm_mask placed(const struct transaction *t, const struct hm_mask *mask)
 {
@@ -76,8 +91,8 @@ static int run_touched(struct transaction *t)
     int error = 0;
     switch (job->kind) {
     case HM_JOB_MIGRATE:
-        if (job->flags & HM_JOB_ASKED && any_stays(t, &mask))
-            return -EPERM;
+        if (job->flags & HM_JOB_ASKED && (error = refuse_stays(t, &mask)))
+            return error;
         if (job->flags & HM_JOB_PLACED)
             mask = placed(t, &mask);
         if (job->flags & HM_JOB_ASKED && job->node != HM_HOST)

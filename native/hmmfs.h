@@ -384,7 +384,8 @@ int hm_node_exclude(struct hm_core *core, uint32_t node, int on);
 
 /* A worker's userfaultfd, registered by it for missing pages and write-protection, and our end of
  * the SOCK_SEQPACKET pair whose other end it gave to hm_afar_start; -1: it maps nothing from afar.
- * Both belong to the core from now on if this succeeds. EBUSY: the device has one. */
+ * Both belong to the core from now on if this succeeds. EBUSY: the device has one. EINVAL: uffd is
+ * something else. */
 int hm_device_attach(struct hm_core *core, uint32_t node, int uffd, int afar);
 /* The number of the worker that was attached last, from 1; 0: none was. */
 uint32_t hm_device_worker(struct hm_core *core, uint32_t node);

@@ -224,8 +224,9 @@ int hm_window_map_afar(struct hm_region *region, uint32_t node, uint64_t block,
     return error;
 }
 
-/* The pages that a refusal is of. False: it is not one of what the worker was asked. The process
- * runs its user's code, which may write there what it likes. The device's lock is held. */
+/* The pages that a refusal is of. False: it is not one of pages that the worker could be asked for.
+ * The process runs its user's code, which may write there what it likes. The device's lock is
+ * held. */
 static bool is_refusal(const struct hm_device *device, const struct hm_afar_request *request,
                        struct hm_mask *pages)
 {
@@ -236,11 +237,7 @@ static bool is_refusal(const struct hm_device *device, const struct hm_afar_requ
         return false;
     *pages =
         hm_mask_range((uint32_t)(at / HM_PAGE_SIZE), (uint32_t)(request->length / HM_PAGE_SIZE));
-    HM_EACH_WORD (w)
-        if (pages->word[w] &
-            ~__atomic_load_n(&window->afar[block * HM_WORDS + (uint32_t)w], __ATOMIC_RELAXED))
-            return false;
-    return true;
+    return true; /* unasked for, or twice: then it brings pages that the worker may touch */
 }
 
 /* What the helper could not map is brought after all. False: nothing more will come, because the
@@ -270,7 +267,7 @@ static bool take_refusals(struct hm_core *core, uint32_t node)
         memcpy(job.pages, pages.word, sizeof(job.pages));
         hm_touch_report(core, &job, -ENOTCONN, 0);
     }
-    return n < 0;
+    return n < 0 && (errno == EAGAIN || errno == EINTR);
 }
 
 /* ---- what need not be copied to a worker --------------------------------------------------- */

@@ -14,6 +14,7 @@ import logging
 import os
 import pickle
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -32,6 +33,9 @@ from hmmfs.memory import BLOCK_BYTES, Core, Kind, Region
 log = logging.getLogger(__name__)
 
 START_S = 30.0  # for python and numpy to come up on a loaded machine
+END_S = 1.0  # for a process whose socket is closed to end by itself
+ANSWER_BYTES = 1 << 30  # of what a kernel returned
+ADDRESSES = 1 << 63  # a worker's are below
 
 
 class Worker:
@@ -61,7 +65,8 @@ class Worker:
         self._running = True
         try:
             failed, self._failure = self._failure is not None, None
-            if self._process is not None and (failed or self._process.poll() is not None):
+            ended = self._process is not None and self._process.poll() is not None
+            if self._process is not None and (failed or ended or self._talks()):
                 await self.end()  # killed since the last launch, which is no fault of this one
             if self._process is None:
                 await self._start()
@@ -71,7 +76,7 @@ class Worker:
             with self._discarding(regions, launch), self._storing(regions, launch):
                 with trio.move_on_after(launch.limit or float("inf")):
                     message = ("launch", inos, launch.payload, self._files(regions, launch))
-                    outcome, mapped = await self._ask(message)
+                    outcome, mapped = self._ended(await self._ask(message), inos)
                     for ino in mapped:
                         self._drop(ino)
                     return self._outcome(outcome)
@@ -158,7 +163,7 @@ class Worker:
     async def _attach(self, afar: socket.socket) -> None:
         assert self._channel is not None
         with trio.move_on_after(START_S):
-            _, ancillary, _, _ = await self._channel.recvmsg(HEADER.size, socket.CMSG_SPACE(4))
+            _, ancillary, _, _ = await self._channel.recvmsg(HEADER.size, socket.CMSG_LEN(4))
             if not ancillary:
                 raise await self._death("could not be started (see the daemon's log)")
             uffd = int.from_bytes(ancillary[0][2][:4], sys.byteorder)
@@ -186,6 +191,8 @@ class Worker:
             address = await self._ask(("map", region.ino, size, faults), pool)
         finally:
             os.close(pool)
+        if type(address) is not int or not 0 < address < ADDRESSES:
+            raise _spoilt()
         if faults:
             self._core.device_map(self._node, region.ino, address, size)
         self._windows[region.ino] = size
@@ -229,6 +236,13 @@ class Worker:
         self._drop(ino)
         await self._ask(("unmap", ino))
 
+    def _talks(self) -> bool:
+        """Whether the worker has said what nobody has asked, or closed its socket."""
+        assert self._channel is not None
+        ready = select.poll()  # select(2) takes no descriptor above 1023
+        ready.register(self._channel, select.POLLIN)
+        return bool(ready.poll(0))
+
     async def _ask(self, message: object, fd: int | None = None) -> Any:
         assert self._channel is not None
         data = pickle.dumps(message)
@@ -242,11 +256,11 @@ class Worker:
             while sent < len(data):
                 sent += await self._channel.send(data[sent:])
             size = HEADER.unpack(await self._exactly(HEADER.size))[0]
+            if size > ANSWER_BYTES:
+                raise _spoilt()
             return plain.loads(await self._exactly(size))
         except plain.NotPlain:
-            raise HmmfsError(
-                errno.EREMOTEIO, "The kernel spoils what its worker says to the daemon."
-            ) from None
+            raise _spoilt() from None
         except (BrokenPipeError, ConnectionResetError):
             raise await self._death("ended") from None
 
@@ -265,8 +279,10 @@ class Worker:
         if self._failure is not None:
             return self._failure
         assert self._process is not None
-        code = await trio.to_thread.run_sync(self._process.wait)
-        if code == -signal.SIGBUS:
+        code = await trio.to_thread.run_sync(_ended, self._process)
+        if code is None:
+            how = "closed its socket to the daemon"
+        elif code == -signal.SIGBUS:
             how = "was ended by SIGBUS, as happens past the end of a region"
         elif code < 0:
             how = f"was ended by {signal.Signals(-code).name}"
@@ -275,10 +291,39 @@ class Worker:
         return HmmfsError(errno.EREMOTEIO, f"The worker {how}; the next launch gets a new one.")
 
     @staticmethod
+    def _ended(answer: Any, inos: Sequence[int]) -> tuple[tuple[Any, ...], set[int]]:
+        """What became of a launch, and the windows that went with it. The kernel ran in the process
+        that says so, and may have written there what it likes."""
+        match answer:
+            case [["done", bytes()] | ["raised", str(), str()] as outcome, [*mapped]] if all(
+                type(ino) is int and ino in inos for ino in mapped
+            ):
+                return tuple(outcome), set(mapped)
+        raise _spoilt()
+
+    @staticmethod
     def _outcome(answer: tuple[Any, ...]) -> bytes:
         if answer[0] == "done":
             return bytes(answer[1])
         raise _Raised(answer[1], answer[2])
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int | None:
+    """The exit status of a process whose socket is closed. None: it went on, and was killed."""
+    try:
+        return process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return None
+
+
+def _spoilt() -> HmmfsError:
+    return HmmfsError(
+        errno.EREMOTEIO,
+        "The kernel wrote to its worker's socket what the daemon can't serve; the next launch gets "
+        "a new worker.",
+    )
 
 
 class _Raised(HmmfsError):

@@ -109,6 +109,12 @@ def _untouchable(number: int) -> HmmfsError:
             "The kernel touched a page that is to be used on the host, but the region's file can't "
             "be mapped: it was removed or renamed, or may not be opened.",
         )
+    if number == errno.EBADMSG:
+        return HmmfsError(
+            errno.EREMOTEIO,
+            "The kernel wrote to its worker's socket what the daemon can't serve; the next "
+            "launch gets a new worker.",
+        )
     if number == errno.EBUSY:
         return HmmfsError(number, "Programs keep touching the pages faster than they can be moved.")
     name = errno.errorcode.get(number, str(number))

@@ -398,6 +398,6 @@ def test_a_kernel_can_not_speak_for_its_worker(machine: hmmfs.Machine, tmp_path:
         channel.sendall(struct.pack("<Q", len(said)) + said)
 
     handle = machine.dev0.launch(forge)
-    fails(errno.EREMOTEIO, handle.wait, "spoils what its worker says")
+    fails(errno.EREMOTEIO, handle.wait, "wrote to its worker.s socket")
     assert not marker.exists(), "a kernel's code ran in the daemon"
     assert machine.dev0.launch(kernels.reduce, hmmfs.reads(machine.region("a", 4))).wait() == 0

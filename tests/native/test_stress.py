@@ -152,6 +152,15 @@ def test_reservations(build: Build) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_what_a_worker_sends_is_served_or_refused(build: Build) -> None:
+    command = ["setarch", "-R", build("hostile", "address"), "2", "7"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.fullmatch(r"sound (\d+) refused (\d+)\n", done.stdout)
+    assert found, done.stdout
+    assert min(map(int, found.groups())) > 3
+
+
 def free(directory: Path) -> bool:
     """Abort and detach what is still mounted; whether there was something."""
     entry = mountinfo.find(str(directory))

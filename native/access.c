@@ -371,16 +371,16 @@ static enum admission admit_read(struct part *part, bool waits, bool direct)
     if (atomic_load_explicit(&part->region->copies, memory_order_relaxed) &&
         atomic_load(&part->region->writers) && !direct)
         hm_collapse(part->region, part->block, &part->mask, HM_HOST);
-    /* The page cache may fill a hole with stores nobody announces: their room is taken now. */
+    /* The page cache may fill a hole with stores nobody announces: what will hold them is made now,
+     * and their room is taken. */
+    if (!direct && !hm_region_pool(part->region, HM_HOST))
+        return waits ? NO_MEMORY : REFUSED;
     if (!direct && hm_reserve(part->region->core, HM_HOST, unreserved_holes(part), 0)) {
         if (!waits)
             return REFUSED;
         report_fault(part, HM_FAULT_NO_ROOM, NULL, false);
         return PARK_SERVICE;
     }
-    /* And what holds them: a WRITE from the page cache must not find that it can't be made. */
-    if (!direct && !hm_region_pool(part->region, HM_HOST))
-        return waits ? NO_MEMORY : REFUSED;
     if (!direct)
         HM_EACH_WORD (w)
             record->cached[w] |= part->mask.word[w];

@@ -21,7 +21,7 @@ void hm_spares_deinit(struct hm_core *core)
 
 void hm_unparked(struct hm_core *core, struct hm_parked *parked)
 {
-    if (parked - core->all_spares < 0 || parked - core->all_spares >= HM_SPARES) {
+    if ((uintptr_t)parked - (uintptr_t)core->all_spares >= HM_SPARES * sizeof(*parked)) {
         free(parked);
         return;
     }

@@ -288,10 +288,19 @@ static int give_run(const struct transaction *t, uint32_t first, uint32_t count,
                                .src = (uintptr_t)device_page(t, first),
                                .len = (uint64_t)count * HM_PAGE_SIZE,
                                .mode = mode};
-    if (!copy.src)
-        return -ENOMEM;
+    uint8_t bytes[HM_PAGE_SIZE] __attribute__((aligned(HM_PAGE_SIZE)));
+    if (!copy.src) { /* no address space for that */
+        struct iovec where;
+        int error = hm_pool_read(&t->region->pools[t->record->owner[first]],
+                                 t->block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE, bytes,
+                                 sizeof(bytes), &where);
+        if (error)
+            return error;
+        copy.src = (uintptr_t)bytes;
+        copy.len = sizeof(bytes);
+    }
     if (ioctl(t->region->process->uffd, UFFDIO_COPY, &copy) == 0)
-        return (int)count;
+        return (int)(copy.len / HM_PAGE_SIZE);
     if (copy.copy > 0)
         return (int)((uint64_t)copy.copy / HM_PAGE_SIZE);
     return -errno;

@@ -200,6 +200,7 @@ static struct hm_mask home_window(const struct transaction *t, const struct hm_m
 static bool bring_home(struct transaction *t, const struct hm_mask *touched)
 {
     struct hm_mask window = home_window(t, touched);
+    int error;
     if (hm_bits(window.word) > HM_INLINE_PAGES) {
         struct hm_job job = {.kind = HM_JOB_MIGRATE,
                              .ino = t->region->ino,
@@ -212,7 +213,8 @@ static bool bring_home(struct transaction *t, const struct hm_mask *touched)
         t->record->parked--;
         window = *touched;
     }
-    return hm_process_home(t, &window) != -EAGAIN;
+    error = hm_process_home(t, &window);
+    return error != -EAGAIN && error != -ENOMEM;
 }
 
 /* Of the holes that follow a page in its block, those that can be filled with it. */

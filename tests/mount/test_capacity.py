@@ -282,7 +282,15 @@ WAYS: list[Way] = [
 ]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=[way.__name__ for way in WAYS])
+# Where pages are of two kinds, it is the places that differ and not the ways.
+CASES = [
+    pytest.param(kind, way, id=f"{kind}-{way.__name__}")
+    for kind in KINDS
+    for way in (WAYS if kind not in ("visible", "mixed") else [by_write, by_stores, by_fallocate])
+]
+
+
+@pytest.mark.parametrize(("machine", "way"), CASES, indirect=["machine"])
 def test_no_way_to_write_takes_more_than_there_is(machine: Machine, region: Path, way: Way) -> None:
     count = way(machine, region)
     machine.check_rest()

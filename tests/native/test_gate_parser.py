@@ -10,8 +10,8 @@ from hmmfs._native import ffi, lib
 from hypothesis import given
 from hypothesis import strategies as st
 
-READ, WRITE, INTERRUPT, IOCTL, FALLOCATE, LSEEK, GETATTR = 15, 16, 36, 39, 43, 46, 3
-OPCODES = [READ, WRITE, INTERRUPT, IOCTL, FALLOCATE, LSEEK]
+READ, WRITE, INTERRUPT, IOCTL, FALLOCATE, LSEEK, COPY, GETATTR = 15, 16, 36, 39, 43, 46, 47, 3
+OPCODES = [READ, WRITE, INTERRUPT, IOCTL, FALLOCATE, LSEEK, COPY]
 UNIQUE, INO = 77, (1 << 32) + 5
 
 
@@ -54,6 +54,7 @@ GOOD = {
     "write": (message(WRITE, write_body(1, b"abc")), {"offset": 1, "size": 3, "flags": 1}),
     "fallocate": (message(FALLOCATE, fallocate_body(5, 6)), {"offset": 5, "length": 6, "mode": 3}),
     "lseek": (message(LSEEK, lseek_body(12)), {"offset": 12, "mode": 4}),
+    "copy": (message(COPY, struct.pack("<7Q", 9, 4096, INO + 1, 8, 8192, 512, 0)), {"ino": INO}),
     "interrupt": (message(INTERRUPT, struct.pack("<Q", 55)), {"length": 55}),
     "ioctl": (
         message(IOCTL, ioctl_body(0xC0284801, b"x" * 40, room=72)),

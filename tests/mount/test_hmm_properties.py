@@ -5,6 +5,7 @@ hmmfs run."""
 from __future__ import annotations
 
 import signal
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ PROPERTIES = (
     "exclusive_of_a_huge_page",
     "many_readers_of_one_page",
 )
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="pages move for root's programs only")
 KINDS = pytest.mark.parametrize("devices", [(0, 1), (2, 3)], ids=["private", "coherent"])
 
 

@@ -4,8 +4,8 @@ hmmfs run."""
 
 from __future__ import annotations
 
-import signal
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path

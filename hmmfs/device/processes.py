@@ -13,9 +13,7 @@ import errno
 import logging
 import os
 import re
-import select
 import socket
-import struct
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TypeVar
@@ -24,8 +22,9 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
-from hmmfs.device import processes_protocol, user_memory
+from hmmfs.device import greeting, processes_protocol, user_memory
 from hmmfs.device.blocks import Blocks, Span, spans
+from hmmfs.device.greeting import ended, open_pidfd
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.memory import (
     BLOCK_BYTES,
@@ -45,11 +44,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# native/preload.h
-HELLO = struct.Struct("<QIIQQQQ")
-WELCOME = struct.Struct("<iI")
-MAGIC, VERSION = 0x68656C6C6F6D6D68, 2
-MIGRATES, LEAVES = 1, 2
 HELLO_S = 5.0  # for a program to say hello
 BACKLOG = 128
 REFUSALS_S = 1.0  # no more than one is logged in this time
@@ -64,8 +58,6 @@ COMMAND = re.compile(
     r"|(?P<home>home)(?:\s+(?P<once>once))?",
     re.ASCII,
 )
-CREDENTIALS = struct.Struct("3i")
-SO_PEERPIDFD = 77  # Linux 6.5, on all machines that have the library of hmmfs run
 
 
 class Process:
@@ -303,7 +295,7 @@ class Process:
     def offset(self, address: int, length: int) -> int:
         """Where it is in the region."""
         if self.gone:
-            raise _ended(self.pid)
+            raise ended(self.pid)
         return programs.offset(self._core, self.region, address, length)
 
     def _spans(self, address: int, length: int) -> Iterator[Span]:
@@ -351,7 +343,7 @@ class Process:
     async def _apart(self, call: Callable[[], T]) -> T:
         """In a thread, which may stay for as long as the memory makes it wait."""
         if self.gone:
-            raise _ended(self.pid)
+            raise ended(self.pid)
         return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
 
 
@@ -397,7 +389,7 @@ class Processes:
     def of(self, region: Region) -> Process:
         found = self._by_ino.get(region.ino)
         if found is None:
-            raise _ended(region.pid)
+            raise ended(region.pid)
         return found
 
     def all(self) -> list[Process]:
@@ -424,7 +416,7 @@ class Processes:
         self._table.acquire(region)
         self._table.remove_program(region)
         try:
-            self._give(region, pid, Attachment(), _pidfd(pid))
+            self._give(region, pid, Attachment(), open_pidfd(pid))
         except BaseException:
             self._table.release(region)
             raise
@@ -474,7 +466,7 @@ class Processes:
             answer = -errno.EIO
         try:
             with trio.move_on_after(HELLO_S):
-                await _send(peer, WELCOME.pack(answer, VERSION), files)
+                await greeting.welcome(peer, answer, files)
         except OSError:
             pass  # it will be told by its socket's end
         finally:
@@ -494,7 +486,7 @@ class Processes:
         """Adds to `files` what to send with the welcome. Raises HmmfsError: it is not to be
         attached."""
         pid, uid = self._who(peer)
-        pidfd = _peer(peer, pid)
+        pidfd = greeting.pidfd_of(peer, pid)
         try:
             await self._hear(peer, pid, uid, pidfd, files)
         finally:
@@ -503,22 +495,14 @@ class Processes:
     async def _hear(
         self, peer: trio.socket.SocketType, pid: int, uid: int, pidfd: int, files: list[int]
     ) -> None:
-        data, ancillary, _, _ = await peer.recvmsg(
-            HELLO.size + 1, socket.CMSG_SPACE(4 * 4), socket.MSG_CMSG_CLOEXEC
-        )
-        fds = [
-            fd
-            for level, kind, rights in ancillary
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
-            for (fd,) in struct.iter_unpack("i", rights[: len(rights) // 4 * 4])
-        ]
+        data, fds = await greeting.hear(peer)
         try:
-            if _leaves(data, fds):
+            if greeting.leaves(data, fds):
                 async with self._turn(pid):
                     if (old := self.get(pid)) is not None:
                         await self._detach(old, home=True)
                 return
-            sent = _checked(data, fds)
+            sent = greeting.checked(data, fds)
             watcher = _Watcher()
             if self._watch is not None and sent.uffd >= 0:
                 file = await self._watch(watcher.come_home)
@@ -527,8 +511,8 @@ class Processes:
                 old = self.get(pid)
                 if old is not None:  # it has become another program
                     await self._detach(old, home=False)
-                if _has_ended(peer, pidfd):  # or it has by now
-                    raise _ended(pid)
+                if greeting.has_ended(peer, pidfd):  # or it has by now
+                    raise ended(pid)
                 own = os.dup(peer.fileno())
                 fds.append(own)
                 # From here on the core may ask for pages over the same socket, once anybody can
@@ -536,9 +520,9 @@ class Processes:
                 process = self._attach(pid, uid, sent._replace(socket=own), pidfd)
                 watcher.process = process
                 fds.clear()
-                if _has_ended(peer, pidfd):  # and its number may be another's
+                if greeting.has_ended(peer, pidfd):  # and its number may be another's
                     await self._detach(process, home=False)
-                    raise _ended(pid)
+                    raise ended(pid)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -555,9 +539,7 @@ class Processes:
                 del self._greeting[pid]
 
     def _who(self, peer: trio.socket.SocketType) -> tuple[int, int]:
-        raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-        assert isinstance(raw, bytes)
-        pid, uid, _ = CREDENTIALS.unpack(raw)
+        pid, uid = greeting.credentials(peer)
         if not pid or not (uid == os.geteuid() or (self._shared and os.geteuid() == 0)):
             raise HmmfsError(
                 errno.EPERM, f"Process {pid} of user {uid} is not of the user who mounted."
@@ -621,70 +603,3 @@ class _Watcher:
 
     async def come_home(self) -> bool:
         return self.process is None or await self.process.come_home_to_dump()
-
-
-async def _send(peer: trio.socket.SocketType, data: bytes, fds: list[int]) -> None:
-    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))
-    await peer.sendmsg([data], [rights] if fds else [])
-
-
-def _leaves(data: bytes, fds: list[int]) -> bool:
-    """Whether it is the hello of a program that is not to be attached any longer."""
-    if len(data) != HELLO.size or fds:
-        return False
-    magic, version, flags, *_ = HELLO.unpack(data)
-    return bool((magic, version, flags) == (MAGIC, VERSION, LEAVES))
-
-
-def _checked(data: bytes, fds: list[int]) -> Attachment:
-    """What a hello says; HmmfsError: it is none."""
-    if len(data) != HELLO.size:
-        raise HmmfsError(errno.EPROTO, f"{len(data)} bytes are no hello of hmmfs run.")
-    magic, version, flags, least, own, own_bytes, scratch = HELLO.unpack(data)
-    if magic != MAGIC or version != VERSION:
-        raise HmmfsError(
-            errno.EPROTO,
-            f"Its library speaks version {version}, and this daemon {VERSION}: use one release.",
-        )
-    if len(fds) != 1 + (flags & MIGRATES) or own + own_bytes >= 1 << 64:
-        raise HmmfsError(errno.EPROTO, f"A hello came with {len(fds)} descriptors.")
-    if flags & MIGRATES and (scratch % BLOCK_BYTES or not own <= scratch < own + own_bytes):
-        raise HmmfsError(errno.EPROTO, "A hello names a scratch that is not its own.")
-    uffd = -1
-    if flags & MIGRATES:
-        uffd = fds[1]
-        if os.readlink(f"/proc/self/fd/{uffd}") != "anon_inode:[userfaultfd]":
-            raise HmmfsError(errno.EPROTO, "A hello came without a userfaultfd.")
-    return Attachment(
-        uffd=uffd, control=fds[0], least=least, own=own, own_bytes=own_bytes, scratch=scratch
-    )
-
-
-def _pidfd(pid: int) -> int:
-    try:
-        return os.pidfd_open(pid)
-    except OSError as error:
-        raise HmmfsError(error.errno or errno.ESRCH, f"There is no process {pid}.") from None
-
-
-def _peer(peer: trio.socket.SocketType, pid: int) -> int:
-    """A pidfd of who connected, which need not be who has that number now. Before Linux 6.5 it may
-    be another, if a child of the first has kept the connection."""
-    try:
-        return peer.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
-    except OSError as error:
-        if error.errno != errno.ENOPROTOOPT:
-            raise _ended(pid) from None
-    return _pidfd(pid)
-
-
-def _has_ended(peer: trio.socket.SocketType, pidfd: int) -> bool:
-    """Or has become another program: its library's connection is closed then."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    poll.register(peer.fileno(), select.POLLRDHUP)
-    return bool(poll.poll(0))
-
-
-def _ended(pid: int) -> HmmfsError:
-    return HmmfsError(errno.ESRCH, f"Process {pid} has ended, or runs another program.")

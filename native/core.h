@@ -143,6 +143,7 @@ static inline uint32_t hm_next_page(const uint64_t *words, uint32_t page)
 struct hm_pool {
     _Atomic int fd; /* -1 until first use */
     _Atomic(uint8_t *) *chunks;
+    _Atomic uint64_t chunks_end; /* no chunk is mapped from here on */
     _Atomic uint64_t unpunched; /* punches that the kernel refused */
 };
 

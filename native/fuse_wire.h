@@ -111,6 +111,23 @@ HM_FUSE_AT(fuse_copy_file_range_in, len, 40);
 HM_FUSE_SIZE(fuse_poll_out, 8);
 HM_FUSE_AT(fuse_poll_out, revents, 0);
 
+HM_FUSE_SIZE(fuse_attr_out, 104);
+HM_FUSE_AT(fuse_attr_out, attr, 16);
+HM_FUSE_AT(fuse_attr, ino, 0);
+HM_FUSE_AT(fuse_attr, size, 8);
+HM_FUSE_AT(fuse_attr, blocks, 16);
+HM_FUSE_AT(fuse_attr, atime, 24);
+HM_FUSE_AT(fuse_attr, mtime, 32);
+HM_FUSE_AT(fuse_attr, ctime, 40);
+HM_FUSE_AT(fuse_attr, atimensec, 48);
+HM_FUSE_AT(fuse_attr, mtimensec, 52);
+HM_FUSE_AT(fuse_attr, ctimensec, 56);
+HM_FUSE_AT(fuse_attr, mode, 60);
+HM_FUSE_AT(fuse_attr, nlink, 64);
+HM_FUSE_AT(fuse_attr, uid, 68);
+HM_FUSE_AT(fuse_attr, gid, 72);
+HM_FUSE_AT(fuse_attr, blksize, 80);
+
 HM_FUSE_SIZE(fuse_lseek_in, 24);
 HM_FUSE_AT(fuse_lseek_in, fh, 0);
 HM_FUSE_AT(fuse_lseek_in, offset, 8);

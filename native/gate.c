@@ -1,5 +1,5 @@
-/* The gate: native threads that own /dev/fuse. READ, WRITE, LSEEK and FALLOCATE on region files are
- * answered here; every other request goes to pyfuse3 through the relay.
+/* The gate: native threads that own /dev/fuse. READ, WRITE, LSEEK, FALLOCATE and GETATTR on region
+ * files are answered here; every other request goes to pyfuse3 through the relay.
  */
 #include "core.h"
 #include "fuse_wire.h"
@@ -266,6 +266,44 @@ static void answer_poll(struct hm_core *core, const struct hm_request *request)
     reply_bytes(core, request->unique, &out, sizeof(out));
 }
 
+static void put_time(int64_t ns, uint64_t *seconds, uint32_t *rest)
+{
+    int64_t below = ns % 1000000000;
+    below += below < 0 ? 1000000000 : 0;
+    *seconds = (uint64_t)((ns - below) / 1000000000);
+    *rest = (uint32_t)below;
+}
+
+/* What `ls -l` asks of each region, each time: stores through mappings and devices change sizes and
+ * times without a request, so the kernel keeps no attributes. The twin of _attributes in
+ * hmmfs/filesystem/operations.py. */
+static void answer_getattr(struct hm_core *core, const struct hm_request *request)
+{
+    struct hm_region *region = hm_region_get(core, request->ino);
+    struct fuse_attr_out out = {.attr.ino = request->ino, .attr.blksize = HM_PAGE_SIZE};
+    const struct hm_region_record *record;
+    int error = region ? hm_region_sync(core, request->ino) : -ESTALE;
+    if (!error) {
+        record = region->record;
+        out.attr.size = hm_region_size(region);
+        for (uint32_t node = 0; node < core->config.nodes; node++)
+            out.attr.blocks += hm_region_pages(region, node) * (HM_PAGE_SIZE / 512);
+        out.attr.mode = record->mode;
+        out.attr.nlink = record->nlink;
+        out.attr.uid = record->uid;
+        out.attr.gid = record->gid;
+        put_time(record->atime, &out.attr.atime, &out.attr.atimensec);
+        put_time(record->mtime, &out.attr.mtime, &out.attr.mtimensec);
+        put_time(record->ctime, &out.attr.ctime, &out.attr.ctimensec);
+    }
+    if (region)
+        hm_region_put(region);
+    if (error)
+        hm_reply(core, request->unique, -error, NULL, 0);
+    else
+        reply_bytes(core, request->unique, &out, sizeof(out));
+}
+
 /* pyfuse3 has no handler for it, so the service gets it as an event. */
 static void take_ioctl(struct hm_core *core, const struct hm_request *request)
 {
@@ -361,6 +399,9 @@ static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
             return;
         case FUSE_POLL:
             answer_poll(core, &request);
+            return;
+        case FUSE_GETATTR:
+            answer_getattr(core, &request);
             return;
         }
     }

@@ -41,7 +41,7 @@ void hm_pool_close(struct hm_pool *pool)
     if (fd < 0)
         return;
     /* A shared region's memfd has none: nobody maps it here. */
-    for (uint64_t i = 0; pool->chunks && i < HM_CHUNKS; i++) {
+    for (uint64_t i = 0; pool->chunks && i < atomic_load(&pool->chunks_end); i++) {
         uint8_t *chunk = atomic_load_explicit(&pool->chunks[i], memory_order_relaxed);
         if (chunk)
             munmap(chunk, HM_CHUNK_BYTES);
@@ -54,9 +54,13 @@ void hm_pool_close(struct hm_pool *pool)
 uint8_t *hm_pool_map(struct hm_pool *pool, uint64_t offset)
 {
     _Atomic(uint8_t *) *slot = &pool->chunks[offset / HM_CHUNK_BYTES];
+    uint64_t end = atomic_load_explicit(&pool->chunks_end, memory_order_relaxed);
     uint8_t *chunk = atomic_load_explicit(slot, memory_order_acquire);
     if (!chunk) {
         uint8_t *expected = NULL;
+        while (end <= offset / HM_CHUNK_BYTES &&
+               !atomic_compare_exchange_weak(&pool->chunks_end, &end, offset / HM_CHUNK_BYTES + 1))
+            ;
         chunk = mmap(NULL, HM_CHUNK_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
                      pool->fd, (off_t)(offset - offset % HM_CHUNK_BYTES));
         if (chunk == MAP_FAILED)

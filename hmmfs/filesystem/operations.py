@@ -34,6 +34,7 @@ from hmmfs.filesystem.tree import (
     Node,
     Regions,
     Setting,
+    State,
     Stream,
     Submit,
     Text,
@@ -188,7 +189,9 @@ class Operations(pyfuse3.Operations):
             attributes.st_ctime_ns = ctime
             return attributes
         attributes.entry_timeout = what.entry_timeout
-        attributes.attr_timeout = 0 if isinstance(what, Directory) else what.entry_timeout
+        # Of directories the kernel asks for each path that leads through them. It knows of every
+        # change but that regions come and go in state/.
+        attributes.attr_timeout = 0 if isinstance(what, State) else what.entry_timeout
         attributes.st_uid, attributes.st_gid = self._uid, self._gid
         if what.uid is not None:
             attributes.st_uid = what.uid

@@ -6,7 +6,7 @@ state/NAME/{advice,numa,prefetched}                 what was said of them
 devices/devN/{type,stats,faults,excluded,queue,last_error,submit,calls,reset,dmirror}
 devices/devN/{vram/{total,used,visible},links/{host,devM}}
 devices/devN/policy/{prefetch,eviction,placement,watermark}  policy/{prefetch,thrashing}
-stats thrashing trace trace_pipe trace_size trace_filter
+stats thrashing usage trace trace_pipe trace_size trace_filter
 audit topology distances socket version last_error
 
 README.md beside this file says what is in each of them.
@@ -281,6 +281,7 @@ class Tree:
             b"policy": self._policy(HOST),
             b"stats": self._text(lambda: views.table(views.stats(core, pid, self._born_ns))),
             b"thrashing": self._text(lambda: views.thrashing(core, table)),
+            b"usage": self._slow(lambda: views.usage(core, table)),
             **self._trace_files(),
             b"audit": self._text(lambda: line(core.audit() or "ok")),
             b"topology": self._text(topology.matrix),
@@ -338,6 +339,11 @@ class Tree:
 
     def _text(self, produce: Callable[[], str]) -> Text:
         return self._add(Text(next(self._inos), stat.S_IFREG | 0o444, produce=produce))
+
+    def _slow(self, produce: Callable[[], str]) -> Text:
+        text = self._text(produce)
+        text.slow = True
+        return text
 
     def _trace_files(self) -> dict[bytes, Node]:
         tracing, mode = self.tracing, stat.S_IFREG

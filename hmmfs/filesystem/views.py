@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmmfs.device.links import Topology
+from hmmfs.errors import HmmfsError
 from hmmfs.filesystem.advice import node_name
 from hmmfs.memory import (
     BLOCK_BYTES,
@@ -32,6 +33,7 @@ from hmmfs.units import LARGEST
 MAP_CHARACTERS = 4096
 MAP_ROW = 64
 MAP_NODES = "h0123456789abcde"
+USAGE = ("residency", "faults")  # files of state/NAME
 # Blanks, control characters, the backslash, and U+2028 and U+2029, where some readers end a line.
 _ESCAPED = re.compile(rb"[\x00-\x20\x7f\\]|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
 _NUMA_WORDS = {
@@ -165,6 +167,23 @@ def region_faults(core: Core, region: Region) -> dict[str, int]:
         values[f"{name}_thrashed"] = int(flows.thrashed[node])
         values[f"{name}_shared"] = int(flows.shared[node])
     return values
+
+
+def usage(core: Core, regions: RegionTable) -> str:
+    """A row for each region: its name, and what its residency and its faults say."""
+    rows: list[str] = []
+    head = "# region"
+    for name, region in regions.listed():
+        try:
+            found = (residency(core, region), region_faults(core, region))
+        except HmmfsError:  # it has gone: this runs in a thread
+            continue
+        if not rows:
+            words = (f"{kind}.{key}" for kind, of in zip(USAGE, found, strict=True) for key in of)
+            head = " ".join([head, *words])
+        counts = (str(count) for of in found for count in of.values())
+        rows.append(" ".join([escaped(name), *counts]))
+    return "".join(f"{row}\n" for row in [head, *rows])
 
 
 def blocks(core: Core, region: Region) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hmmfs.inspect.reading import PATIENCE_S, Values, ask, line, number, text, values
-from hmmfs.inspect.status import by_number
+from hmmfs.inspect.status import by_number, usage
 from hmmfs.inspect.words import unescape
 
 SCHEMA = 1
@@ -99,14 +99,8 @@ def _devices(point: str) -> Iterator[Snapshot]:
 
 
 def _regions(point: str) -> Iterator[Snapshot]:
-    for name in sorted(os.listdir(os.path.join(point, "state"))):
-        try:
-            residency = values(point, "state", name, "residency")
-            faults = values(point, "state", name, "faults")
-        except FileNotFoundError:  # unlinked since it was listed
-            continue
-        if residency and faults:  # neither says anything once its region is gone
-            yield {"name": name, "residency": residency, "faults": faults}
+    for name, of in usage(point):
+        yield {"name": name, **of}
 
 
 def _thrashing(each: str) -> Snapshot:

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from hmmfs.inspect.reading import PATIENCE_S, ask, line, number, values
+from hmmfs.inspect.reading import PATIENCE_S, Values, ask, line, number, text, values
+from hmmfs.inspect.words import unescape
 
 SCHEMA = 1
 
@@ -46,8 +47,19 @@ def _devices(point: str) -> Iterator[Status]:
 
 
 def _regions(point: str) -> Iterator[Status]:
-    for name in sorted(os.listdir(os.path.join(point, "state"))):
-        try:
-            yield {"name": name, "residency": values(point, "state", name, "residency")}
-        except FileNotFoundError:  # unlinked since it was listed
-            continue
+    for name, of in usage(point):
+        yield {"name": name, "residency": of["residency"]}
+
+
+def usage(point: str) -> Iterator[tuple[str, dict[str, Values]]]:
+    """Of each region by name what its files `residency` and `faults` say, all from one file."""
+    head, *rows = text(point, "usage").rstrip("\n").split("\n")
+    columns = [word.split(".", 1) for word in head.split(" ")[2:]]
+    found = []
+    for row in rows:
+        name, *numbers = row.split(" ")
+        of: dict[str, Values] = {"residency": {}, "faults": {}}
+        for (kind, key), value in zip(columns, numbers, strict=True):
+            of[kind][key] = int(value)
+        found.append((unescape(name), of))
+    yield from sorted(found)

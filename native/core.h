@@ -144,7 +144,7 @@ struct hm_pool {
     _Atomic int fd; /* -1 until first use */
     _Atomic(uint8_t *) *chunks;
     _Atomic uint64_t chunks_end; /* no chunk is mapped from here on */
-    _Atomic uint64_t unpunched; /* punches that the kernel refused */
+    _Atomic uint64_t unpunched;  /* punches that the kernel refused */
 };
 
 int hm_pool_open(struct hm_pool *pool, const char *name);

@@ -1,5 +1,6 @@
 """What every test shares. Each test's time limit is pytest-timeout's, set in pyproject.toml."""
 
+import os
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
+    # Without it every process that a test starts compiles all that it imports.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SENT)
     for number in SENT:
         if signal.getsignal(number) is signal.SIG_IGN:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from forked import Commands
 
 from hmmfs import mountinfo
 from hmmfs.errors import HmmfsError
@@ -171,6 +172,17 @@ def others(tops: tuple[Path, ...]) -> set[str]:
     return numbers
 
 
+COMMANDS: list[Commands] = []  # while there are tests, one
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands() -> Iterator[None]:
+    with Commands() as made:
+        COMMANDS.append(made)
+        yield
+        COMMANDS.clear()
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path_factory: pytest.TempPathFactory, temporary_files: Path) -> Iterator[None]:
     """No test leaves a process, a descriptor, a memfd, a mount or a connection behind."""
@@ -199,7 +211,9 @@ def mounted(base: Path, patience_s: float, **options: object) -> Iterator[Mount]
     mount = Mount(base / f"mnt{number}", base / f"log{number}")
     mount.path.mkdir()
     words = [f"{name}={value}" for name, value in options.items()]
-    run("mount", str(mount.path), "-o", ",".join([*words, f"log={mount.log}"]))
+    command = ("mount", str(mount.path), "-o", ",".join([*words, f"log={mount.log}"]))
+    status, said = COMMANDS[0].run(*command)
+    assert status == 0, f"hmmfs {' '.join(command)}: {status}: {said}"
     with contextlib.ExitStack() as stack:
         stack.callback(_take_down, mount, psutil.Process(mount.pid))
         stack.enter_context(unwedged(mount.path, patience_s))

@@ -45,6 +45,7 @@ def temporary_files() -> Iterator[Path]:
     all: so two runs at the same time can tell whose it is. Its name is short, as a browser makes a
     socket below it, which takes 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="hmmfs-tests-") as directory:
+        os.chmod(directory, 0o755)  # some of it is for other users
         patch = pytest.MonkeyPatch()
         patch.setenv("TMPDIR", directory)
         patch.setattr(tempfile, "tempdir", None)

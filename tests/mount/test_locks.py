@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S, Mount, fails, mounted
+from conftest import PATIENCE_S, Mount, fails, mounted, wait_until
 
 F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW = 36, 37, 38
 LOCKER = """
@@ -229,10 +230,8 @@ def test_two_that_wait_for_each_other(path: Path, fds: tuple[int, int]) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "locked\n"
-        wchan = Path(f"/proc/{child.pid}/wchan")
-        end = time.monotonic() + 20
-        while "lock" not in wchan.read_text() and time.monotonic() < end:
-            time.sleep(0.01)
+        waits = re.compile(rf"-> POSIX .* {child.pid} ")
+        assert wait_until(lambda: bool(waits.search(Path("/proc/locks").read_text())))
         fails(
             errno.EDEADLK,
             lambda: fcntl.fcntl(fds[0], fcntl.F_SETLKW, lock(fcntl.F_WRLCK, 1, 1)),

@@ -227,7 +227,8 @@ def test_a_handle_stays_at_home(machine: hmmfs.Machine) -> None:
     with pytest.raises(TypeError, match="send on what wait"):
         pickle.dumps(handle)
     reader, writer = os.pipe()
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         said = b""
         for ask in (handle.wait, handle.exception, handle.cancel, lambda: handle.done):
             try:
@@ -239,7 +240,7 @@ def test_a_handle_stays_at_home(machine: hmmfs.Machine) -> None:
     os.close(writer)
     with open(reader, "rb") as pipe:
         assert pipe.read() == b"refused " * 4
-    os.wait()
+    os.waitpid(child, 0)
     assert handle.wait() == 0
 
 
@@ -398,6 +399,6 @@ def test_a_kernel_can_not_speak_for_its_worker(machine: hmmfs.Machine, tmp_path:
         channel.sendall(struct.pack("<Q", len(said)) + said)
 
     handle = machine.dev0.launch(forge)
-    fails(errno.EREMOTEIO, handle.wait, "wrote to its worker.s socket")
+    fails(errno.EREMOTEIO, handle.wait, "wrote to its worker's socket")
     assert not marker.exists(), "a kernel's code ran in the daemon"
     assert machine.dev0.launch(kernels.reduce, hmmfs.reads(machine.region("a", 4))).wait() == 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import runpy
 import subprocess
 import threading
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from hmmfs.run import LIBRARY, preloading
 
 HERE = Path(__file__).resolve().parent
 NATIVE = HERE.parents[1] / "native"
-PRELOADED = ("helper.c", "preload.c")  # the library of hmmfs run
+CORE = runpy.run_path(str(NATIVE / "build.py"))["SOURCES"]
 SECONDS = 5
 LIMIT = 60.0
 SANITIZERS = {
@@ -52,7 +53,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     def core(sanitizer: str) -> list[Path]:
         objects = directory / sanitizer
         objects.mkdir()
-        sources = [path for path in sorted(NATIVE.glob("*.c")) if path.name not in PRELOADED]
+        sources = [NATIVE / name for name in CORE]
 
         def compiled(source: Path) -> None:
             subprocess.run(["gcc", *flags(sanitizer), "-c", source], check=True, cwd=objects)

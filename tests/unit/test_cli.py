@@ -167,13 +167,13 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "devices/dev9/stats": "evictions 3\n",
         "devices/dev9/vram/total": "67108864\n",
         "devices/dev9/vram/used": "2097152\n",
-        "state/a [b]/residency": "pages_host 4\npages_dev9 512\ndirty_host 3\ndirty_device 40\n"
-        "cpu_cached 2\nsize 2113536\n",
+        "usage": "# region residency.pages_host residency.pages_dev9 residency.dirty_host "
+        "residency.dirty_device residency.cpu_cached residency.size faults.cpu\n"
+        "a\\040[b] 4 512 3 40 2 2113536 7\n",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    (tmp_path / "state" / "gone").mkdir()
     entry = mountinfo.Entry(str(tmp_path), mountinfo.TYPE, "hmmfs", 0, 77)
     monkeypatch.setattr(mountinfo, "require_hmmfs", lambda _: entry)
     monkeypatch.setattr(cli, "_submit_file", lambda device: f"{device}/submit")

@@ -534,7 +534,8 @@ def _start(request: dict[str, Any]) -> None:
             said = done.stderr.strip() or f"It ended with status {done.returncode}."
             error = HmmfsError(errno.EIO, said)
         raise error
-    sys.stderr.write(done.stderr)  # a warning
+    if warning := json.loads(done.stdout):
+        print(f"hmmfs: {warning}", file=sys.stderr)
 
 
 # ---- the same in another process

@@ -111,7 +111,7 @@ def _serve(
         return serve(path, config, ready, owner)
 
     def warned() -> None:
-        if sentence := computer.complaint(config.host + config.devices * config.vram):
+        if sentence := computer.complaint(config.memory):
             _complain(sentence, 0)
 
     def ready() -> None:
@@ -121,7 +121,8 @@ def _serve(
     if config.foreground and owner is None:
         return work(ready)
     status = in_background(work)
-    warned()
+    if owner is None:  # a program is told in another way
+        warned()
     return status
 
 

@@ -53,6 +53,11 @@ class Config:
     foreground: bool = False
 
     @property
+    def memory(self) -> int:
+        """Bytes that regions can take, of the host and of all devices."""
+        return self.host + self.devices * self.vram
+
+    @property
     def types(self) -> list[str]:
         """Of each device; of several, the last named is that of the rest."""
         named = self.type.split("+")

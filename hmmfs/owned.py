@@ -1,8 +1,8 @@
 """A mount that ends with the program that asked for it: what `hmmfs.mount` runs.
 
 Standard input is one JSON object: the path, the options as pairs of name and text, and whether the
-directory is temporary. The argument is the number of a pidfd of the owner. Where mounting fails,
-standard output is one JSON object, as `daemonize.report` makes it.
+directory is temporary. The argument is the number of a pidfd of the owner. Standard output is JSON,
+too: where mounting fails an object, as `daemonize.report` makes it; else a warning, or null.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 
-from hmmfs import cli
+from hmmfs import cli, computer
 from hmmfs.config import Config
 from hmmfs.daemonize import Owner, open_standard_files, report
 from hmmfs.errors import HmmfsError
@@ -23,7 +23,9 @@ def main() -> int:
     owner = Owner(int(sys.argv[1]), request["temporary"])
     try:
         config = Config.from_pairs([(name, text) for name, text in request["options"]])
-        return cli._serve(request["path"], config, False, False, owner)
+        status = cli._serve(request["path"], config, False, False, owner)
+        json.dump(computer.complaint(config.memory), sys.stdout)
+        return status
     except (HmmfsError, OSError) as error:
         json.dump(report(error), sys.stdout)
         return 1

@@ -215,3 +215,13 @@ def test_what_fails_says_why(spot: Path, mount: Mount) -> None:
             hmmfs.mount(path)
         assert caught.value.errno == number
         assert str(path) in str(caught.value)
+
+
+def test_a_warning_reaches_the_program(capfd: pytest.CaptureFixture[str]) -> None:
+    """And nothing else that the daemon says."""
+    with hmmfs.mount(vram="4M", host="16M"):
+        assert capfd.readouterr().err == ""
+    with hmmfs.mount(vram="4M", host="15T"):
+        err = capfd.readouterr().err
+    assert err.startswith("hmmfs: Warning: host= and all vram= together are ")
+    assert err.count("\n") == 1

@@ -209,7 +209,9 @@ def test_a_mount_that_goes_away(mount_factory: MountFactory) -> None:
     with top(mount) as terminal:
         assert terminal.shows("dev0")
         run("umount", "-z", str(mount.path))
-        assert terminal.shows(lambda text: "is gone." in text.replace("\n", "")), "on how many lines"
+        assert terminal.shows(lambda text: "is gone." in text.replace("\n", "")), (
+            "on how many lines"
+        )
         assert "Traceback" not in terminal.text
         assert terminal.status() == 1
 

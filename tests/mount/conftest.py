@@ -97,7 +97,7 @@ def ended(pid: int) -> bool:
     """Whether a daemon is gone: one that nobody has waited for yet counts."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 

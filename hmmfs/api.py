@@ -163,7 +163,6 @@ class Region:
             place = f"{start}+{end - start}"
         if not all(isinstance(word, str) for word in words):
             raise UsageError(f"{words!r} is no advice: give words, as accessed_by=dev0.")
-        self._check_name()
         try:
             (self._state / "advice").write_bytes(os.fsencode(f"{place} {' '.join(words)}\n"))
         except FileNotFoundError:
@@ -184,6 +183,7 @@ class Region:
 
     @property
     def _state(self) -> Path:
+        self._check_name()
         return self.machine.path / "state" / self.name
 
     def _bytes(self, part: slice) -> tuple[int, int]:
@@ -219,6 +219,8 @@ class Region:
         return Handle(device, line if end > start else "", uuid.uuid4().hex)
 
     def unlink(self) -> None:
+        """Remove it. HmmfsError with ESTALE: what has its name now is another."""
+        self._check_name()
         self.path.unlink()
 
 
@@ -480,6 +482,8 @@ def mount(path: str | os.PathLike[str] | None = None, **options: object) -> Mach
     Leaving the context, or close(), ends the mount; so does the end of this process, however it
     ends. HmmfsError: it can't be mounted, UsageError: not with these options."""
     pairs = _texts(options)
+    if path is not None and not os.fspath(path):
+        raise UsageError("The directory to mount on has an empty name.")
     where = Path(tempfile.mkdtemp(prefix="hmmfs-") if path is None else path).absolute()
     try:
         _start({"path": str(where), "options": pairs, "temporary": path is None})

@@ -99,6 +99,8 @@ def _serve(
     config = replace(config, debug=debug, foreground=foreground or debug)
     # Inherited as ignored, it would take the exit statuses of fusermount3 and of workers.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if not directory:
+        raise UsageError("The directory to mount on has an empty name.")
     # Absolute, because a daemon may leave the directory it was started in.
     path = mountinfo.resolve(directory)
     # numpy's OpenBLAS starts a thread for every CPU when it is imported; the daemon does no

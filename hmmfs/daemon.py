@@ -142,7 +142,13 @@ def _settled(config: Config) -> Config:
 
 def _start_log(config: Config) -> None:
     """Only hmmfs's own words: pyfuse3 would describe every request."""
-    handler = logging.FileHandler(config.log) if config.log else logging.StreamHandler()
+    try:
+        handler = logging.FileHandler(config.log) if config.log else logging.StreamHandler()
+    except OSError as error:
+        raise HmmfsError(
+            error.errno or errno.EIO,
+            f"The log file {config.log} can't be opened: {os.strerror(error.errno or errno.EIO)}.",
+        ) from None
     handler.setFormatter(logging.Formatter("%(asctime)s hmmfs %(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("hmmfs").setLevel(logging.DEBUG if config.debug else logging.INFO)

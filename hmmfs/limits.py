@@ -16,11 +16,14 @@ _RAISED = (
     resource.RLIMIT_FSIZE,
     resource.RLIMIT_AS,
     resource.RLIMIT_DATA,
+    resource.RLIMIT_CPU,
 )
 # What a mount of one region and a device's worker takes. A region has a directory of 8 GiB, most of
 # it untouched, and descriptors for that and for each node with pages of it.
 FILES = 64
 ADDRESS_SPACE = 12 * G
+DATA = 1 * G  # with the stacks of threads
+CPU_S = 1 << 28  # eight years
 THREADS = 16  # of the daemon; a device's worker has some more
 THREADS_OF_A_DEVICE = 4
 
@@ -57,6 +60,19 @@ def settle(devices: int) -> int:
         errno.ENOMEM,
         "A mount takes {size} of address space and more, and the limit is {most} bytes: "
         "mount with `ulimit -v unlimited`.",
+    )
+    _check(
+        resource.RLIMIT_DATA,
+        DATA,
+        errno.ENOMEM,
+        "A mount takes {size} of data and more, and the limit is {most} bytes: "
+        "mount with `ulimit -d unlimited`.",
+    )
+    _check(
+        resource.RLIMIT_CPU,
+        CPU_S,
+        errno.EPERM,
+        "A limit would end the mount after {most} s of CPU time: mount with `ulimit -t unlimited`.",
     )
     _check_threads(THREADS + THREADS_OF_A_DEVICE * devices)
     return inherited

@@ -129,6 +129,8 @@ class Xattrs:
                 errno.EOPNOTSUPP,
                 f"{_show(name)} can't be kept: regions have extended attributes in user. alone.",
             )
+        if name == USER:
+            raise HmmfsError(errno.EINVAL, "An extended attribute has a name behind user.")
         if not isinstance(what, Region) and what is not self._tree.regions:
             raise HmmfsError(errno.EOPNOTSUPP, "Control files have no extended attributes.")
 

@@ -49,6 +49,7 @@ def _carry_out(request: dict[str, Any], said: int) -> int:
     from hmmfs import cli
 
     os.dup2(said, 2)
+    os.close(said)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
@@ -71,7 +72,7 @@ def _serve(connection: socket.socket) -> None:
                 try:
                     status = _carry_out(json.loads(data), said.fileno())
                 except BaseException:
-                    os.write(said.fileno(), traceback.format_exc().encode())
+                    os.write(2, traceback.format_exc().encode())
                 finally:
                     os._exit(status)
             _, status = os.waitpid(pid, 0)

@@ -123,6 +123,8 @@ def test_a_program_keeps_its_own_limits(tmp_path: Path) -> None:
         ("ulimit -n 40", "ulimit -n"),
         ("ulimit -n 12", "ulimit -n"),
         ("ulimit -v 8000000", "ulimit -v"),
+        ("ulimit -d 200000", "ulimit -d"),
+        ("ulimit -t 1000", "ulimit -t"),
         ("cd $(mktemp -d); rmdir $PWD; set -- relative", "The working directory is gone"),
     ],
 )

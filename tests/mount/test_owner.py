@@ -225,3 +225,16 @@ def test_a_warning_reaches_the_program(capfd: pytest.CaptureFixture[str]) -> Non
         err = capfd.readouterr().err
     assert err.startswith("hmmfs: Warning: host= and all vram= together are ")
     assert err.count("\n") == 1
+
+
+def test_no_place_is_not_the_working_directory() -> None:
+    with pytest.raises(hmmfs.HmmfsError, match="has an empty name") as caught:
+        hmmfs.mount("", vram="4M")
+    assert caught.value.errno == errno.EINVAL
+    done = script("from hmmfs import cli; raise SystemExit(cli.main(['mount', '']))")
+    assert (done.returncode, "has an empty name" in done.stderr) == (2, True)
+
+
+def test_a_log_that_can_not_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(hmmfs.HmmfsError, match=r"^The log file .*/nowhere/log can't be opened: No"):
+        hmmfs.mount(vram="4M", log=tmp_path / "nowhere/log")

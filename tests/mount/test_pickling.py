@@ -78,6 +78,8 @@ def test_another_region_of_the_name_is_not_it(machine: hmmfs.Machine) -> None:
     fails(errno.ESTALE, lambda: region.cpu, *replaced)
     fails(errno.ESTALE, lambda: region.migrate("dev0"), *replaced)
     fails(errno.ESTALE, lambda: region.advise("pinned"), *replaced)
+    for ask in (region.residency, region.faults, region.attributes, region.unlink):
+        fails(errno.ESTALE, ask, *replaced)
     launch = machine.dev0.launch
     fails(errno.ESTALE, lambda: launch(kernels.fill, hmmfs.writes(region), 1), *replaced)
     assert not other.cpu.any()

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import HMMFS, Mount, mounted, wait_until
+from conftest import HMMFS, Mount, let_others_reach, mounted, wait_until
 from test_programs import descendants
 
 SOURCE = Path(__file__).parent / "programs" / "hold.c"
@@ -35,8 +35,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Others can read it, too."""
     path = tmp_path_factory.mktemp("held")
-    for directory in (path, *list(path.parents)[:2]):
-        directory.chmod(0o755)
+    let_others_reach(path)
     return path
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import HMMFS, Mount, MountFactory, connection, fails, wait_until
+from conftest import HMMFS, Mount, MountFactory, connection, fails, let_others_reach, wait_until
 
 M = 1 << 20
 SOURCE = Path(__file__).resolve().parents[2]
@@ -183,9 +183,7 @@ def opens(path: Path, flags: int) -> int:
 
 @pytest.mark.parametrize("mode", [0o600, 0o644, 0o666, 0o622, 0o000, 0o060])
 def test_mode_bits(mount_factory: MountFactory, tmp_path: Path, mode: int) -> None:
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
+    let_others_reach(tmp_path)
     mount = mount_factory(vram="8M", allow_other="on")
     path = mount.region("a", M)
     path.chmod(mode)
@@ -208,8 +206,7 @@ def test_mode_bits(mount_factory: MountFactory, tmp_path: Path, mode: int) -> No
 
 
 def test_strangers_and_control_files(mount_factory: MountFactory, tmp_path: Path) -> None:
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
+    let_others_reach(tmp_path)
     mount = mount_factory(vram="8M", allow_other="on")
     mount.region("a", M).chmod(0o600)
     submit = mount.path / "devices/dev0/submit"
@@ -225,8 +222,7 @@ def test_strangers_and_control_files(mount_factory: MountFactory, tmp_path: Path
 
 
 def test_without_allow_other(mount: Mount, tmp_path: Path) -> None:
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
+    let_others_reach(tmp_path)
     assert opens(mount.path / "stats", os.O_RDONLY) == errno.EACCES
     assert as_nobody(lambda: os.listdir(mount.regions)) == errno.EACCES
 
@@ -318,8 +314,7 @@ def test_an_ordinary_user_mounts(tmp_path: Path) -> None:
     fusermount = shutil.which("fusermount3")
     assert fusermount
     assert os.stat(fusermount).st_mode & stat.S_ISUID
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
+    let_others_reach(tmp_path)
     (tmp_path / "mnt").mkdir()
     for path in (tmp_path, tmp_path / "mnt"):
         os.chown(path, NOBODY, NOBODY)

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import HMMFS, Mount, MountFactory, ended, fails, wait_until
+from conftest import HMMFS, Mount, MountFactory, ended, fails, let_others_reach, wait_until
 
 from hmmfs.inspect.accounts import disagreements
 from hmmfs.run import LIBRARY, preloading
@@ -768,8 +768,7 @@ def test_an_unprivileged_program_gives_access_only(
     mount_factory: MountFactory, binaries: Path
 ) -> None:
     machine = mount_factory(vram="32M", devices=2, host="64M", allow_other="on")
-    for parent in [binaries, *binaries.parents][:3]:
-        parent.chmod(0o755)
+    let_others_reach(binaries)
     library = shutil.copy(LIBRARY, binaries)
     name = (machine.path / "socket").read_text().strip()
     nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")

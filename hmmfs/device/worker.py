@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import importlib.util
 import mmap
 import os
 import pickle
@@ -35,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+from hmmfs import user_files
 from hmmfs.device.launches import Array
 from hmmfs.memory import Afar
 
@@ -127,14 +127,7 @@ def function_of(target: Any) -> Callable[..., Any]:
     if callable(target):
         return target  # type: ignore[no-any-return]
     where, _, name = target.rpartition(":")
-    if where.endswith(".py"):
-        spec = importlib.util.spec_from_file_location(os.path.basename(where)[:-3], where)
-        if spec is None or spec.loader is None:
-            raise ImportError(f"{where} cannot be loaded.")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        module = importlib.import_module(where)
+    module = user_files.load(where) if where.endswith(".py") else importlib.import_module(where)
     found: Any = module
     for part in name.split("."):
         found = getattr(found, part)

@@ -7,7 +7,6 @@ split as a shell does, so a path with blanks takes quotes.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import os
 import re
@@ -15,6 +14,7 @@ import shlex
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
+from hmmfs import user_files
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.policy import eviction as _eviction
 from hmmfs.policy import placement as _placement
@@ -111,12 +111,7 @@ def _from_file(name: str) -> object:
     path, _, attribute = name.rpartition(":")
     if not os.path.isabs(path):
         raise UsageError(f"{path} is not a whole path: the daemon has no directory of yours.")
-    spec = importlib.util.spec_from_file_location(os.path.basename(path)[:-3], path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is not a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, attribute)
+    return getattr(user_files.load(path), attribute)
 
 
 def _checked(loaded: object, kind: type[P], name: str) -> type[P]:

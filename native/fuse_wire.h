@@ -12,6 +12,7 @@
 
 /* ---- newer than the oldest header ----------------------------------------------------------- */
 
+#define HM_FUSE_TMPFILE 51                   /* 7.37 */
 #define HM_FUSE_FLAGS2_PASSTHROUGH (1u << 5) /* 7.40, bit 37 of the INIT flags */
 #define HM_FUSE_OPEN_PASSTHROUGH (1u << 7)   /* 7.40, of open_flags */
 

@@ -12,7 +12,6 @@
 #include <unistd.h>
 
 #define FIRST_REGION_INO (1ULL << 32)
-#define TMPFILE 51 /* FUSE_TMPFILE: linux/fuse.h of 6.1 and later */
 #define WRITE_HEADERS (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
 #define FALLOC_KEEP_SIZE 0x01
 #define FALLOC_PUNCH_HOLE 0x02
@@ -405,7 +404,7 @@ static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
             return;
         }
     }
-    if (request.opcode == TMPFILE)
+    if (request.opcode == HM_FUSE_TMPFILE)
         make_create(message);
     /* pyfuse3 knows neither: its ENOSYS would end both for the whole mount. */
     if (request.opcode == FUSE_LSEEK || request.opcode == FUSE_FALLOCATE) {

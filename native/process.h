@@ -96,6 +96,11 @@ int hm_vma_wiped(const struct hm_process *process, struct hm_range **out);
 #define HM_PM_FRAME ((1ULL << 55) - 1)
 #define HM_PM_GUARD (1ULL << 58) /* 6.15 */
 int hm_pagemap(const struct hm_process *process, uint64_t address, uint32_t pages, uint64_t *out);
+/* What /proc says of a thread behind its name: " STATE PPID ...", where STATE is field 3. NULL: it
+ * has ended. */
+#define HM_STAT_BYTES 1024
+const char *hm_thread_stat(const struct hm_process *process, pid_t thread,
+                           char text[HM_STAT_BYTES]);
 /* Of a block's pages from an address on, those of the mask that there are; and guards, where there
  * is none and nobody may have one. */
 int hm_pages_there(const struct hm_process *process, uint64_t address, const struct hm_mask *mask,

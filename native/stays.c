@@ -114,21 +114,12 @@ static int keep_mutexes(struct search *search, uint64_t head)
 /* Whether a thread has no list any more because it is about to end. */
 static bool is_ending(const struct hm_process *process, pid_t thread)
 {
-    char path[64], text[512], *end;
+    char text[HM_STAT_BYTES];
+    const char *said = hm_thread_stat(process, thread, text);
     unsigned long flags = 0;
     char state = 'Z';
-    ssize_t n;
-    int fd;
-    snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", process->pid, thread);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return false;
-    n = read(fd, text, sizeof(text) - 1);
-    close(fd);
-    text[n > 0 ? n : 0] = 0;
-    end = strrchr(text, ')'); /* of its name */
-    if (end)
-        sscanf(end + 1, " %c %*d %*d %*d %*d %*d %lu", &state, &flags);
+    if (said)
+        sscanf(said, " %c %*d %*d %*d %*d %*d %lu", &state, &flags);
     return flags & 4 /* PF_EXITING */ && state != 'Z' && state != 'X';
 }
 
@@ -183,20 +174,11 @@ struct hm_mask hm_stays_for_ps(struct hm_process *process, uint64_t block)
 {
     struct search search = {process, hm_process_address(process, block), {{0}}};
     unsigned long long at[4] = {0};
-    char path[64], text[1024], *end;
-    ssize_t n;
-    int fd;
-    snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", process->pid, process->pid);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return search.found;
-    n = read(fd, text, sizeof(text) - 1);
-    close(fd);
-    text[n > 0 ? n : 0] = 0;
-    end = strrchr(text, ')'); /* of its name, which is field 2; from 48 on come what we want */
-    for (int field = 2; end && field < 48; field++)
-        end = strchr(end + 1, ' ');
-    if (end && sscanf(end, " %llu %llu %llu %llu", &at[0], &at[1], &at[2], &at[3]) == 4)
+    char text[HM_STAT_BYTES];
+    const char *said = hm_thread_stat(process, process->pid, text);
+    for (int field = 3; said && field <= 48; field++) /* from 48 on come what we want */
+        said = strchr(said + (field > 3), ' ');
+    if (said && sscanf(said, " %llu %llu %llu %llu", &at[0], &at[1], &at[2], &at[3]) == 4)
         for (int i = 0; i < 4; i += 2)
             if (at[i] < at[i + 1])
                 keep(&search, at[i], at[i + 1] - at[i]);

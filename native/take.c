@@ -74,18 +74,9 @@ static bool is_there(const struct hm_process *process)
 /* Whether the program is stopped, as by SIGSTOP or a debugger. */
 static bool is_stopped(const struct hm_process *process)
 {
-    char path[64], text[512], *end;
-    ssize_t n;
-    int fd;
-    snprintf(path, sizeof(path), "/proc/%d/stat", process->pid);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return false;
-    n = read(fd, text, sizeof(text) - 1);
-    close(fd);
-    text[n > 0 ? n : 0] = 0;
-    end = strrchr(text, ')'); /* of its name */
-    return end && (end[1] == ' ') && (end[2] == 'T' || end[2] == 't');
+    char text[HM_STAT_BYTES];
+    const char *said = hm_thread_stat(process, process->pid, text);
+    return said && said[0] == ' ' && (said[1] == 'T' || said[1] == 't');
 }
 
 /* Wait for the helper, with the process's lock held. reads: what it does may be an event or a

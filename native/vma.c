@@ -261,3 +261,19 @@ int hm_process_look(struct hm_core *core, uint64_t ino, uint64_t address, uint32
         hm_region_put(region);
     return error;
 }
+
+const char *hm_thread_stat(const struct hm_process *process, pid_t thread, char text[HM_STAT_BYTES])
+{
+    char path[64], *end;
+    ssize_t n;
+    int fd;
+    snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", process->pid, thread);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return NULL;
+    n = read(fd, text, HM_STAT_BYTES - 1);
+    close(fd);
+    text[n > 0 ? n : 0] = 0;
+    end = strrchr(text, ')');
+    return end ? end + 1 : NULL;
+}

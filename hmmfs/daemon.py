@@ -296,10 +296,8 @@ class _Daemon:
         if not self._closed.is_set():
             with contextlib.suppress(HmmfsError):
                 mounting.unmount(self._mounted.path, lazy=True)
-            if not abort(self._mounted.connection_id):
-                # The end of the process closes /dev/fuse, which aborts it.
-                log.error("The connection can't be aborted; the end of the daemon will.")
-                return
+            if not self._abort():
+                return  # the end of the process will
         with contextlib.suppress(Exception):
             pyfuse3.close(unmount=False)
         self._core.join_gate()
@@ -393,11 +391,19 @@ class _Daemon:
                 await self._closed.wait()
                 return
             log.warning("Programs still use %s: aborting what they wait for.", self._mounted.path)
-            if not await trio.to_thread.run_sync(
-                abort, self._mounted.connection_id, abandon_on_cancel=True
-            ):
-                log.error("The connection can't be aborted: it ends at the programs' last close.")
+            await trio.to_thread.run_sync(self._abort)
             await self._closed.wait()
+
+    def _abort(self) -> bool:
+        """In a container of an ordinary user there may be no way but to close /dev/fuse."""
+        if abort(self._mounted.connection_id):
+            return True
+        try:
+            self._core.leave_gate()
+        except HmmfsError as error:
+            log.error("The connection can't be aborted: %s", error.sentence)
+            return False
+        return True
 
     async def _await_owner(self) -> None:
         """The end of the program that the mount is for is as a signal from it."""

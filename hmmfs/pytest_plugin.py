@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -21,10 +20,11 @@ if TYPE_CHECKING:
 def unavailable() -> str:
     """Why a machine can't be mounted here, or its devices take no faults; empty: it can be."""
     from hmmfs.device.worker import open_userfaultfd
+    from hmmfs.filesystem.mounting import find_helper
 
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "/dev/fuse can't be opened: load the module, or give the container the device"
-    if os.geteuid() and not shutil.which("fusermount3"):
+    if os.geteuid() and not find_helper():
         return "fusermount3 is not installed, without which only root can mount"
     try:
         os.close(open_userfaultfd())

@@ -411,7 +411,9 @@ struct hm_core {
     hm_counter written_up_to; /* the newest WRITE read from /dev/fuse */
     hm_counter parked_writes; /* parked, or taken from there and not carried out yet */
     _Atomic uint32_t gate_running;
-    _Atomic uint32_t spinner; /* one gate thread spins at a time */
+    _Atomic uint32_t invalidating; /* threads that tell the kernel what to drop */
+    _Atomic bool leaving;          /* hm_gate_leave: no more of these, then no more requests */
+    _Atomic uint32_t spinner;      /* one gate thread spins at a time */
     struct hm_relay *relay;
 };
 

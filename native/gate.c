@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -16,6 +17,7 @@
 #define FALLOC_KEEP_SIZE 0x01
 #define FALLOC_PUNCH_HOLE 0x02
 #define FALLOC_ZERO_RANGE 0x10
+#define LEAVE_NS 10000000000ULL /* for what is being invalidated */
 
 /* ---- answers ------------------------------------------------------------------------------ */
 
@@ -57,16 +59,20 @@ int hm_invalidate(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_t 
         struct fuse_notify_inval_inode_out out;
     } message = {{sizeof(message), FUSE_NOTIFY_INVAL_INODE, 0},
                  {ino, (int64_t)offset, (int64_t)length}};
+    int error = 0;
     if (core->fuse_fd < 0)
         return 0;
-    while (write(core->fuse_fd, &message, sizeof(message)) < 0) {
-        if (errno == EINTR || errno == EAGAIN)
-            continue;
+    atomic_fetch_add(&core->invalidating, 1);
+    if (atomic_load(&core->leaving))
+        error = -ENOTCONN;
+    while (!error && write(core->fuse_fd, &message, sizeof(message)) < 0) {
         /* ENOENT: the kernel has no such inode, so nothing of it is cached. ENODEV, ENOTCONN:
          * there is no CPU side any more. */
-        return -errno;
+        if (errno != EINTR && errno != EAGAIN)
+            error = -errno;
     }
-    return 0;
+    atomic_fetch_sub(&core->invalidating, 1);
+    return error;
 }
 
 int hm_reply_ioctl(struct hm_core *core, uint64_t unique, int error, const void *out, uint32_t size)
@@ -449,7 +455,7 @@ static void *gate_thread(void *arg)
     struct hm_event closed = {.kind = HM_EVENT_CLOSED};
     /* So that the bytes of a WRITE begin with a page: the kernel copies page by page. */
     uint8_t *buffer = self->pages + HM_PAGE_SIZE - WRITE_HEADERS;
-    for (;;) {
+    while (!atomic_load(&core->leaving) || atomic_load(&core->invalidating)) {
         ssize_t n;
         atomic_store(&self->floor, atomic_load(&core->written_up_to));
         n = core->config.poll_us ? read_polling(core, buffer)
@@ -499,6 +505,40 @@ int hm_gate_start(struct hm_core *core, int fuse_fd, int relay_fd)
         core->gate_threads++;
     }
     return 0;
+}
+
+static void wake_up(int number)
+{
+    (void)number;
+}
+
+/* The kernel aborts a connection when the last of its users of /dev/fuse goes, and a thread that
+ * reads or invalidates is one. One that invalidates can wait for an answer of ours: those first. */
+int hm_gate_leave(struct hm_core *core)
+{
+    /* Ignored where no handler is, so a late one does no harm. Without SA_RESTART read(2) ends. */
+    struct sigaction action = {.sa_handler = wake_up}, before;
+    uint64_t end = hm_now() + LEAVE_NS;
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC), error = 0;
+    if (null < 0 || sigaction(SIGURG, &action, &before)) {
+        error = -errno;
+        goto out;
+    }
+    atomic_store(&core->leaving, true);
+    while (atomic_load(&core->gate_running) && hm_now() < end) {
+        for (uint32_t i = 0; i < core->gate_threads && !atomic_load(&core->invalidating); i++)
+            pthread_kill(core->gate[i].thread, SIGURG);
+        usleep(1000);
+    }
+    if (atomic_load(&core->gate_running))
+        error = -ETIMEDOUT;
+    else if (dup3(null, core->fuse_fd, O_CLOEXEC) < 0) /* late answers go there */
+        error = -errno;
+    sigaction(SIGURG, &before, NULL);
+out:
+    if (null >= 0)
+        close(null);
+    return error;
 }
 
 int hm_gate_join(struct hm_core *core)

@@ -622,6 +622,9 @@ int hm_gate_start(struct hm_core *core, int fuse_fd, int relay_fd);
 /* After INIT: whether the kernel passes files through, as coherent and DAX regions need; -EAGAIN
  * before. */
 int hm_gate_passthrough(struct hm_core *core);
+/* End the connection by closing /dev/fuse, for who may not abort it: programs that wait for an
+ * answer get ECONNABORTED. -ETIMEDOUT: a thread is still at it. */
+int hm_gate_leave(struct hm_core *core);
 /* Returns when every gate thread has ended; the kernel's side must be gone (unmounted, aborted). */
 int hm_gate_join(struct hm_core *core);
 /* Answer an ioctl of which an event told: with error, an errno, or with size bytes at out, which

@@ -162,8 +162,13 @@ def _others_allowed() -> bool:
         return False
 
 
+def find_helper() -> str | None:
+    """fusermount3, also for who has no PATH, or one without the places of the system."""
+    return shutil.which("fusermount3") or shutil.which("fusermount3", path=os.defpath)
+
+
 def _run_helper(args: list[str], failure: str, channel: socket.socket | None = None) -> None:
-    helper = shutil.which("fusermount3")
+    helper = find_helper()
     if helper is None:
         raise HmmfsError(
             errno.ENOENT,

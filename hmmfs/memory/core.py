@@ -606,6 +606,11 @@ class Core:
         to be asked once the mount has answered."""
         return bool(lib.hm_gate_passthrough(self.handle) == 1)
 
+    def leave_gate(self) -> None:
+        """Ends the connection by closing /dev/fuse, for who may not abort it. Only from a thread:
+        it waits up to 10 s for what is being recalled."""
+        check(lib.hm_gate_leave(self.handle), "Closing /dev/fuse")
+
     def join_gate(self) -> None:
         """Waits for the gate's threads: only from a thread, and once the mount is gone."""
         check(lib.hm_gate_join(self.handle), "Joining the gate")

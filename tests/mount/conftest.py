@@ -31,6 +31,14 @@ HMMFS = (sys.executable, "-m", "hmmfs")
 PATIENCE_S = 100.0
 
 
+def takes_root(reason: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(os.geteuid() != 0, reason=reason)
+
+
+moves_programs = takes_root("pages of programs move for root only")
+passes_through = takes_root("the kernel passes memory through for root only")
+
+
 def run(*args: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """The command, its output as text; a failure shows what it said."""
     done = subprocess.run([*HMMFS, *args], capture_output=True, text=True, timeout=timeout)

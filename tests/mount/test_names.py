@@ -10,17 +10,22 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
-import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import HMMFS, Mount, MountFactory, connection, fails, let_others_reach, wait_until
+from conftest import (
+    HMMFS,
+    Mount,
+    MountFactory,
+    fails,
+    let_others_reach,
+    takes_root,
+    wait_until,
+)
 
 M = 1 << 20
-SOURCE = Path(__file__).resolve().parents[2]
 NOREPLACE, EXCHANGE = 1, 2
 NOBODY = 65534
 libc = ctypes.CDLL(None, use_errno=True)
@@ -181,6 +186,10 @@ def opens(path: Path, flags: int) -> int:
     return as_nobody(lambda: os.close(os.open(path, flags)))
 
 
+becomes_another = takes_root("only root becomes another user")
+
+
+@becomes_another
 @pytest.mark.parametrize("mode", [0o600, 0o644, 0o666, 0o622, 0o000, 0o060])
 def test_mode_bits(mount_factory: MountFactory, tmp_path: Path, mode: int) -> None:
     let_others_reach(tmp_path)
@@ -205,6 +214,7 @@ def test_mode_bits(mount_factory: MountFactory, tmp_path: Path, mode: int) -> No
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
+@becomes_another
 def test_strangers_and_control_files(mount_factory: MountFactory, tmp_path: Path) -> None:
     let_others_reach(tmp_path)
     mount = mount_factory(vram="8M", allow_other="on")
@@ -221,6 +231,7 @@ def test_strangers_and_control_files(mount_factory: MountFactory, tmp_path: Path
     assert as_nobody(lambda: os.unlink(mount.regions / "b")) == 0
 
 
+@becomes_another
 def test_without_allow_other(mount: Mount, tmp_path: Path) -> None:
     let_others_reach(tmp_path)
     assert opens(mount.path / "stats", os.O_RDONLY) == errno.EACCES
@@ -303,66 +314,3 @@ def test_times_are_set(mount: Mount) -> None:
     before = mount.regions.stat().st_mtime_ns
     path.unlink()
     assert mount.regions.stat().st_mtime_ns > before
-
-
-# ---- an ordinary user's mount
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become an ordinary user")
-def test_an_ordinary_user_mounts(tmp_path: Path) -> None:
-    """Through fusermount3, in a mount namespace of its own where /dev/fuse may be opened by all."""
-    fusermount = shutil.which("fusermount3")
-    assert fusermount
-    assert os.stat(fusermount).st_mode & stat.S_ISUID
-    let_others_reach(tmp_path)
-    (tmp_path / "mnt").mkdir()
-    for path in (tmp_path, tmp_path / "mnt"):
-        os.chown(path, NOBODY, NOBODY)
-    places = {
-        "python": sys.base_prefix,
-        "site": sysconfig.get_path("purelib"),
-        "source": str(SOURCE),
-    }
-    binds = "\n".join(
-        f"mkdir {tmp_path}/{name}; mount --bind {path} {tmp_path}/{name}"
-        for name, path in places.items()
-    )
-    # Bound into a place of the user's, since root's python and checkout may be closed to others.
-    python = f"{tmp_path}/python/bin/python{sys.version_info[0]}.{sys.version_info[1]}"
-    script = f"""
-        set -e
-        {binds}
-        mknod -m 666 {tmp_path}/fuse c 10 229
-        mount --bind {tmp_path}/fuse /dev/fuse
-        export PYTHONHOME={tmp_path}/python PYTHONPATH={tmp_path}/source:{tmp_path}/site
-        export LD_LIBRARY_PATH={tmp_path}/python/lib HOME={tmp_path} TMPDIR=/tmp
-        exec setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups sh -e -c '
-            cd {tmp_path}
-            hmmfs() {{ {python} -m hmmfs "$@"; }}
-            hmmfs mount mnt -o vram=4M
-            echo hello > mnt/regions/a
-            hmmfs submit mnt dev0 "fill a:0+1 74"
-            cat mnt/regions/a
-            stat -c %u mnt/regions/a
-            # A kernel, with userfaultfd for user code alone: nobody has more without privilege.
-            hmmfs launch mnt dev0 hmmfs.kernels:fill writes:a:uint8 33
-            cat mnt/regions/a; echo
-            echo density > mnt/devices/dev0/policy/prefetch
-            grep ^faults mnt/devices/dev0/stats
-            hmmfs umount mnt
-            # Coherent memory, by recall: nobody may have the kernel pass files through.
-            hmmfs mount mnt -o vram=4M,type=coherent
-            cat mnt/devices/dev0/type
-            echo hello > mnt/regions/a
-            hmmfs launch mnt dev0 hmmfs.kernels:fill writes:a:uint8 34
-            cat mnt/regions/a; echo
-            hmmfs umount mnt
-            if mountpoint -q mnt; then echo still there; fi'
-    """
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    said = f"Jello\n{NOBODY}\n!!!!!!\nfaults 1\ncoherent recall\n" + 6 * '"' + "\n"
-    assert done.stdout == said
-    assert connection(tmp_path / "mnt") is None

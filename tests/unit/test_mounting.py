@@ -84,7 +84,7 @@ def test_as_a_user_without_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(mounting, "FUSE_CONF", str(conf))
     with pytest.raises(UsageError, match="allow_other is not permitted here: put user_allow_other"):
         mounting.mount(str(tmp_path), Config(allow_other=True))
-    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     with pytest.raises(HmmfsError, match="There is no fusermount3"):
         mounting.mount(str(tmp_path), Config())
 

@@ -16,7 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S, Mount, MountFactory, fails, mounted, run, wait_until
+from conftest import (
+    PATIENCE_S,
+    Mount,
+    MountFactory,
+    fails,
+    mounted,
+    passes_through,
+    run,
+    wait_until,
+)
 
 PAGE, M = 4096, 1 << 20
 UNIT = 64 << 10  # bytes of one write
@@ -33,9 +42,7 @@ KINDS: dict[str, dict[str, object]] = {
 }
 BY_SIZE = ("coherent", "dax")  # their regions take room by their size
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0, reason="coherent and dax memory that is passed through needs root"
-)
+pytestmark = passes_through
 
 
 @dataclass

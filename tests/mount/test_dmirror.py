@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
-from conftest import Mount, MountFactory, fails
+from conftest import Mount, MountFactory, fails, passes_through, takes_root
 
 from hmmfs.device.dmirror import IOWR, LAYOUT, Number
 
@@ -72,6 +72,7 @@ def last_error(mount: Mount) -> str:
     return (mount.path / "devices/dev0/last_error").read_text()
 
 
+@takes_root("only root is told which page is mapped, without which no entry holds")
 def test_read_and_write(mount: Mount) -> None:
     with buffer(300) as memory, buffer(300) as mirror, opened(mount) as fd:
         memory[2], memory[299] = 5, 6
@@ -185,6 +186,7 @@ def test_a_region_and_two_devices(mount: Mount) -> None:
         assert mount.residency("a")["pages_host"] == 8
 
 
+@passes_through
 def test_coherent_regions(mount_factory: MountFactory) -> None:
     mount = mount_factory(vram="8M", devices=2, type="coherent")
     with mapped(mount, 8) as memory, buffer(8) as mirror, opened(mount) as fd:
@@ -388,6 +390,7 @@ print("done", flush=True)
 """
 
 
+@takes_root("a userfaultfd for accesses of the kernel")
 @pytest.mark.parametrize("signals", [(), (signal.SIGINT, signal.SIGINT)])
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are of x86-64")
 def test_a_deadly_signal(mount: Mount, signals: tuple[int, ...]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Mount, mounted, wait_until
+from conftest import Mount, mounted, moves_programs, wait_until
 from test_programs import Program, driven
 
 SOURCE = Path(__file__).parent / "programs" / "hold.c"
@@ -23,7 +23,7 @@ PATTERN = Path("/proc/sys/kernel/core_pattern").read_text().strip()
 PLAIN = not PATTERN.startswith(("|", "@", "/"))
 
 pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="pages move for root's programs only"),
+    moves_programs,
     pytest.mark.skipif(not PLAIN, reason=f"core dumps go elsewhere: core_pattern is {PATTERN}"),
 ]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import HMMFS, Mount, mounted, wait_until
+from conftest import HMMFS, Mount, mounted, moves_programs, wait_until
 
 PROGRAM = Path(__file__).parent / "programs" / "hmm.c"
 SECONDS = 30
@@ -100,7 +100,7 @@ def test_every_row_is_named(program: Path) -> None:
     assert done.stdout.split() == list(ROWS)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="pages move for root's programs only")
+@moves_programs
 @pytest.mark.parametrize("devices", [(0, 1), (2, 3)], ids=["private", "coherent"])
 @pytest.mark.parametrize("row", ROWS)
 def test_hmm(row: str, devices: tuple[int, int], program: Path, machine: Mount) -> None:

@@ -4,14 +4,13 @@ hmmfs run."""
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import HMMFS, Mount, mounted, wait_until
+from conftest import HMMFS, Mount, mounted, moves_programs, wait_until
 
 PROGRAM = Path(__file__).parent / "programs" / "properties.c"
 SECONDS = 30
@@ -36,7 +35,7 @@ PROPERTIES = (
     "exclusive_of_a_huge_page",
     "many_readers_of_one_page",
 )
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="pages move for root's programs only")
+pytestmark = moves_programs
 KINDS = pytest.mark.parametrize("devices", [(0, 1), (2, 3)], ids=["private", "coherent"])
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import HMMFS, Mount, fails, mounted, run, wait_until
+from conftest import HMMFS, Mount, fails, mounted, moves_programs, run, wait_until
 from test_programs import Program
 
 import hmmfs
@@ -21,7 +21,7 @@ SOURCE = Path(__file__).parent / "programs" / "hold.c"
 PAGE = 4096
 BYTES = 4 << 20
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="pages move for root's programs only")
+pytestmark = moves_programs
 
 
 @pytest.fixture(scope="module")

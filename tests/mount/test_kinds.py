@@ -17,15 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MountFactory, fails, let_others_reach, run, wait_until
+from conftest import MountFactory, fails, let_others_reach, passes_through, run, wait_until
 
 import hmmfs
 from hmmfs import kernels
 from hmmfs.device.links import link
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0, reason="the kernel passes memory through for root only"
-)
+pytestmark = passes_through
 
 PAGE, M = 4096, 1 << 20
 KINDS = ["coherent", "dax"]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import HMMFS, Mount, let_others_reach, mounted, wait_until
+from conftest import HMMFS, Mount, let_others_reach, mounted, moves_programs, wait_until
 from test_programs import descendants
 
 SOURCE = Path(__file__).parent / "programs" / "hold.c"
@@ -22,7 +22,7 @@ COMPILE = "-std=gnu11 -D_GNU_SOURCE -g -O1 -pthread"
 BYTES = 1 << 20
 SOME_S = 30
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="pages move for root's programs only")
+pytestmark = moves_programs
 
 
 @pytest.fixture(scope="module")

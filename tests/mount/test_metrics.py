@@ -25,7 +25,16 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 import hmmfs
-from tests.mount.conftest import HMMFS, Mount, MountFactory, connection, ended, run, wait_until
+from tests.mount.conftest import (
+    HMMFS,
+    Mount,
+    MountFactory,
+    connection,
+    ended,
+    run,
+    takes_root,
+    wait_until,
+)
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 Sample = tuple[str, frozenset[tuple[str, str]]]
@@ -357,6 +366,7 @@ def test_a_strange_address(directory: Path, host: str) -> None:
     )
 
 
+@takes_root("in a network of its own")
 def test_a_privileged_port(directory: Path) -> None:
     os.chown(directory, 65534, 65534)
     # In a network of its own, where root may say from which port on others may have them.

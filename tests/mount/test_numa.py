@@ -8,11 +8,12 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import MountFactory, fails
+from conftest import MountFactory, fails, passes_through
 
 import hmmfs
 
 PAGE, M = 4096, 1 << 20
+pytestmark = passes_through
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
 import pytest
-from conftest import Mount
+from conftest import Mount, moves_programs
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a program's memory migrates for root")
+pytestmark = moves_programs
 
 # 16 pages, each filled with its number, that begin a block. Prints which of them a device has after
 # it was asked for all, and which hold what they should then.

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import HMMFS, MountFactory, connection, wait_until
+from conftest import HMMFS, MountFactory, connection, takes_root, wait_until
 
 import hmmfs
 from hmmfs import kernels, mountinfo
@@ -335,7 +335,7 @@ def public_directory() -> Iterator[Path]:
         shutil.rmtree(path)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to be two users")
+@takes_root("takes root, to be two users")
 def test_another_users_mount_runs_no_code_of_ours(tmp_path: Path) -> None:
     """A mount of nobody's that lets others in, seen by root."""
     with public_directory() as public:

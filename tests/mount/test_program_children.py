@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import MountFactory
-from test_programs import COMPILE, SOURCES, Program, root_only
+from conftest import MountFactory, moves_programs
+from test_programs import COMPILE, SOURCES, Program
 
-pytestmark = root_only
+pytestmark = moves_programs
 
 STORM_MS = 4000
 WAIT_S = 3  # more than a device waits for a program, less than the storm lasts

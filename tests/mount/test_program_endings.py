@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import HMMFS, PATIENCE_S, Mount, mounted
+from conftest import HMMFS, PATIENCE_S, Mount, mounted, moves_programs
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="pages move for root's programs only")
+pytestmark = moves_programs
 
 SOURCE = Path(__file__).with_name("programs") / "endings.c"
 LIMIT_S = 25  # more than a program's alarm

@@ -13,10 +13,10 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from conftest import Mount, MountFactory, wait_until
-from test_programs import HELLO, MAGIC, SOME_S, VERSION, connect, memory_file, root_only
+from conftest import Mount, MountFactory, moves_programs, wait_until
+from test_programs import HELLO, MAGIC, SOME_S, VERSION, connect, memory_file
 
-pytestmark = root_only
+pytestmark = moves_programs
 
 CLONE3 = 435
 LIBC = ctypes.CDLL(None, use_errno=True)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import mmap
-import os
 import re
 import subprocess
 import time
@@ -14,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import HMMFS, PATIENCE_S, Mount, fails, mounted
+from conftest import HMMFS, PATIENCE_S, Mount, fails, mounted, moves_programs
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="pages move for root's programs only")
+pytestmark = moves_programs
 
 SOURCE = Path(__file__).with_name("programs") / "words.c"
 WORDS = re.findall(r'\{"(\w+)", \w+\}', SOURCE.read_text())

@@ -25,7 +25,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import HMMFS, Mount, MountFactory, ended, fails, let_others_reach, wait_until
+from conftest import (
+    HMMFS,
+    Mount,
+    MountFactory,
+    ended,
+    fails,
+    let_others_reach,
+    moves_programs,
+    wait_until,
+)
 
 from hmmfs.inspect.accounts import disagreements
 from hmmfs.run import LIBRARY, preloading
@@ -36,8 +45,7 @@ PAGE = mmap.PAGESIZE
 BLOCK = 2 << 20
 SOME_S = 12  # for what takes a moment
 
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="pages move for root's programs only")
-pytestmark = root_only
+pytestmark = moves_programs
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import wait_until
+from conftest import takes_root, wait_until
 
 from hmmfs.device import user_memory
 from hmmfs.errors import HmmfsError
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root serves other users")
+pytestmark = takes_root("only root serves other users")
 
 
 def stack(pid: int) -> int:

@@ -109,6 +109,12 @@ HM_FUSE_AT(fuse_copy_file_range_in, nodeid_out, 16);
 HM_FUSE_AT(fuse_copy_file_range_in, off_out, 32);
 HM_FUSE_AT(fuse_copy_file_range_in, len, 40);
 
+HM_FUSE_SIZE(fuse_getxattr_in, 8);
+HM_FUSE_AT(fuse_getxattr_in, size, 0);
+
+HM_FUSE_SIZE(fuse_getxattr_out, 8);
+HM_FUSE_AT(fuse_getxattr_out, size, 0);
+
 HM_FUSE_SIZE(fuse_poll_out, 8);
 HM_FUSE_AT(fuse_poll_out, revents, 0);
 

@@ -338,6 +338,26 @@ static bool is_user_xattr(const uint8_t *message, size_t length)
     return length >= at + sizeof(prefix) && !memcmp(message + at, prefix, sizeof(prefix) - 1);
 }
 
+/* ls asks it of every file. False: it has some, or the question is odd. */
+static bool answer_no_xattrs(struct hm_core *core, const struct hm_request *request,
+                             const uint8_t *message, size_t length)
+{
+    struct hm_region *region = hm_region_get(core, request->ino);
+    struct fuse_getxattr_out out = {0};
+    struct fuse_getxattr_in in;
+    bool none = region && !__atomic_load_n(&region->record->attributes, __ATOMIC_RELAXED);
+    if (region)
+        hm_region_put(region);
+    if (!none || length != sizeof(struct fuse_in_header) + sizeof(in))
+        return false;
+    memcpy(&in, message + sizeof(struct fuse_in_header), sizeof(in));
+    if (in.size)
+        hm_reply(core, request->unique, 0, NULL, 0);
+    else
+        reply_bytes(core, request->unique, &out, sizeof(out));
+    return true;
+}
+
 /* pyfuse3 gives a handler no flags of a READ: O_NONBLOCK is told by a bit of the offset, which no
  * file is long enough for. */
 static void mark_nonblocking(uint8_t *message, const struct hm_request *request)
@@ -408,6 +428,10 @@ static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
         case FUSE_GETATTR:
             answer_getattr(core, &request);
             return;
+        case FUSE_LISTXATTR:
+            if (answer_no_xattrs(core, &request, message, length))
+                return;
+            break;
         }
     }
     if (request.opcode == HM_FUSE_TMPFILE)

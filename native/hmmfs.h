@@ -78,8 +78,9 @@ struct hm_region_record {
     uint32_t mode, uid, gid, nlink;
     int64_t atime, mtime, ctime, btime;
     uint64_t generation;
-    uint64_t pages[16]; /* present pages by owner */
-    uint64_t unused[9];
+    uint64_t pages[16];  /* present pages by owner */
+    uint64_t attributes; /* that programs gave it, in user. */
+    uint64_t unused[8];
     char name[256];
 };
 

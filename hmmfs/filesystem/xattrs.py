@@ -102,6 +102,7 @@ class Xattrs:
         self._check(what, name)
         if not name.startswith(OURS):
             self._kept.set(what.ino, name, value)
+            self._count(what)
             return
         node = self._mirrored(what, name)
         if not isinstance(node, Setting):
@@ -112,6 +113,7 @@ class Xattrs:
         self._check(what, name)
         if not name.startswith(OURS):
             self._kept.remove(what.ino, name)
+            self._count(what)
             return
         node = self._mirrored(what, name)
         clear = CLEARED.get(name.removeprefix(OURS))
@@ -121,6 +123,10 @@ class Xattrs:
             raise _none(name)
         assert isinstance(node, Setting)
         await self._store(node, clear, MAX_VALUE)
+
+    def _count(self, what: Node | Region) -> None:
+        if isinstance(what, Region):
+            what.attributes = len(self._kept.names(what.ino))
 
     def _check(self, what: Node | Region, name: bytes) -> None:
         """ENOTSUP has tools that copy attributes go on without this one."""

@@ -128,6 +128,15 @@ class Region:
         self._record.mode = mode
 
     @property
+    def attributes(self) -> int:
+        """How many extended attributes programs gave it; the gate asks nobody if there are none."""
+        return int(self._record.attributes)
+
+    @attributes.setter
+    def attributes(self, attributes: int) -> None:
+        self._record.attributes = attributes
+
+    @property
     def uid(self) -> int:
         return int(self._record.uid)
 

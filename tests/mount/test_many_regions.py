@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 
@@ -11,6 +12,7 @@ from hmmfs.inspect.snapshot import read_snapshot
 from hmmfs.inspect.status import read_status
 
 MANY = 100
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 def make(mount: Mount) -> None:
@@ -30,6 +32,27 @@ def test_a_long_listing_asks_little_of_python(mount: Mount) -> None:
     assert relayed(mount) - before < MANY / 2
     sizes = sorted(int(line.split()[4]) for line in done.stdout.splitlines()[1:])
     assert sizes == list(range(1, MANY + 1))
+
+
+def test_no_attributes_are_listed_without_python(mount: Mount) -> None:
+    """The newest ls asks it of every file."""
+    make(mount)
+    paths = sorted(mount.regions.iterdir())
+    before = relayed(mount)
+    for path in paths:
+        assert os.listxattr(path) == []
+        assert libc.listxattr(os.fsencode(path), None, 0) == 0
+    assert relayed(mount) - before < MANY / 2
+    os.setxattr(paths[7], "user.a", b"1")
+    os.setxattr(paths[7], "user.b", b"2")
+    os.removexattr(paths[7], "user.a")
+    for path in (paths[7], paths[8]):
+        os.rename(path, mount.regions / "renamed")
+        expected = ["user.b"] if path == paths[7] else []
+        assert os.listxattr(mount.regions / "renamed") == expected
+        assert libc.listxattr(os.fsencode(mount.regions / "renamed"), None, 0) == 7 * len(expected)
+    os.setxattr(mount.regions, "user.c", b"3")
+    assert os.listxattr(mount.regions) == ["user.c"]
 
 
 def test_a_snapshot_reads_one_file_of_all_regions(mount: Mount) -> None:

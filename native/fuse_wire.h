@@ -115,6 +115,9 @@ HM_FUSE_AT(fuse_getxattr_in, size, 0);
 HM_FUSE_SIZE(fuse_getxattr_out, 8);
 HM_FUSE_AT(fuse_getxattr_out, size, 0);
 
+HM_FUSE_SIZE(fuse_setattr_in, 88);
+HM_FUSE_AT(fuse_setattr_in, valid, 0);
+
 HM_FUSE_SIZE(fuse_poll_out, 8);
 HM_FUSE_AT(fuse_poll_out, revents, 0);
 

@@ -358,6 +358,25 @@ static bool answer_no_xattrs(struct hm_core *core, const struct hm_request *requ
     return true;
 }
 
+/* With "now" the kernel sends the time of its last tick, which pyfuse3 would take: what is touched
+ * would seem older than what was written before, up to 4 ms. Without, pyfuse3 looks at the clock.
+ * Of a shared region the kernel moves the times, by its ticks, too. */
+static void set_now(struct hm_core *core, uint64_t ino, uint8_t *message, size_t length)
+{
+    struct hm_region *region = hm_region_get(core, ino);
+    bool shared = region && hm_is_shared(region);
+    uint8_t *at = message + sizeof(struct fuse_in_header) + offsetof(struct fuse_setattr_in, valid);
+    uint32_t valid;
+    if (region)
+        hm_region_put(region);
+    if (shared || length < sizeof(struct fuse_in_header) + sizeof(struct fuse_setattr_in))
+        return;
+    memcpy(&valid, at, sizeof(valid));
+    valid &= valid & FATTR_ATIME_NOW ? ~(uint32_t)FATTR_ATIME : UINT32_MAX;
+    valid &= valid & FATTR_MTIME_NOW ? ~(uint32_t)FATTR_MTIME : UINT32_MAX;
+    memcpy(at, &valid, sizeof(valid));
+}
+
 /* pyfuse3 gives a handler no flags of a READ: O_NONBLOCK is told by a bit of the offset, which no
  * file is long enough for. */
 static void mark_nonblocking(uint8_t *message, const struct hm_request *request)
@@ -434,6 +453,8 @@ static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
             break;
         }
     }
+    if (request.opcode == FUSE_SETATTR)
+        set_now(core, request.ino, message, length);
     if (request.opcode == HM_FUSE_TMPFILE)
         make_create(message);
     /* pyfuse3 knows neither: its ENOSYS would end both for the whole mount. */

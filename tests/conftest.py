@@ -10,7 +10,7 @@ import pytest
 
 # What a test sends to its children. A shell's background job and nohup leave them ignored, and
 # every child would inherit that.
-SENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

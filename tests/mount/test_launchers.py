@@ -246,21 +246,31 @@ WITHOUT = {
     "valgrind -q": "Valgrind, which runs it, has no userfaultfd",
     "valgrind -q --tool=none": "Valgrind, which runs it, has no userfaultfd",
     "unshare -n": "The daemon of its mount can't be reached",
-    "setpriv --reuid=65534 --clear-groups": "The daemon of its mount refused it",
-    "runuser -u nobody --": "The daemon of its mount refused it",
 }
 
 
-@pytest.mark.parametrize(("launcher", "sentence"), WITHOUT.items())
-def test_without_devices(
-    machine: Mount, base: Path, hold: Path, launcher: str, sentence: str
-) -> None:
+def runs_on(machine: Mount, base: Path, hold: Path, launcher: str, sentence: str) -> None:
     with Run(machine, base, *shlex.split(launcher), hold) as run:
         assert run.migrate() == 0
         said = run.finish()
     assert re.fullmatch(
         rf"hmmfs run: {sentence} \([^()\n]+\): the program runs on without devices\.\n", said
     ), said
+
+
+@pytest.mark.parametrize(("launcher", "sentence"), WITHOUT.items())
+def test_without_devices(
+    machine: Mount, base: Path, hold: Path, launcher: str, sentence: str
+) -> None:
+    runs_on(machine, base, hold, launcher, sentence)
+
+
+@pytest.mark.usefixtures("for_others")
+@pytest.mark.parametrize(
+    "launcher", ["setpriv --reuid=65534 --clear-groups", "runuser -u nobody --"]
+)
+def test_as_another_user(machine: Mount, base: Path, hold: Path, launcher: str) -> None:
+    runs_on(machine, base, hold, launcher, "The daemon of its mount refused it")
 
 
 ACCESS_ONLY = (

@@ -150,6 +150,7 @@ def test_it_is_refused(tmp_path: Path, before: str, says: str) -> None:
 
 
 @root_only
+@pytest.mark.usefixtures("for_others")
 @pytest.mark.parametrize(
     ("limit", "says"),
     [("ulimit -f 1000", "ulimit -f unlimited"), ("ulimit -u 6", "ulimit -u")],

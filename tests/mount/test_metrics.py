@@ -367,6 +367,7 @@ def test_a_strange_address(directory: Path, host: str) -> None:
 
 
 @takes_root("in a network of its own")
+@pytest.mark.usefixtures("for_others")
 def test_a_privileged_port(directory: Path) -> None:
     os.chown(directory, 65534, 65534)
     # In a network of its own, where root may say from which port on others may have them.

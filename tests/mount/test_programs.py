@@ -432,12 +432,15 @@ def test_programs_that_know_nothing_say_the_same(
         command, capture_output=True, text=True, timeout=20, check=True, env=environment
     )
     before = moved(machine)
-    with Program(machine, *command, env=environment) as program:
-        with driven(machine, lambda: anonymous(program.pid)):
-            out, err = program.finish(25)
-        assert out == alone.stdout
-        assert (err, program.process.returncode) == (alone.stderr, 0)
-    after = moved(machine)
+    for _ in range(5):
+        with Program(machine, *command, env=environment) as program:
+            with driven(machine, lambda program=program: anonymous(program.pid)):
+                out, err = program.finish(25)
+            assert out == alone.stdout
+            assert (err, program.process.returncode) == (alone.stderr, 0)
+        after = moved(machine)
+        if after[0] > before[0]:
+            break  # else it ended before a device came to it
     assert after[0] > before[0]
     assert after[1] > before[1]
     settled(machine)

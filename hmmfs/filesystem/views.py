@@ -162,10 +162,8 @@ def region_faults(core: Core, region: Region) -> dict[str, int]:
         by = accounts.faults(flows.faults[node])
         values[name] = by.pop("total")
         values |= {f"{name}_{what}": count for what, count in by.items()}
-        values[f"{name}_evicted"] = int(flows.evicted[node])
-        values[f"{name}_refaulted"] = int(flows.refaulted[node])
-        values[f"{name}_thrashed"] = int(flows.thrashed[node])
-        values[f"{name}_shared"] = int(flows.shared[node])
+        for what in ("evicted", "refaulted", "thrashed", "shared"):
+            values[f"{name}_{what}"] = int(getattr(flows, what)[node])
     return values
 
 

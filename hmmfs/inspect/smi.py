@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from rich import box
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.segment import Segment
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from hmmfs.inspect.query import earlier, per_second
+from hmmfs.inspect.rows import Rows, table
 from hmmfs.inspect.snapshot import Snapshot
 from hmmfs.inspect.thrash import is_recent, sentences
 from hmmfs.inspect.words import brief, duration, grouped, printable, size
@@ -54,18 +52,10 @@ def _headline(snapshot: Snapshot) -> Text:
     )
 
 
-def _table(title: str, *headings: str, words: Sequence[str] = ()) -> Table:
-    """Columns of numbers, but for those named in ``words``."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in words else "right", overflow="fold")
-    return table
-
-
 def _devices(devices: list[Snapshot], snapshot: Snapshot, before: Snapshot | None) -> Table:
     rate = ["faults/s"] if before else []
     words = ("device", "type", "runs")
-    table = _table(
+    found = table(
         "Devices",
         *("device", "type", "VRAM used", "%", "faults", *rate, "in", "out", "evicted", "runs"),
         words=words,
@@ -83,8 +73,8 @@ def _devices(devices: list[Snapshot], snapshot: Snapshot, before: Snapshot | Non
             *(size(stats[key] * PAGE) for key in ("pages_in", "pages_out", "evicted_pages")),
             _queue(device["queue"]),
         ]
-        table.add_row(*(Text(printable(cell)) for cell in cells))
-    return table
+        found.add_row(*(Text(printable(cell)) for cell in cells))
+    return found
 
 
 def _rate(device: Snapshot, snapshot: Snapshot, before: Snapshot | None) -> str:
@@ -108,51 +98,8 @@ def _queue(entries: list[Snapshot]) -> str:
     return ", ".join([*running, *([f"{waiting} waiting"] if waiting else [])]) or "-"
 
 
-class Rows:
-    """A table of many rows. Where all of it fits each row is one line: rich takes 1 ms for a row of
-    cells, which it measures, wraps and pads, and 20 us for a line."""
-
-    def __init__(self, title: str, headings: Sequence[str], words: Sequence[str]) -> None:
-        self._title, self._headings, self._words = title, headings, words
-        self._rows: list[list[str]] = []
-
-    def add(self, cells: Sequence[str]) -> None:
-        self._rows.append([printable(cell) for cell in cells])
-
-    def table(self) -> Table:
-        table = _table(self._title, *self._headings, words=self._words)
-        for row in self._rows:
-            table.add_row(*map(Text, row))
-        return table
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        columns = zip(self._headings, *self._rows, strict=True)
-        widths = [max(map(cell_len, column)) for column in columns]
-        if sum(widths) + 2 * len(widths) > options.max_width:
-            yield self.table()
-            return
-        # The frame is rich's own, of a table with one row that is as wide.
-        frame = Rows(self._title, self._headings, self._words)
-        frame.add(["x" * width for width in widths])
-        *head, _, foot = console.render_lines(frame.table(), options)
-        for line in head:
-            yield from line
-            yield Segment.line()
-        for row in self._rows:
-            cells = (
-                cell + " " * (width - cell_len(cell))
-                if heading in self._words
-                else " " * (width - cell_len(cell)) + cell
-                for cell, width, heading in zip(row, widths, self._headings, strict=True)
-            )
-            yield Segment(f" {'  '.join(cells)}")
-            yield Segment.line()
-        yield from foot
-        yield Segment.line()
-
-
 def _regions(snapshot: Snapshot) -> Rows:
-    table = Rows(
+    found = Rows(
         "Regions",
         ("region", "size", "pages by node", "dirty", "CPU faults", "device faults", "evicted"),
         words=("region", "pages by node"),
@@ -170,8 +117,8 @@ def _regions(snapshot: Snapshot) -> Rows:
             brief(sum(faults.get(name, 0) for name in names)),
             brief(sum(faults.get(f"{name}_evicted", 0) for name in names)),
         ]
-        table.add(cells)
-    return table
+        found.add(cells)
+    return found
 
 
 def _thrashing(snapshot: Snapshot, chosen: Sequence[str]) -> list[Text | Table]:

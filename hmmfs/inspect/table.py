@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hmmfs.inspect.reading import Values
+from hmmfs.inspect.rows import Rows, table
 from hmmfs.inspect.status import Status
 from hmmfs.units import format_size
 
@@ -24,36 +25,30 @@ def print_status(status: Status) -> None:
         console.print(_counters(device["name"], device["stats"]))
 
 
-def _table(title: str, name: str, *numbers: str) -> Table:
-    table = Table(name, title=title, title_justify="left")
-    for heading in numbers:
-        table.add_column(heading, justify="right")
-    return table
-
-
 def _devices(status: Status) -> Table:
-    table = _table("Devices", "device", "VRAM", "used", "%")
+    found = table("Devices", "device", "VRAM", "used", "%", words=("device",))
     for device in status["devices"]:
         total, used = device["vram"]["total"], device["vram"]["used"]
         percent = f"{100 * used / total:.0f}" if total else ""
-        table.add_row(device["name"], format_size(total), format_size(used), percent)
-    return table
+        found.add_row(device["name"], format_size(total), format_size(used), percent)
+    return found
 
 
-def _regions(status: Status) -> Table:
+def _regions(status: Status) -> Rows:
     """A column for every node that holds a page of any region."""
     regions = [(region["name"], region["residency"]) for region in status["regions"]]
     nodes = dict.fromkeys(
         key for _, found in regions for key in found if key.startswith(PAGES) and found[key]
     )
     headings = [key.removeprefix(PAGES) for key in nodes]
-    table = _table("Regions (pages of 4 KiB)", "region", "size", *headings, "dirty", "cpu_cached")
+    headings = ["region", "size", *headings, "dirty", "cpu_cached"]
+    rows = Rows("Regions (pages of 4 KiB)", headings, words=("region",))
     for name, found in regions:
         dirty = sum(int(value) for key, value in found.items() if key.startswith("dirty_"))
         pages = [str(found.get(key, "")) for key in nodes]
         size = format_size(int(found.get("size", 0)))
-        table.add_row(Text(name), size, *pages, str(dirty), str(found.get("cpu_cached", "")))
-    return table
+        rows.add([name, size, *pages, str(dirty), str(found.get("cpu_cached", ""))])
+    return rows
 
 
 def _counters(title: str, values: Values) -> Table:

@@ -5,6 +5,8 @@ Sums since the mount, as numpy arrays by node (0 is the host); pages unless a na
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ from hmmfs.memory.types import BlockKey, FaultCount, Touch
 CENSUS_DTYPE = dtype_of("hm_census")
 CENSUS_BATCH = 256
 Counts = NDArray[np.uint64]
+FAULT_WORDS = [(what.name.lower(), int(what)) for what in FaultCount]
 
 
 class Flows(NamedTuple):
@@ -60,7 +63,8 @@ def region_flows(core: Core, region: Region) -> RegionFlows:
 
 def faults(counts: Counts) -> dict[str, int]:
     """A device's faults as the files say them: `pending` is what still waits."""
-    named = {what.name.lower(): int(counts[what]) for what in FaultCount}
+    numbers = counts.tolist()
+    named = {name: numbers[what] for name, what in FAULT_WORDS}
     total = named["read"] + named["write"]
     became = sum(named.values()) - total
     return {"total": total, **named, "pending": max(0, total - became)}
@@ -91,10 +95,21 @@ def census(core: Core, region: Region) -> Iterator[NDArray[np.void]]:
 
 
 def _fields(struct: Any) -> Iterator[Counts]:
-    for name, field in ffi.typeof(struct[0]).fields:
-        flat = np.frombuffer(ffi.buffer(ffi.addressof(struct[0], name)), dtype=np.uint64)
-        ctype, shape = field.type, []
-        while ctype.kind == "array":
-            shape.append(ctype.length)
-            ctype = ctype.item
-        yield flat.reshape(shape).copy()
+    """Each field as an array of its own; nothing holds the struct."""
+    flat = np.frombuffer(ffi.buffer(struct), dtype=np.uint64).copy()
+    for first, end, shape in _layout(ffi.typeof(struct[0])):
+        yield flat[first:end].reshape(shape)
+
+
+@functools.cache
+def _layout(ctype: Any) -> list[tuple[int, int, list[int]]]:
+    """Of a struct of numbers of 8 bytes: first, end and shape of each field."""
+    found = []
+    for _, field in ctype.fields:
+        of, shape = field.type, []
+        while of.kind == "array":
+            shape.append(of.length)
+            of = of.item
+        first = field.offset // 8
+        found.append((first, first + math.prod(shape), shape))
+    return found

@@ -68,7 +68,7 @@ SO_SNDBUFFORCE = 32
 
 def serve(path: str, config: Config, ready: Callable[[], None], owner: Owner | None = None) -> int:
     """Mount on `path`, call `ready` once the mount answers, and return 0 when it has ended."""
-    _start_log(config)
+    log_fd = _start_log(config)
     file_size = limits.settle(config.devices)
     # Wrong names are refused before anything is there.
     named_prefetch(config.prefetch)
@@ -89,7 +89,13 @@ def serve(path: str, config: Config, ready: Callable[[], None], owner: Owner | N
             raise
         temporary = owner is not None and owner.temporary
         watchdog.guard(mounted.path, mounted.connection_id, temporary=temporary)
-        _Daemon(config, core, mounted, topology, endpoint, owner, file_size).run(ready)
+
+        def announce() -> None:
+            ready()
+            if config.log and os.fstat(2).st_rdev == os.stat(os.devnull).st_rdev:
+                os.dup2(log_fd, 2)  # in the background: what workers and kernels complain of
+
+        _Daemon(config, core, mounted, topology, endpoint, owner, file_size).run(announce)
         if temporary:
             with contextlib.suppress(OSError):  # the owner may have been faster
                 os.rmdir(mounted.path)
@@ -140,8 +146,8 @@ def _settled(config: Config) -> Config:
     return replace(config, passthrough=False)
 
 
-def _start_log(config: Config) -> None:
-    """Only hmmfs's own words: pyfuse3 would describe every request."""
+def _start_log(config: Config) -> int:
+    """Only hmmfs's own words: pyfuse3 would describe every request. Returns where they go."""
     try:
         handler = logging.FileHandler(config.log) if config.log else logging.StreamHandler()
     except OSError as error:
@@ -152,6 +158,8 @@ def _start_log(config: Config) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s hmmfs %(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("hmmfs").setLevel(logging.DEBUG if config.debug else logging.INFO)
+    assert handler.stream
+    return handler.stream.fileno()
 
 
 def _core(config: Config) -> Core:

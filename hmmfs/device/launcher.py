@@ -150,7 +150,9 @@ class Worker:
         )
         with theirs, mapper:
             fds = [theirs.fileno(), mapper.fileno()]
-            command = [sys.executable, "-m", "hmmfs.device.worker", *map(str, fds)]
+            # Not by -m, which warns of a module that its package has imported.
+            program = "from hmmfs.device.worker import main; main()"
+            command = [sys.executable, "-c", program, *map(str, fds)]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=fds)
         with contextlib.suppress(OSError):  # it has ended
             limits = (self.file_size, resource.getrlimit(resource.RLIMIT_FSIZE)[1])

@@ -213,7 +213,3 @@ def main() -> None:
             os.close(fd)
         data = pickle.dumps(answer)
         channel.sendall(HEADER.pack(len(data)) + data)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -621,6 +622,20 @@ def test_from_the_shell(mount: Mount, tmp_path: Path) -> None:
         assert done.returncode == 2
         assert says in done.stderr
     assert np.fromfile(mount.regions / "a", "int32").tolist() == list(range(0, 4000, 4))
+
+
+def complains() -> None:
+    print("of a kernel", file=sys.stderr)
+
+
+def test_what_kernels_complain_of_is_in_the_log(
+    mount_factory: MountFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where every warning of Python is an error, for a worker is started like any other."""
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    mount = mount_factory(vram="4M")
+    hmmfs.connect(mount.path).dev0.launch(complains).wait()
+    assert "\nof a kernel\n" in mount.log.read_text()
 
 
 def test_mounting_from_python() -> None:

@@ -330,6 +330,12 @@ class Executor:
         process = self._program(use.pid)
         if length < 0 or process.offset(use.address, length) + length != use.end:
             raise HmmfsError(errno.EFAULT, f"Process {use.pid} has no memory up to {use.end:#x}.")
+        if not process.migrates:
+            raise HmmfsError(
+                errno.EOPNOTSUPP,
+                f"The memory of process {use.pid} does not move, so no kernel can use it: run the "
+                "program as root or with CAP_SYS_PTRACE, or use operations such as read and fill.",
+            )
         return process.region
 
     def _program(self, pid: int) -> Process:

@@ -136,3 +136,39 @@ def test_it_ends_while_programs_use_it(tmp_path: Path, how: str, poll: int) -> N
     assert "goes on" not in said, said
     assert said.startswith("Programs still use "), said
     assert len(said.splitlines()) == 1, said
+
+
+OWN = """
+import ctypes, mmap, os, time
+memory = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory[:3] = b"abc"
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+print(f"{os.getpid()}@{address:#x}", flush=True)
+while memory[0] == 97:
+    time.sleep(0.01)
+"""
+
+
+def test_memory_of_programs(tmp_path: Path) -> None:
+    """It does not move: operations reach it where it is, kernels can't use it and say so."""
+    (tmp_path / "own.py").write_text(OWN)
+    said = as_nobody(
+        tmp_path,
+        """
+        hmmfs mount mnt -o vram=4M,log=log
+        hmmfs run mnt -- $PYTHON own.py > place 2> warning & program=$!
+        until [ -s place ]; do sleep 0.01; done
+        place=$(cat place)
+        hmmfs submit mnt dev0 "read $place+3"
+        hmmfs launch mnt dev0 hmmfs.kernels:fill writes:$place+1048576:uint8 33 2>&1 || true
+        hmmfs submit mnt dev0 "fill $place+1048576 98"
+        wait $program
+        sed 's/ (.*//' warning
+        hmmfs umount mnt
+        """,
+    )
+    lines = said.splitlines()
+    assert lines[0] == "616263"
+    assert lines[1].startswith("hmmfs: launch: The memory of process ")
+    assert "with CAP_SYS_PTRACE, or use operations such as read and fill." in lines[1]
+    assert lines[2:] == ["hmmfs run: Devices can read and write its memory but not migrate it"]

@@ -483,6 +483,7 @@ static bool read_region(struct hm_core *core, struct hm_region *region,
     if (error) {
         hm_reply(core, request->unique, -error, NULL, 0);
     } else if (admission == ADMITTED) {
+        hm_pause("read.admitted");
         hm_reply(core, request->unique, 0, iov, count);
         hm_count(&core->count.reads, 1);
         hm_count(&core->count.read_bytes, at > request->offset ? at - request->offset : 0);
@@ -610,6 +611,7 @@ static int apply_write(struct part *part, const struct hm_request *request)
         new_pages.word[w] = part->mask.word[w] & ~record->present[w];
     }
     pthread_mutex_unlock(&part->stripe->lock);
+    hm_pause("write.admitted");
     error = copy_in(part, request, &there, true);
     if (!error)
         error = copy_in(part, request, &new_pages, false);

@@ -64,6 +64,7 @@ void hm_collapse_all(struct hm_region *region)
     while (atomic_load(&region->copies) &&
            hm_region_touched(region->core, region->ino, from, &block, 1) == 1) {
         struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
+        hm_pause("open.collapses");
         pthread_mutex_lock(&stripe->lock);
         /* The generation: a transaction may have planned with a copy instead of carrying it. */
         if (hm_collapse(region, block, &every, HM_HOST))
@@ -207,6 +208,7 @@ int hm_duplicate(struct transaction *t, const struct hm_mask *mask)
         began = hm_now();
         pthread_mutex_unlock(&t->stripe->lock);
         error = copy_to(t, &make);
+        hm_pause("duplicate.copied");
         pthread_mutex_lock(&t->stripe->lock);
         writers = atomic_load(&t->region->writers) != 0;
         if (!error && record->generation == generation &&

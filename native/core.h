@@ -18,6 +18,7 @@
 #ifndef HMMFS_CORE_H
 #define HMMFS_CORE_H
 #include "hmmfs.h"
+#include "pause.h"
 
 #include <errno.h>
 #include <pthread.h>

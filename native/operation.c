@@ -216,6 +216,7 @@ int hm_operate(struct transaction *t, const struct hm_mask *mask)
     if (afar)
         hm_carried(t, HM_TRACE_MAP_REMOTE, &places.host, &places.host, t->record->owner, 0);
     pthread_mutex_unlock(&t->stripe->lock);
+    hm_pause("operate.begun");
     error = stores ? store(t, &places) : load(t, &places);
     pthread_mutex_lock(&t->stripe->lock);
     if (stores || t->record->generation != generation) {

@@ -21,10 +21,12 @@ static void recall_round(struct hm_region *region, uint64_t block, struct hm_str
     pthread_mutex_unlock(&stripe->lock);
     /* Exactly these runs: a page between them may have a parked READ, which would hold the
      * kernel's notification until this transaction ends, that is for ever. */
+    hm_pause("recall.begun");
     for (; hm_next_run(round->word, &first, &count); first += count)
         hm_invalidate(region->core, region->ino,
                       block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE,
                       (uint64_t)count * HM_PAGE_SIZE);
+    hm_pause("recall.done");
     pthread_mutex_lock(&stripe->lock);
 }
 

@@ -417,7 +417,9 @@ int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, u
         if (plan.moves && !began)
             began = hm_trace_move(t, &plan.move, plan.from, 0);
         pthread_mutex_unlock(&t->stripe->lock);
+        hm_pause("bring.planned");
         error = carry(t, &plan);
+        hm_pause("bring.copied");
         pthread_mutex_lock(&t->stripe->lock);
         if (!error && record->generation == generation)
             break;
@@ -433,6 +435,7 @@ int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, u
     count_migration(t, &plan, leaving.freed, began);
     /* Still frozen: nobody gives one of these pages to its old owner again before the punch. */
     pthread_mutex_unlock(&t->stripe->lock);
+    hm_pause("bring.flipped");
     give_back(t, &leaving);
     pthread_mutex_lock(&t->stripe->lock);
     hm_thaw(record, t->stripe);

@@ -10,7 +10,9 @@
 #include <unistd.h>
 
 #define INO (1ULL << 32)
+#ifndef PATIENCE_MS
 #define PATIENCE_MS 20000
+#endif
 
 #define CHECK(condition, ...)                                                                      \
     do {                                                                                           \

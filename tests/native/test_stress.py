@@ -7,23 +7,19 @@ from __future__ import annotations
 import functools
 import os
 import re
-import runpy
 import subprocess
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from core_build import FLAGS, HERE, SOURCES, compile_into
 
 from hmmfs import mountinfo
 from hmmfs.filesystem import linux
 from hmmfs.filesystem.watchdog import abort
 from hmmfs.run import LIBRARY, preloading
 
-HERE = Path(__file__).resolve().parent
-NATIVE = HERE.parents[1] / "native"
-CORE = runpy.run_path(str(NATIVE / "build.py"))["SOURCES"]
 SECONDS = 5
 LIMIT = 60.0
 SANITIZERS = {
@@ -46,27 +42,16 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     """name.c and the core, built with one sanitizer; the core once for all that use it."""
     directory = tmp_path_factory.mktemp("native")
 
-    def flags(sanitizer: str) -> list[str]:
-        return ["-std=gnu11", "-D_GNU_SOURCE", "-g", "-pthread", *SANITIZERS[sanitizer]]
-
     @functools.cache
     def core(sanitizer: str) -> list[Path]:
-        objects = directory / sanitizer
-        objects.mkdir()
-        sources = [NATIVE / name for name in CORE]
-
-        def compiled(source: Path) -> None:
-            subprocess.run(["gcc", *flags(sanitizer), "-c", source], check=True, cwd=objects)
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(compiled, sources))
-        return sorted(objects.glob("*.o"))
+        return compile_into(directory / sanitizer, ["-g", *SANITIZERS[sanitizer]], SOURCES)
 
     def built(name: str, sanitizer: str) -> Path:
         path = directory / f"{name}-{sanitizer}"
+        flags = [*FLAGS, "-g", *SANITIZERS[sanitizer]]
         sources = [str(HERE / f"{name}.c"), *map(str, core(sanitizer)), "-lz"]
         sources += [f"-Wl,--wrap={function}" for function in WRAPPED.get(name, ())]
-        subprocess.run(["gcc", *flags(sanitizer), "-o", str(path), *sources], check=True)
+        subprocess.run(["gcc", *flags, "-o", str(path), *sources], check=True)
         return path
 
     return built

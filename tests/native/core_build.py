@@ -1,0 +1,28 @@
+"""Building the native core for tests of it that have no Python in them."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+NATIVE = HERE.parents[1] / "native"
+SOURCES = [NATIVE / name for name in runpy.run_path(str(NATIVE / "build.py"))["SOURCES"]]
+FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-pthread"]
+
+
+def compile_into(directory: Path, flags: Iterable[str], sources: Iterable[Path]) -> list[Path]:
+    """The sources' objects, made in the directory."""
+    directory.mkdir(exist_ok=True)
+
+    def one(source: Path) -> Path:
+        command = ["gcc", *FLAGS, f"-I{NATIVE}", *flags, "-c", source]
+        subprocess.run(command, check=True, cwd=directory)
+        return directory / f"{source.stem}.o"
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(one, sources))

@@ -1,0 +1,201 @@
+"""Mistakes in the protocol's code, each a change of a few lines of the core, and the scene of
+interleavings.c that finds it. Those that the model makes by a switch have the switch's name."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mistake(NamedTuple):
+    scene: str
+    file: str
+    right: str  # stands in the file once
+    wrong: str
+
+
+MISTAKES = {
+    # ---- recalls
+    "no_retry": Mistake(
+        "loaded_again",
+        "recall.c",
+        "        if (!hm_bits(round.word))\n            break;\n        if (tries >=",
+        "        if (!hm_bits(round.word) || tries)\n            break;\n        if (tries >=",
+    ),
+    "park_in_recall": Mistake(
+        "read_in_a_recall",
+        "access.c",
+        "    if (is_frozen(part))\n        return waits",
+        "    if (is_frozen(part) || record->state == HM_RECALL)\n        return waits",
+    ),
+    "park_readahead": Mistake(
+        "read_of_several_pages",
+        "access.c",
+        "waits = direct || !is_wide(request), parked",
+        "waits = true, parked",
+    ),
+    "inval_hull": Mistake(
+        "page_between",
+        "recall.c",
+        "    for (; hm_next_run(round->word, &first, &count); first += count)\n        hm_inval",
+        "    first = 0;\n    count = HM_BLOCK_PAGES;\n    hm_inval",
+    ),
+    "wide_waits": Mistake(
+        "parked_in_a_round",
+        "access.c",
+        "record->busy && !(urgent && record->state == HM_RECALL)",
+        "record->busy",
+    ),
+    "frozen_holds_write": Mistake(
+        "write_past_a_frozen_page",
+        "access.c",
+        "    if (record->state == HM_FROZEN)\n        return PARK_BUSY;",
+        "    if (record->state == HM_FROZEN || is_frozen(part))\n        return PARK_BUSY;",
+    ),
+    "parked_in_round": Mistake(
+        "parked_in_a_round",
+        "recall.c",
+        "while (hm_replay_pages(region, block, &round))",
+        "while (false)",
+    ),
+    # ---- WRITEs
+    "order_by_request": Mistake(
+        "delayed_write",
+        "access.c",
+        "    if (hm_bits(overtaken.word))\n",
+        "    if (hm_bits(overtaken.word) < part->count)\n"
+        "        memset(&overtaken, 0, sizeof(overtaken));\n"
+        "    if (hm_bits(overtaken.word))\n",
+    ),
+    "writeback_unmarked": Mistake(
+        "writeback_overtakes",
+        "access.c",
+        "    HM_EACH_WORD (w)\n        record->cached[w] |= part->mask.word[w];\n"
+        "    record->inflight++;\n    record->writing",
+        "    HM_EACH_WORD (w)\n        record->cached[w] |= from_cache ? 0 : part->mask.word[w];\n"
+        "    record->inflight++;\n    record->writing",
+    ),
+    "writeback_refused": Mistake(
+        "writeback_without_room",
+        "access.c",
+        "        room = HM_ROOM_ALWAYS;",
+        "        room = HM_ROOM_STAGING;",
+    ),
+    "no_drain": Mistake(
+        "write_under_way",
+        "transaction.c",
+        "        while (record->inflight)\n",
+        "        while (false)\n",
+    ),
+    # ---- cuts
+    "thaw_early": Mistake(
+        "written_before_the_punch",
+        "transaction.c",
+        "    pthread_mutex_unlock(&t->stripe->lock);\n"
+        '    hm_pause("bring.flipped");\n    give_back(t, &leaving);',
+        "    hm_thaw(record, t->stripe);\n    pthread_mutex_unlock(&t->stripe->lock);\n"
+        '    hm_pause("bring.flipped");\n    give_back(t, &leaving);',
+    ),
+    "no_generation": Mistake(
+        "cut_while_it_is_copied",
+        "transaction.c",
+        "        if (!error && record->generation == generation)\n",
+        "        if (!error)\n",
+    ),
+    "punch_first": Mistake(
+        "cut_elsewhere_while_it_is_copied",
+        "transaction.c",
+        "        error = carry(t, &plan);\n",
+        "        error = carry(t, &plan);\n"
+        "        hm_punch_runs(t->region, HM_HOST, t->block, plan.copy.word);\n",
+    ),
+    "blind_read": Mistake(
+        "cut_while_it_is_read",
+        "access.c",
+        "    if (part->record->generation != part->generation) {\n",
+        "    if (false) {\n",
+    ),
+    "blind_load": Mistake(
+        "cut_before_a_load",
+        "operation.c",
+        "    if (stores || t->record->generation != generation) {\n",
+        "    if (stores) {\n",
+    ),
+    "blind_store": Mistake(
+        "cut_before_a_store",
+        "operation.c",
+        "    if (stores || t->record->generation != generation) {\n",
+        "    if (!stores && t->record->generation != generation) {\n",
+    ),
+    "fill_past_end": Mistake(
+        "store_past_the_end",
+        "transaction.c",
+        "struct hm_mask inside = hm_inside_file(t->region, t->block);",
+        "struct hm_mask inside = hm_mask_range(0, HM_BLOCK_PAGES);",
+    ),
+    "allocate_frozen": Mistake(
+        "allocated_while_frozen",
+        "region.c",
+        "    while (record->state == HM_FROZEN)\n",
+        "    while (false)\n",
+    ),
+    "keep_written": Mistake(
+        "store_to_a_kept_page",
+        "transaction.c",
+        "        t->record->kept[w] &= ~mask->word[w];\n",
+        "        stale.word[w] = 0;\n",
+    ),
+    # ---- copies of read-mostly pages
+    "first_open_ends": Mistake(
+        "two_openers",
+        "copies.c",
+        "    } else if (!(atomic_fetch_add(&region->writers, 1) & HM_COPIES_ENDED)) {\n",
+        "    } else if (!atomic_fetch_add(&region->writers, 1)) {\n",
+    ),
+    "open_keeps_copies": Mistake(
+        "one_opener", "copies.c", "        hm_collapse_all(region);\n", ""
+    ),
+    "end_unnoticed": Mistake(
+        "copy_ends_in_a_migration",
+        "copies.c",
+        "            region->blocks[block].generation++;\n",
+        "            (void)block;\n",
+    ),
+    "read_keeps_copies": Mistake(
+        "read_of_a_copied_page",
+        "access.c",
+        "atomic_load(&part->region->writers) && !direct)",
+        "false)",
+    ),
+    "write_keeps_copies": Mistake(
+        "write_to_a_copied_page",
+        "access.c",
+        "    if (atomic_load_explicit(&part->region->copies, memory_order_relaxed))\n",
+        "    if (false)\n",
+    ),
+    "flip_keeps_copies": Mistake(
+        "store_to_a_copied_page",
+        "transaction.c",
+        "    if (to != HM_HOST)\n        for (uint32_t node = 1; node < t->core->config.nodes",
+        "    if (to != HM_HOST)\n        for (uint32_t node = to; node < to + 1",
+    ),
+    "copy_unlooked": Mistake(
+        "open_while_it_is_copied",
+        "copies.c",
+        "            !(writers && hm_any(record->cached, make.word))) {\n",
+        "            true) {\n",
+    ),
+    "copy_of_a_cut_page": Mistake(
+        "cut_while_it_is_duplicated",
+        "copies.c",
+        "        if (!error && record->generation == generation &&\n",
+        "        if (!error &&\n",
+    ),
+}
+
+# Switches of the model that have no mistake here yet, and why.
+LACKING = {
+    "no_protect": "takes a worker that stores",
+    "protect_late": "takes a worker that stores",
+    "fill_writable": "takes a worker that stores",
+    "wake_arrived": "takes a worker that waits",
+}

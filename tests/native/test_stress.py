@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from core_build import FLAGS, HERE, SOURCES, compile_into
+from core_build import FLAGS, HERE, NATIVE, SOURCES, compile_into
 
 from hmmfs import mountinfo
 from hmmfs.filesystem import linux
@@ -115,6 +115,20 @@ def program(request: pytest.FixtureRequest, build: Build) -> Path:
 def test_order_of_writes(build: Build) -> None:
     done = subprocess.run([build("order", "address")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_audit_finds_each_kind_of_damage(build: Build) -> None:
+    """Every sentence that it has is said of some damage, and of nothing else."""
+    done = subprocess.run([build("audit", "address")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    source = "".join((NATIVE / name).read_text() for name in ("room.c", "account.c"))
+    calls = re.findall(r"\b(?:AUDIT|AGREE)\((?!a, cond|cond)(.*?)\);\n", source, re.DOTALL)
+    sentences = ["".join(re.findall(r'"([^"]*)"', call)) for call in calls]
+    assert len(sentences) > 15
+    for sentence in sentences:
+        pattern = re.sub("%(?:ll)?u", r"\\d+", re.escape(sentence))
+        assert any(re.fullmatch(pattern, line) for line in said), sentence
 
 
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])

@@ -257,8 +257,11 @@ static void answer_fallocate(struct hm_core *core, const struct hm_request *requ
         error = hm_region_punch(core, request->ino, request->offset, request->length);
     if (!error && mode == FALLOC_ZERO_RANGE)
         error = fill_holes(core, request);
-    if (!error)
+    if (!error) {
+        if (request->uid)
+            hm_drop_privileges(region->record);
         hm_region_changed(region, true);
+    }
     hm_reply(core, request->unique, -error, NULL, 0);
     hm_region_put(region);
 }

@@ -175,6 +175,8 @@ void hm_shared_copy(struct hm_core *core, const struct hm_request *request)
     to = hm_region_get(core, in.nodeid_out);
     if (from && to && hm_is_shared(from) && hm_is_shared(to))
         n = copy(from, in.off_in, to, in.off_out, in.len);
+    if (n > 0 && request->uid)
+        hm_drop_privileges(to->record);
     if (n < 0)
         hm_reply(core, request->unique, (int)-n, NULL, 0);
     else

@@ -16,10 +16,11 @@ import os
 import signal
 import socket
 import stat
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import pyfuse3
 import trio
@@ -149,17 +150,19 @@ def _settled(config: Config) -> Config:
 def _start_log(config: Config) -> int:
     """Only hmmfs's own words: pyfuse3 would describe every request. Returns where they go."""
     try:
-        handler = logging.FileHandler(config.log) if config.log else logging.StreamHandler()
+        stream: TextIO = sys.stderr
+        if config.log:
+            stream = open(config.log, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
     except OSError as error:
         raise HmmfsError(
             error.errno or errno.EIO,
             f"The log file {config.log} can't be opened: {os.strerror(error.errno or errno.EIO)}.",
         ) from None
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s hmmfs %(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("hmmfs").setLevel(logging.DEBUG if config.debug else logging.INFO)
-    assert handler.stream
-    return handler.stream.fileno()
+    return stream.fileno()
 
 
 def _core(config: Config) -> Core:

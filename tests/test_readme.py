@@ -87,8 +87,12 @@ def run(todo: list[Step], environment: dict[str, str]) -> list[str]:
     """What each step printed; the first that fails ends the test."""
     # What setup says when it has something to do comes before the first mark.
     # Jobs in the background end with a shell that fails: they have its output open.
-    lines = ["set -eu", "exec 2>&1 </dev/null", "trap 'jobs -p | xargs -r kill || true' EXIT"]
-    lines.append("scripts/setup")
+    lines = [
+        "set -eu",
+        "exec 2>&1 </dev/null",
+        "trap 'jobs -p | xargs -r kill 2>/dev/null || true' EXIT",
+        "scripts/setup",
+    ]
     for step in todo:
         lines += [f"printf '{MARK}'", step.command]
     done = subprocess.run(

@@ -1,0 +1,215 @@
+"""Mutants: does a test fail if the code is wrong in one place?
+
+    scripts/mutants [--seed N] [--count N] [--only PREFIX] [--jobs N] [--state FILE]
+
+`count` changes are drawn by `seed` from all that can be made in native/ and hmmfs/, a file being as
+likely as it is long. Each is planted in a clone of what is committed, and the tests of its layer
+run there, the quick ones first, until one fails. `state` has a line of JSON for each that is done;
+it may be ended at any time, and goes on there. At the end: how many were found, and by file who
+survived.
+
+A mutant is "found" if a test fails or takes too long, "stillborn" if it can't be compiled or
+imported, which says nothing of the tests, else it has "survived". Needs root, as mounts do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+
+from mutants_of import Site, mutant, sites
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMIT_S = 400  # of one step; the slowest takes a quarter of it
+# Of the layers by the beginning of a file's name, the longest that fits: what is run, in order.
+PROTOCOL = "tests/native/test_interleavings.py"
+FILES = "tests/mount/test_files.py tests/mount/test_ranges.py tests/mount/test_kinds.py"
+MOVING = "tests/mount/test_fsx.py tests/mount/test_recall.py tests/mount/test_launch.py"
+PROGRAMS = "tests/mount/test_programs.py tests/mount/test_hmm.py tests/mount/test_dmirror.py"
+SEEN = "tests/mount/test_control_files.py tests/mount/test_smi.py tests/mount/test_metrics.py"
+RULES = "tests/unit/test_policy_rules.py tests/mount/test_policies.py tests/mount/test_advice.py"
+LAYERS = {
+    "native/": [PROTOCOL, FILES, MOVING, RULES, SEEN],
+    "native/pre": ["tests/native/test_preload.py", PROGRAMS],
+    "native/helper": ["tests/native/test_preload.py", PROGRAMS],
+    "native/tools": ["tests/mount/test_launchers.py"],
+    "native/dump": ["tests/mount/test_dumps.py"],
+    **{
+        f"native/{name}": [PROGRAMS, "tests/mount/test_program_endings.py tests/mount/test_home.py"]
+        for name in ("process", "pending", "space", "anonymous", "take", "stays", "vma")
+    },
+    "native/trace": ["tests/mount/test_tracing.py", SEEN],
+    "native/account": [PROTOCOL, SEEN],
+    "native/advice": [RULES],
+    "native/thrash": [RULES],
+    "native/prefetch": [RULES],
+    "native/gate": ["tests/native/test_gate_parser.py", FILES, "tests/mount/test_names.py"],
+    "native/times": ["tests/mount/test_times.py"],
+    "native/shared": [FILES, "tests/mount/test_capacity.py", "tests/mount/test_numa.py"],
+    "hmmfs/": ["tests/unit", FILES, MOVING, SEEN],
+    "hmmfs/policy": ["tests/unit", RULES],
+    "hmmfs/inspect": ["tests/unit", SEEN, "tests/mount/test_record.py tests/mount/test_report.py"],
+    "hmmfs/filesystem": ["tests/unit", FILES, "tests/mount/test_names.py", SEEN],
+    "hmmfs/device": ["tests/unit", MOVING, PROGRAMS],
+    "hmmfs/service": ["tests/unit", MOVING, RULES],
+}
+
+
+def layer(file: str) -> list[list[str]]:
+    longest = max((prefix for prefix in LAYERS if file.startswith(prefix)), key=len)
+    return [step.split() for step in LAYERS[longest]]
+
+
+def draw(seed: int, count: int, only: str) -> list[Site]:
+    """The same for the same code."""
+    names = subprocess.run(
+        ["git", "ls-files", "native/*.c", "hmmfs/*.py", "hmmfs/**/*.py"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    names = sorted({name for name in names if name.startswith(only) and "build.py" not in name})
+    sizes = [(ROOT / name).read_text().count("\n") for name in names]
+    chance, known = random.Random(seed), {}
+    drawn: dict[Site, None] = {}
+    for name in chance.choices(names, sizes, k=20 * count):
+        if len(drawn) == count:
+            break
+        if name not in known:
+            known[name] = sites(ROOT, name)
+        if known[name]:
+            drawn[chance.choice(known[name])] = None
+    return list(drawn)
+
+
+class Clone:
+    """A copy of what is committed, built, in which mutants are planted one after another."""
+
+    def __init__(self, top: Path, number: int) -> None:
+        self.path = top / f"clone{number}"
+        subprocess.run(["git", "clone", "-q", "--shared", ROOT, self.path], check=True)
+        self.environment = os.environ | {"PYTHONPATH": str(self.path), "TMPDIR": str(top)}
+        assert self.run(["setup.py", "-q", "build_ext", "--inplace"]) == 0, "it does not build"
+
+    def run(self, words: list[str]) -> int | None:
+        """Exit status; None: it took too long. Nothing of it is left."""
+        child = subprocess.Popen(
+            [sys.executable, *words],
+            cwd=self.path,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=(self.path / "output").open("wb"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            return child.wait(LIMIT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGINT)  # pytest takes its mounts down
+            try:
+                child.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+            return None
+
+    def judge(self, site: Site) -> dict[str, object]:
+        """Plants it, runs what is to find it, and takes it out again."""
+        target = self.path / site.file
+        before = target.read_text()
+        line, text = mutant(self.path, site)
+        result = {"site": list(site), "line": line, "code": text.split("\n")[line - 1].strip()}
+        target.write_text(text)
+        try:
+            return result | self._try(site)
+        finally:
+            target.write_text(before)
+            if site.file.endswith(".c"):
+                self.run(["setup.py", "-q", "build_ext", "--inplace"])
+
+    def _try(self, site: Site) -> dict[str, object]:
+        if site.file.endswith(".c"):
+            if self.run(["setup.py", "-q", "build_ext", "--inplace"]):
+                return {"fate": "stillborn"}
+        elif self.run(["-m", "py_compile", site.file]):
+            return {"fate": "stillborn"}
+        for step in layer(site.file):
+            options = ["-x", "-q", "-p", "no:cacheprovider", "--no-browser", "-n", "0"]
+            status = self.run(["-m", "pytest", *options, *step])
+            if status == 0:
+                continue
+            said = (self.path / "output").read_text(errors="replace").splitlines()
+            by = [text for text in said if text.startswith(("FAILED ", "ERROR "))]
+            return {"fate": "found", "by": by[0][:160] if by else f"{step[0]}: {status}"}
+        return {"fate": "survived"}
+
+
+def report(results: list[dict[str, object]]) -> None:
+    fates = Counter(str(result["fate"]) for result in results)
+    counted = fates["found"] + fates["survived"]
+    share = f"{100 * fates['found'] / counted:.0f} %" if counted else "none"
+    print(f"{fates['found']} of {counted} found ({share}), {fates['stillborn']} stillborn")
+    by_file = defaultdict(list)
+    for result in results:
+        if result["fate"] == "survived":
+            by_file[str(result["site"][0])].append(result)  # type: ignore[index]
+    for file, survivors in sorted(by_file.items()):
+        for one in sorted(survivors, key=lambda each: int(str(each["line"]))):
+            operator = str(one["site"][1]).removeprefix("core/")  # type: ignore[index]
+            print(f"{file}:{one['line']}: {operator}: {one['code']}")
+
+
+def main() -> None:
+    assert __doc__
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0])
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--only", default="", help="files whose names begin so, as native/gate")
+    parser.add_argument("--jobs", type=int, default=1, help="clones at a time")
+    parser.add_argument("--state", type=Path, default=ROOT / "build/mutants.jsonl")
+    options = parser.parse_args()
+    options.state.parent.mkdir(exist_ok=True)
+    lines = options.state.read_text().splitlines() if options.state.exists() else []
+    done = {tuple(result["site"]): result for result in map(json.loads, lines)}
+    drawn = draw(options.seed, options.count, options.only)
+    left: SimpleQueue[Site] = SimpleQueue()
+    for site in drawn:
+        if tuple(site) not in done:
+            left.put(site)
+    lock = threading.Lock()  # guards the state file and `done`
+    top = Path(tempfile.mkdtemp(prefix="hmmfs-mutants-"))
+
+    def work(number: int) -> None:
+        clone = Clone(top, number)
+        while not left.empty():
+            result = clone.judge(site := left.get())
+            with lock, options.state.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+                done[tuple(site)] = result
+                place = f"{site.file}:{result['line']}"
+                print(f"{result['fate']}: {place}: {result['code']}", flush=True)
+
+    try:
+        if not left.empty():
+            with ThreadPoolExecutor(options.jobs) as pool:
+                list(pool.map(work, range(options.jobs)))
+    finally:
+        shutil.rmtree(top, ignore_errors=True)
+    report([done[tuple(site)] for site in drawn if tuple(site) in done])
+
+
+if __name__ == "__main__":
+    main()

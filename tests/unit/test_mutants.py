@@ -1,0 +1,60 @@
+"""scripts/mutants: what it changes, and that it is the same each time."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+CODE = """\
+/* if (a < b) in a comment
+ * hm_release(core, 1); */
+#define LIMIT 7
+static const int table[2] = {1, 2};
+
+int call(struct hm_core *core, int a, int b)
+{
+    int sum = a + b;
+    if (a < b && core->ready)
+        return -EINVAL;
+    pthread_mutex_lock(&core->lock);
+    core->used += hm_take(a, b);
+    hm_release(core, 1); /* all but 3 */
+    snprintf(text, "5 < %d", sum);
+    return mask & ~sum;
+}
+"""
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    sys.modules.pop("mutants_of", None)
+    return importlib.import_module("mutants_of")
+
+
+def test_c(tool: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "a.c").write_text(CODE)
+    before, made = CODE.split("\n"), {}
+    for site in tool.sites(tmp_path, "a.c"):
+        line, text = tool.mutant(tmp_path, site)
+        after = text.split("\n")
+        assert [n for n, (a, b) in enumerate(zip(before, after, strict=True), 1) if a != b] == [
+            line
+        ]
+        made.setdefault(site.operator, []).append(after[line - 1].strip())
+    assert made == {
+        "comparison": ["if (a <= b && core->ready)"],
+        "arithmetic": ["int sum = a - b;"],
+        "logic": ["if (a < b || core->ready)"],
+        "mask": ["return mask & sum;"],
+        "constant": ["hm_release(core, 2); /* all but 3 */"],
+        "lock": [";"],
+        "statement": [";", "; /* all but 3 */"],
+        "arguments": ["core->used += hm_take(b, a);", "hm_release(1, core); /* all but 3 */"],
+        "error": ["return 0;"],
+    }

@@ -158,6 +158,7 @@ static int carry(struct transaction *t, const struct plan *plan)
     error = hm_window_protect(t->region, t->job->node, t->block, &arriving);
     if (!error)
         error = copy_pages(t, plan, &copy);
+    hm_pause("carry.copied");
     if (t->job->kind == HM_JOB_TOUCH)
         for (; !error && hm_next_run(zeros.word, &first, &count); first += count)
             error =

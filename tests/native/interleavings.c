@@ -555,15 +555,7 @@ static void copy_ends_in_a_migration(void)
 /* -----------------------------------------------------------------------------------------------
  */
 
-#define SCENE(name)                                                                                \
-    {                                                                                              \
-#name, name                                                                                \
-    }
-
-static const struct {
-    const char *name;
-    void (*play)(void);
-} scenes[] = {
+static const struct scene scenes[] = {
     SCENE(delayed_write),
     SCENE(writeback_overtakes),
     SCENE(writeback_without_room),
@@ -596,12 +588,7 @@ static const struct {
 
 int main(int argc, char **argv)
 {
-    CHECK(argc > 1, "which scene?");
-    for (size_t i = 0; i < sizeof(scenes) / sizeof(*scenes); i++)
-        if (!strcmp(scenes[i].name, argv[1])) {
-            scenes[i].play();
-            end();
-            return 0;
-        }
-    CHECK(false, "there is no scene %s", argv[1]);
+    play(scenes, sizeof(scenes) / sizeof(*scenes), argc > 1 ? argv[1] : "");
+    end();
+    return 0;
 }

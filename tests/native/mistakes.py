@@ -11,6 +11,7 @@ class Mistake(NamedTuple):
     file: str
     right: str  # stands in the file once
     wrong: str
+    also: tuple[str, str] = ("", "")  # a second change of the file
 
 
 MISTAKES = {
@@ -190,12 +191,45 @@ MISTAKES = {
         "        if (!error && record->generation == generation &&\n",
         "        if (!error &&\n",
     ),
-}
-
-# Switches of the model that have no mistake here yet, and why.
-LACKING = {
-    "no_protect": "takes a worker that stores",
-    "protect_late": "takes a worker that stores",
-    "fill_writable": "takes a worker that stores",
-    "wake_arrived": "takes a worker that waits",
+    # ---- workers
+    "no_protect": Mistake(
+        "store_while_it_is_copied",
+        "transaction.c",
+        "    int error = pool ? protect(t, plan) : -errno;\n",
+        "    int error = pool ? 0 : -errno;\n    (void)protect;\n",
+    ),
+    "protect_late": Mistake(
+        "store_while_it_is_copied",
+        "transaction.c",
+        "    int error = pool ? protect(t, plan) : -errno;\n",
+        "    int error = pool ? 0 : -errno;\n",
+        (
+            '    hm_pause("carry.copied");\n',
+            '    hm_pause("carry.copied");\n    error = error ? error : protect(t, plan);\n',
+        ),
+    ),
+    "fill_writable": Mistake(
+        "first_store",
+        "uffd.c",
+        "UFFDIO_COPY_MODE_WP | UFFDIO_COPY_MODE_DONTWAKE",
+        "UFFDIO_COPY_MODE_DONTWAKE",
+    ),
+    "fill_many_writable": Mistake(
+        "first_store_of_many",
+        "transaction.c",
+        "    error = hm_window_protect(t->region, t->job->node, t->block, &arriving);\n",
+        "",
+    ),
+    "wake_arrived": Mistake(
+        "cut_before_the_wake",
+        "touch.c",
+        "            t->wake.word[w] = touched.word[w] | stores.word[w];\n",
+        "            t->wake.word[w] = (touched.word[w] | stores.word[w]) & record->present[w];\n",
+    ),
+    "discard_keeps_source": Mistake(
+        "cut_before_it_is_handed_over",
+        "transaction.c",
+        "        if (copied && !lives(t->record, page, plan->from[page]))\n",
+        "        if (false)\n",
+    ),
 }

@@ -318,6 +318,28 @@ static struct hm_job a_fill(uint32_t node, uint32_t offset, uint32_t length, uin
                            .byte = byte};
 }
 
+/* ---- scenes -----------------------------------------------------------------------------------
+ */
+
+struct scene {
+    const char *name;
+    void (*play)(void);
+};
+#define SCENE(name)                                                                                \
+    {                                                                                              \
+#name, name                                                                                \
+    }
+
+static void play(const struct scene *scenes, size_t count, const char *name)
+{
+    while (count--)
+        if (!strcmp(scenes[count].name, name)) {
+            scenes[count].play();
+            return;
+        }
+    CHECK(false, "there is no scene \"%s\"", name);
+}
+
 /* A byte as the device sees it. */
 static uint8_t device_load(uint32_t node, uint32_t offset)
 {

@@ -28,7 +28,7 @@ void hm_count_faults(struct hm_region *region, uint32_t node, enum hm_fault_coun
 }
 
 int hm_faults_failed(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t block,
-                     const uint64_t pages[8], uint64_t faulted_at)
+                     const uint64_t pages[8], int stores, uint64_t faulted_at)
 {
     struct hm_region *region;
     struct hm_mask mask;
@@ -47,6 +47,7 @@ int hm_faults_failed(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t
         uint64_t now = hm_now();
         hm_trace(region, block, &mask,
                  (struct hm_trace_event){.kind = HM_TRACE_PAGE_FAULT_END,
+                                         .trigger = stores ? HM_BY_WRITE : HM_BY_READ,
                                          .node = (uint8_t)node,
                                          .from = HM_NOWHERE,
                                          .to = HM_NOWHERE,

@@ -546,9 +546,10 @@ struct hm_region_flows {
     uint64_t refaulted_at[16], shared_at[16]; /* when last, CLOCK_MONOTONIC in ns; 0: never */
 };
 int hm_region_flows_get(struct hm_core *core, uint64_t ino, struct hm_region_flows *out);
-/* A worker's faults on these pages of a block end for good without having been served. */
+/* A worker's faults on these pages of a block, with stores among them or not, end for good without
+ * having been served. */
 int hm_faults_failed(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t block,
-                     const uint64_t pages[8], uint64_t faulted_at);
+                     const uint64_t pages[8], int stores, uint64_t faulted_at);
 
 /* One touched block as it is; pages by the node that they are said to be on. */
 struct hm_census {

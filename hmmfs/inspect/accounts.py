@@ -140,10 +140,17 @@ def _trace(mount: Path, nodes: list[str], stats: dict[str, int]) -> Iterator[Che
     if not whole or stats["trace_recorded"] > kept or len(lines) < stats["trace_recorded"]:
         return
     seen: Counter[tuple[str, str]] = Counter()
+    begun: Counter[tuple[str, ...]] = Counter()
+    ended: Counter[tuple[str, ...]] = Counter()
     for line in lines:
-        _, _, _, _, _, one, two, _, count, _, _ = line.split(" ")
+        _, device, event, region, pages, one, two, trigger, count, _, _ = line.split(" ")
         if int(count):
             seen[one, two] += int(count)
+        if event.startswith("page_fault_") and device != "cpu":
+            of = begun if event == "page_fault_start" else ended
+            of[device, region, trigger] += int(pages.rpartition("+")[2])
+    for key in begun | ended:
+        yield f"pages of faults in the trace, {' '.join(key)}", ended[key], begun[key]
     for one, two in itertools.permutations(nodes, 2):
         told = stats[f"bytes_{one}_{two}"]
         yield f"bytes from {one} to {two} in the trace", seen[one, two], told

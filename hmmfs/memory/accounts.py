@@ -74,7 +74,8 @@ def faults_failed(core: Core, node: int, key: BlockKey, touch: Touch) -> None:
     """Faults of a worker end for good without having been served."""
     pages = ffi.new("uint64_t[8]")
     ffi.memmove(pages, touch.pages, 64)
-    ret = lib.hm_faults_failed(core.handle, node, key.ino, key.block, pages, touch.since)
+    stores = any(touch.stores)
+    ret = lib.hm_faults_failed(core.handle, node, key.ino, key.block, pages, stores, touch.since)
     check(ret, "Entering a fault")
 
 

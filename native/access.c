@@ -55,21 +55,21 @@ static struct part part_of(struct hm_region *region, uint64_t offset, uint64_t e
 /* The part touches pages that a device has: enter that, once. The stripe is held. */
 static void begin_fault(struct part *part, bool write)
 {
-    struct hm_mask touched;
+    struct hm_mask all = hm_mask_range(part->first, part->count);
     if (part->faulted_at)
         return;
     part->faulted_at = hm_now();
     part->record->cpu_faulted++;
     hm_count_faults(part->region, HM_HOST, write ? HM_FAULTS_WRITE : HM_FAULTS_READ, 1);
-    HM_EACH_WORD (w)
-        touched.word[w] = part->mask.word[w] & part->record->device[w];
-    hm_trace_cpu_fault(part->region, part->block, &touched, write, 0);
+    hm_trace_cpu_fault(part->region, part->block, &all, write, part->faulted_at, false);
 }
 
+/* Of the pages that it began with: meanwhile a newer WRITE may have taken some off the mask. */
 static void end_fault(const struct part *part, bool write, enum admission admission)
 {
+    struct hm_mask all = hm_mask_range(part->first, part->count);
     if (part->faulted_at && admission != PARK_BUSY && admission != PARK_SERVICE)
-        hm_trace_cpu_fault(part->region, part->block, &part->mask, write, part->faulted_at);
+        hm_trace_cpu_fault(part->region, part->block, &all, write, part->faulted_at, true);
 }
 
 /* ---- waiting ------------------------------------------------------------------------------ */

@@ -125,6 +125,15 @@ uint64_t hm_trace_move(struct transaction *t, const struct hm_mask *moving,
     return began;
 }
 
+void hm_trace_stayed(struct transaction *t, const struct hm_mask *moving,
+                     const struct hm_mask *moved, const uint8_t from[HM_BLOCK_PAGES],
+                     uint64_t began)
+{
+    struct hm_mask rest = hm_without(*moving, moved);
+    if (hm_bits(rest.word))
+        hm_trace_move(t, &rest, from, began);
+}
+
 void hm_carried(struct transaction *t, enum hm_trace_kind kind, const struct hm_mask *concerned,
                 const struct hm_mask *copied, const uint8_t from[HM_BLOCK_PAGES], uint64_t began)
 {

@@ -225,7 +225,8 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
     struct hm_mask mine = hm_owned(record, t->job->node), others, absent, freed[HM_MAX_NODES];
     uint32_t generation = record->generation, room;
     struct hm_taking taking;
-    struct hm_mask moving;
+    struct hm_mask moving, moved;
+    uint8_t owners[HM_BLOCK_PAGES];
     uint64_t began;
     int error;
     if (atomic_load(&t->region->process->closed) >> t->job->node & 1) {
@@ -251,7 +252,8 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
         memset(record->recalling, 0, sizeof(record->recalling));
         return error;
     }
-    began = hm_trace_move(t, &moving, record->owner, 0);
+    memcpy(owners, record->owner, sizeof(owners));
+    began = hm_trace_move(t, &moving, owners, 0);
     error = carry(t, &others, &taking);
     pthread_mutex_lock(&t->stripe->lock);
     memset(record->recalling, 0, sizeof(record->recalling));
@@ -260,9 +262,13 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
         pthread_mutex_unlock(&t->stripe->lock);
         hm_process_arrive(t->region->process, t->block);
         pthread_mutex_lock(&t->stripe->lock);
+        hm_trace_move(t, &moving, owners, began);
         return -ESRCH;
     }
     flip_to(t, &others, &taking, freed, began);
+    HM_EACH_WORD (w)
+        moved.word[w] = others.word[w] | taking.taken.word[w];
+    hm_trace_stayed(t, &moving, &moved, owners, began);
     t->reserved -= hm_bits(others.word) + hm_bits(taking.taken.word) + hm_bits(taking.holes.word);
     pthread_mutex_unlock(&t->stripe->lock);
     hm_process_arrive(t->region->process, t->block);
@@ -459,12 +465,14 @@ static bool cut_discarded(struct transaction *t, struct hm_mask *mask)
 int hm_process_home(struct transaction *t, struct hm_mask *mask)
 {
     bool discarded = cut_discarded(t, mask);
+    struct hm_mask moving = *mask;
     uint8_t owners[HM_BLOCK_PAGES];
     uint64_t began;
     int error;
     memcpy(owners, t->record->owner, sizeof(owners));
     began = hm_trace_move(t, mask, owners, 0);
     error = give(t, mask, 0);
+    hm_trace_stayed(t, &moving, mask, owners, began);
     if (hm_bits(mask->word)) {
         flip_home(t, mask, began);
         punch_later(t, owners, mask);
@@ -476,7 +484,7 @@ int hm_process_home(struct transaction *t, struct hm_mask *mask)
 static int bring_home(struct transaction *t, const struct hm_mask *mask, uint32_t limit)
 {
     struct hm_process *process = t->region->process;
-    struct hm_mask moving = {{0}}, stay = {{0}};
+    struct hm_mask moving = {{0}}, stay = {{0}}, begun;
     uint8_t owners[HM_BLOCK_PAGES];
     bool huge = t->record->huge;
     uint32_t generation = t->record->generation;
@@ -499,14 +507,16 @@ static int bring_home(struct transaction *t, const struct hm_mask *mask, uint32_
             generation = t->record->generation;
         pthread_mutex_unlock(&t->stripe->lock);
     }
-    began = hm_now();
     if (error)
         memset(&moving, 0, sizeof(moving));
-    else
+    begun = moving;
+    began = hm_trace_move(t, &begun, owners, 0);
+    if (!error)
         error = give(t, &moving, huge ? UFFDIO_COPY_MODE_DONTWAKE : 0);
     pthread_mutex_lock(&t->stripe->lock);
     if (t->record->generation != generation)
         memset(&moving, 0, sizeof(moving));
+    hm_trace_stayed(t, &begun, &moving, owners, began);
     if (hm_bits(moving.word))
         flip_home(t, &moving, began);
     pthread_mutex_unlock(&process->lock);

@@ -442,9 +442,9 @@ static inline bool hm_traced(const struct hm_region *region, enum hm_trace_kind 
 /* The pages of a mask, from the first to the last of them. Nothing for an empty mask. */
 void hm_trace(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
               struct hm_trace_event event);
-/* A program's fault, which the host serves: its begin, or with `since`, when that was, its end. */
+/* A program's fault, which the host serves: that it began, or that it has ended. */
 void hm_trace_cpu_fault(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
-                        bool write, uint64_t since);
+                        bool write, uint64_t began, bool ended);
 void hm_trace_gone(struct hm_region *region); /* remember what it was called */
 void hm_trace_init(struct hm_trace *trace);
 void hm_trace_deinit(struct hm_trace *trace);

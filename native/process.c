@@ -261,10 +261,10 @@ static bool serve_fault(struct hm_process *process, const struct uffd_msg *messa
         hm_count(&t.core->count.express_faults, 1);
         hm_charge_faults(t.core, HM_HOST, 1);
         t.record->cpu_faulted++;
-        hm_trace_cpu_fault(t.region, block, &touched, write, 0);
+        hm_trace_cpu_fault(t.region, block, &touched, write, began, false);
         done = bring_home(&t, &touched);
         t.record->cpu_faults += t.record->cpu_faults < UINT8_MAX;
-        hm_trace_cpu_fault(t.region, block, &touched, write, began);
+        hm_trace_cpu_fault(t.region, block, &touched, write, began, true);
     } else if (message->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP) {
         struct uffdio_writeprotect request = {.range = {address, HM_PAGE_SIZE}};
         done = !ioctl(process->uffd, UFFDIO_WRITEPROTECT, &request) || errno != EAGAIN;

@@ -131,13 +131,13 @@ void hm_trace(struct hm_region *region, uint64_t block, const struct hm_mask *ma
 }
 
 void hm_trace_cpu_fault(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
-                        bool write, uint64_t since)
+                        bool write, uint64_t began, bool ended)
 {
-    enum hm_trace_kind kind = since ? HM_TRACE_PAGE_FAULT_END : HM_TRACE_PAGE_FAULT_START;
+    enum hm_trace_kind kind = ended ? HM_TRACE_PAGE_FAULT_END : HM_TRACE_PAGE_FAULT_START;
     uint64_t now;
     if (!hm_traced(region, kind))
         return;
-    now = hm_now();
+    now = ended ? hm_now() : began;
     hm_trace(region, block, mask,
              (struct hm_trace_event){.kind = (uint8_t)kind,
                                      .trigger = write ? HM_BY_WRITE : HM_BY_READ,
@@ -145,7 +145,7 @@ void hm_trace_cpu_fault(struct hm_region *region, uint64_t block, const struct h
                                      .from = HM_NOWHERE,
                                      .to = HM_NOWHERE,
                                      .at_ns = now,
-                                     .took_ns = since ? now - since : 0});
+                                     .took_ns = now - began});
 }
 
 uint64_t hm_trace_wake(struct hm_core *core, uint64_t from)

@@ -140,23 +140,29 @@ def _trace(mount: Path, nodes: list[str], stats: dict[str, int]) -> Iterator[Che
     if not whole or stats["trace_recorded"] > kept or len(lines) < stats["trace_recorded"]:
         return
     seen: Counter[tuple[str, str]] = Counter()
-    begun: Counter[tuple[str, ...]] = Counter()
-    ended: Counter[tuple[str, ...]] = Counter()
+    begun: set[tuple[str, str, str, int]] = set()
+    ended: set[tuple[str, str, str, int]] = set()
     for line in lines:
-        _, device, event, region, pages, one, two, trigger, count, _, _ = line.split(" ")
+        time, device, event, region, _, one, two, _, count, took, _ = line.split(" ")
         if int(count):
             seen[one, two] += int(count)
-        if event.startswith("page_fault_") and device != "cpu":
-            of = begun if event == "page_fault_start" else ended
-            of[device, region, trigger] += int(pages.rpartition("+")[2])
-    for key in begun | ended:
-        yield f"pages of faults in the trace, {' '.join(key)}", ended[key], begun[key]
+        what, _, end = event.rpartition("_")
+        if what in ("page_fault", "migrate"):  # an end says for how long it was under way
+            since = _ns(time) - (_ns(took) if end == "end" else 0)
+            (begun if end == "start" else ended).add((what, device, region, since))
+    for what, device, region, since in begun ^ ended:
+        yield f"the {what} of {device} on {region} that began at {since} ns", "one", "whole"
     for one, two in itertools.permutations(nodes, 2):
         told = stats[f"bytes_{one}_{two}"]
         yield f"bytes from {one} to {two} in the trace", seen[one, two], told
 
 
 # ---- files
+
+
+def _ns(decimal: str) -> int:
+    """Of seconds with 9 decimals, or of microseconds with 3."""
+    return int(decimal.replace(".", ""))
 
 
 def _number(name: str) -> int:

@@ -35,7 +35,8 @@ static void work(int channel)
 {
     struct uffdio_api api = {UFFD_API, UFFD_FEATURE_PAGEFAULT_FLAG_WP, 0};
     struct uffdio_register range = {.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP};
-    int pool, uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+    /* Nobody but itself uses its memory, and an ordinary user gets no other. */
+    int pool, uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
     volatile uint8_t *window;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     CHECK(uffd >= 0 && !ioctl(uffd, UFFDIO_API, &api), "userfaultfd");
@@ -90,6 +91,7 @@ static void begin_with_worker(void)
     worker = fork();
     if (!worker)
         work(channel[1]);
+    close(channel[1]); /* so that its end is noticed */
     begin((struct hm_config){.nodes = 3,
                              .threads = 1,
                              .express = 1,

@@ -135,8 +135,12 @@ static int hold_afar(struct transaction *t, const struct hm_mask *afar, bool sto
             return error;
         while (record->inflight)
             pthread_cond_wait(&t->stripe->changed, &t->stripe->lock);
-        if (hm_any(record->device, afar->word)) { /* truncated and filled anew meanwhile */
+        if (hm_any(record->device, afar->word)) { /* cut and filled anew meanwhile, or pinned */
+            struct hm_mask pinned = hm_pinned(t->region, t->block);
+            pinned = hm_both(&pinned, afar);
             hm_thaw(record, t->stripe);
+            if (hm_any(record->device, pinned.word))
+                return -EPERM;
             continue;
         }
         if (!stores)

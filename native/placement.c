@@ -87,10 +87,14 @@ struct hm_placement hm_place(struct hm_region *region, uint64_t block, uint32_t 
         return place;
     mine = hm_owned(record, node);
     if (hm_labels(region, node)) {
-        /* What a coherent device reaches it uses where it is; it has hidden pages of its own. */
+        /* What a coherent device reaches it uses where it is; it has hidden pages of its own. What
+         * another device has in private comes home for it, unless that is pinned there. */
+        struct hm_mask pinned = hm_pinned(region, block);
         HM_EACH_WORD (w) {
+            uint64_t others = mask->word[w] & ~mine.word[w];
             place.bring.word[w] = mask->word[w] & mine.word[w];
-            place.afar.word[w] = mask->word[w] & ~mine.word[w];
+            place.refuse.word[w] = others & record->device[w] & pinned.word[w];
+            place.afar.word[w] = others & ~place.refuse.word[w];
         }
         return place;
     }

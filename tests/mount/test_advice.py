@@ -221,6 +221,29 @@ def test_pages_pinned_to_a_device(machine: hmmfs.Machine) -> None:
         os.close(fd)
 
 
+def test_pages_pinned_to_a_private_device_beside_a_coherent_one(
+    mount_factory: MountFactory,
+) -> None:
+    """That one uses pages where they are, which is out of its reach."""
+    mount = mount_factory(vram="8M", devices=2, host="16M", type="private+coherent")
+    machine = hmmfs.connect(mount.path)
+    region = filled(machine)
+    region.migrate(machine.dev0)
+    region.advise("pinned")
+    for words in ("fill a 1", "fill a:8192+1 1", "read a:4096+1", "checksum a", "migrate a to dev1"):
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            machine.dev1.submit(words)
+        assert caught.value.errno == errno.EBUSY, words
+    with pytest.raises(OSError, match="pinned") as caught:
+        machine.dev1.launch(look, hmmfs.reads(region)).wait(60)
+    assert caught.value.errno == errno.EBUSY
+    assert where(region) == [0, 1024, 0]
+    region.advise("unset_pinned")
+    machine.dev1.submit("fill a:0+5 7")
+    assert machine.dev1.launch(look, hmmfs.reads(region)).wait(60) == 1023 + 7
+    assert machine.dev0.submit("read a:0+6") == "070707070701"
+
+
 def test_a_device_full_of_pinned_pages(machine: hmmfs.Machine) -> None:
     region = filled(machine, size=8 * M)
     region.migrate(machine.dev0)

@@ -599,7 +599,10 @@ def _failure(error: OSError, answer: str) -> HmmfsError:
 
 
 def refused(error: OSError, where: Path) -> HmmfsError:
-    """What the `last_error` there says of a write that failed."""
+    """What the `last_error` there says of a write that failed. Who may not open the file for it has
+    not been heard: then the kernel says so, and `last_error` is about something else."""
+    if error.errno == errno.EACCES and error.filename is not None:
+        return HmmfsError(error.errno, f"{error.filename} can't be opened: permission denied.")
     said = (where / "last_error").read_text().strip()
     return HmmfsError(error.errno or errno.EIO, said)
 

@@ -152,6 +152,7 @@ def status_command(directory: str, as_json: bool) -> int:
     else:
         from hmmfs.inspect.table import print_status
 
+        cli_inspect.tolerate_names()
         print_status(status)
     return 0
 

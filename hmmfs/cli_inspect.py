@@ -60,7 +60,7 @@ def smi_command(
     from hmmfs.inspect import query as fields
     from hmmfs.inspect.mounts import choose
 
-    _tolerate_names()
+    tolerate_names()
     if help_query:
         print(*fields.help_lines(), sep="\n")
         return 0
@@ -106,7 +106,7 @@ def topo_command(directory: str | None, matrix: bool, as_json: bool) -> int:
     from hmmfs.inspect import topo
     from hmmfs.inspect.mounts import choose
 
-    _tolerate_names()
+    tolerate_names()
     found = topo.read_topology(choose(directory))
     if as_json:
         print(json.dumps(found, indent=2))
@@ -127,7 +127,7 @@ def map_command(words: tuple[str, ...], by: str, output: str | None) -> int:
     from hmmfs.inspect import heat_map
     from hmmfs.inspect.heat import read_region
 
-    _tolerate_names()
+    tolerate_names()
     ending = heat_map.picture_ending(output) if output is not None else ""
     path, name = heat_map.parse_place(words)
     if output is None:
@@ -152,7 +152,7 @@ def audit_command(directory: str | None) -> int:
         wrong = [] if text(point, "audit") == "ok\n" else [text(point, "audit").strip()]
         return [*wrong, *disagreements(Path(point))]
 
-    _tolerate_names()
+    tolerate_names()
     found = ask(choose(directory), look)
     print(*(found or ["ok"]), sep="\n")
     return 1 if found else 0
@@ -161,7 +161,7 @@ def audit_command(directory: str | None) -> int:
 COMMANDS = (smi_command, top_command, topo_command, map_command, audit_command)
 
 
-def _tolerate_names() -> None:
+def tolerate_names() -> None:
     """Names of regions may have characters that the terminal's encoding has not."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

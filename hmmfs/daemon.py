@@ -93,8 +93,10 @@ def serve(path: str, config: Config, ready: Callable[[], None], owner: Owner | N
 
         def announce() -> None:
             ready()
-            if config.log and os.fstat(2).st_rdev == os.stat(os.devnull).st_rdev:
-                os.dup2(log_fd, 2)  # in the background: what workers and kernels complain of
+            in_background = os.fstat(2).st_rdev == os.stat(os.devnull).st_rdev
+            # What workers and kernels complain of. A pipe they could fill, and we would wait.
+            if in_background and stat.S_ISREG(os.fstat(log_fd).st_mode):
+                os.dup2(log_fd, 2)
 
         _Daemon(config, core, mounted, topology, endpoint, owner, file_size).run(announce)
         if temporary:
@@ -152,7 +154,11 @@ def _start_log(config: Config) -> int:
     try:
         stream: TextIO = sys.stderr
         if config.log:
-            stream = open(config.log, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+            # A pipe that nobody reads is refused, not waited for.
+            how = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+            fd = os.open(config.log, how, 0o666)
+            os.set_blocking(fd, True)
+            stream = os.fdopen(fd, "w", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise HmmfsError(
             error.errno or errno.EIO,

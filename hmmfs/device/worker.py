@@ -189,6 +189,7 @@ def main() -> None:
     windows = Windows(uffd)
     afar = Afar(int(sys.argv[2]), uffd)
     os.register_at_fork(after_in_child=afar.in_child)
+    errors = os.dup(2)
     while True:
         header, fds, _, _ = socket.recv_fds(channel, HEADER.size, 1)
         if not header:
@@ -203,6 +204,7 @@ def main() -> None:
             windows.unmap(*rest)
         else:
             inos, payload, files = rest
+            os.dup2(errors, 2)  # whatever the last kernel has done to it
             windows.allow(afar, files)
             outcome = run(windows, inos, payload)
             mapped = afar.end(len(files))

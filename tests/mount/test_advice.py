@@ -230,7 +230,13 @@ def test_pages_pinned_to_a_private_device_beside_a_coherent_one(
     region = filled(machine)
     region.migrate(machine.dev0)
     region.advise("pinned")
-    for words in ("fill a 1", "fill a:8192+1 1", "read a:4096+1", "checksum a", "migrate a to dev1"):
+    for words in (
+        "fill a 1",
+        "fill a:8192+1 1",
+        "read a:4096+1",
+        "checksum a",
+        "migrate a to dev1",
+    ):
         with pytest.raises(OSError) as caught:  # noqa: PT011
             machine.dev1.submit(words)
         assert caught.value.errno == errno.EBUSY, words

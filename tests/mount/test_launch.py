@@ -10,7 +10,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -625,7 +624,11 @@ def test_from_the_shell(mount: Mount, tmp_path: Path) -> None:
 
 
 def complains() -> None:
-    print("of a kernel", file=sys.stderr)
+    os.write(2, b"of a kernel\n")
+
+
+def closes_stderr() -> None:
+    os.close(2)
 
 
 def test_what_kernels_complain_of_is_in_the_log(
@@ -634,8 +637,33 @@ def test_what_kernels_complain_of_is_in_the_log(
     """Also where every warning of Python is an error, for a worker is started like any other."""
     monkeypatch.setenv("PYTHONWARNINGS", "error")
     mount = mount_factory(vram="4M")
-    hmmfs.connect(mount.path).dev0.launch(complains).wait()
-    assert "\nof a kernel\n" in mount.log.read_text()
+    dev0 = hmmfs.connect(mount.path).dev0
+    for kernel in (complains, closes_stderr, complains):
+        dev0.launch(kernel).wait(60)
+    assert mount.log.read_text().count("of a kernel\n") == 2
+
+
+def test_a_log_that_is_a_pipe(mount_factory: MountFactory, tmp_path: Path) -> None:
+    """One that nobody reads is refused. Of one that is read, kernels get nothing: they could fill
+    it, and the daemon would wait."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "mnt").mkdir()
+    done = run("mount", str(tmp_path / "mnt"), "-o", f"log={pipe}", check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"hmmfs: The log file {pipe} can't be opened: No such device or address.\n",
+    )
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        run("mount", str(tmp_path / "mnt"), "-o", f"vram=4M,log={pipe}")
+        hmmfs.connect(tmp_path / "mnt").dev0.launch(complains).wait(60)
+        said = os.read(reader, 1 << 16)
+        assert b"is mounted" in said
+        assert b"of a kernel" not in said
+        run("umount", str(tmp_path / "mnt"))
+    finally:
+        os.close(reader)
 
 
 def test_mounting_from_python() -> None:

@@ -27,7 +27,7 @@ import threading
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from mutants_of import Site, mutant, sites
 
@@ -102,7 +102,7 @@ class Clone:
         self.path = top / f"clone{number}"
         subprocess.run(["git", "clone", "-q", "--shared", ROOT, self.path], check=True)
         self.environment = os.environ | {"PYTHONPATH": str(self.path), "TMPDIR": str(top)}
-        assert self.run(["setup.py", "-q", "build_ext", "--inplace"]) == 0, "it does not build"
+        assert self.builds(), "it does not build"
 
     def run(self, words: list[str]) -> int | None:
         """Exit status; None: it took too long. Nothing of it is left."""
@@ -138,11 +138,14 @@ class Clone:
         finally:
             target.write_text(before)
             if site.file.endswith(".c"):
-                self.run(["setup.py", "-q", "build_ext", "--inplace"])
+                self.builds()
+
+    def builds(self) -> bool:
+        return self.run(["setup.py", "-q", "build_ext", "--inplace"]) == 0
 
     def _try(self, site: Site) -> dict[str, object]:
         if site.file.endswith(".c"):
-            if self.run(["setup.py", "-q", "build_ext", "--inplace"]):
+            if not self.builds():
                 return {"fate": "stillborn"}
         elif self.run(["-m", "py_compile", site.file]):
             return {"fate": "stillborn"}
@@ -172,6 +175,14 @@ def report(results: list[dict[str, object]]) -> None:
             print(f"{file}:{one['line']}: {operator}: {one['code']}")
 
 
+def _next(left: SimpleQueue[Site]) -> Site | None:
+    """Without waiting: another clone may have taken the last."""
+    try:
+        return left.get_nowait()
+    except Empty:
+        return None
+
+
 def main() -> None:
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0])
@@ -194,8 +205,8 @@ def main() -> None:
 
     def work(number: int) -> None:
         clone = Clone(top, number)
-        while not left.empty():
-            result = clone.judge(site := left.get())
+        while (site := _next(left)) is not None:
+            result = clone.judge(site)
             with lock, options.state.open("a") as file:
                 file.write(json.dumps(result) + "\n")
                 done[tuple(site)] = result

@@ -18,7 +18,7 @@ LEFT_OUT = (
 
 
 class Site(NamedTuple):
-    """One change: of which kind, and the how manyth of that kind in the file."""
+    """One change: its kind, and its number, from 0, among the places of that kind in the file."""
 
     file: str
     operator: str

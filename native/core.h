@@ -509,8 +509,9 @@ void hm_block_populate(struct hm_region *region, struct hm_block *record, uint32
 
 /* access.c: a READ or WRITE, from the gate or replayed; answers it, parks it or refuses it */
 void hm_access(struct hm_core *core, const struct hm_request *request);
-/* As any file system does when somebody without privileges changes a file's bytes. A WRITE says so
- * by a flag (CAP_FSETID); of fallocate and copy_file_range the kernel tells the user alone. */
+/* A user without privileges changes a file's bytes: its set-user-ID bits go, as on any file system.
+ * The kernel flags a WRITE for that (CAP_FSETID); for fallocate and copy_file_range it tells only
+ * who the user is. */
 void hm_drop_privileges(struct hm_region_record *record);
 void hm_replay(struct hm_region *region, uint64_t block);
 /* What is parked on pages that are about to be recalled: it would hold up the kernel. Called with

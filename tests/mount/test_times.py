@@ -219,7 +219,7 @@ def test_one_of_both(mount: Mount) -> None:
 
 
 def test_what_comes_later_is_newer(mount: Mount) -> None:
-    """As make takes it to be: whoever moves a time, and by which clock."""
+    """make relies on that. Writes and touch take their times from different clocks."""
     a, b = mount.regions / "a", mount.regions / "b"
     steps: tuple[Callable[[Path], object], ...] = (
         lambda path: path.write_bytes(b"x"),

@@ -42,7 +42,7 @@ Play = Callable[[str, list[Path]], subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def play(directory: Path) -> Play:
-    """Plays a scene with a core, of which the objects are given."""
+    """play(scene, objects) links the scene with the core of these objects, and runs it."""
     sources = [HERE / f"{name}.c" for name in set(SCENES.values())]
     mains = {path.stem: path for path in compile_into(directory / "mains", PAUSES, sources)}
 

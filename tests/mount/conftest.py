@@ -35,6 +35,14 @@ def takes_root(reason: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(os.geteuid() != 0, reason=reason)
 
 
+# Options of the kinds of memory that keep a file's bytes in ways of their own.
+KINDS = {
+    "private": {"type": "private"},
+    "coherent": {"type": "coherent"},
+    "recall": {"type": "coherent", "passthrough": "off"},
+    "dax": {"type": "dax"},
+}
+
 moves_programs = takes_root("pages of programs move for root only")
 passes_through = takes_root("the kernel passes memory through for root only")
 

@@ -14,16 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S, Mount, fails, mounted, run, wait_until
+from conftest import KINDS, PATIENCE_S, Mount, fails, mounted, run, wait_until
 
 PAGE, M = 4096, 1 << 20
 AT_FDCWD, AT_SYMLINK_FOLLOW, AT_EMPTY_PATH = -100, 0x400, 0x1000
-KINDS = {
-    "private": {"type": "private"},
-    "coherent": {"type": "coherent"},
-    "recall": {"type": "coherent", "passthrough": "off"},
-    "dax": {"type": "dax"},
-}
 # In directories of mode 555 the kernel refuses others than root before it asks.
 OTHERS = errno.EACCES if os.geteuid() else 0
 libc = ctypes.CDLL(None, use_errno=True)

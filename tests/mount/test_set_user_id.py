@@ -9,18 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S, Mount, let_others_reach, mounted, takes_root
+from conftest import KINDS, PATIENCE_S, Mount, let_others_reach, mounted, takes_root
 from test_names import NOBODY, as_nobody
 
 SOURCE = Path("/bin/sh")
 pytestmark = takes_root("only root becomes another user")
-
-KINDS = {
-    "private": {"type": "private"},
-    "coherent": {"type": "coherent"},
-    "recall": {"type": "coherent", "passthrough": "off"},
-    "dax": {"type": "dax"},
-}
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -18,19 +18,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import PATIENCE_S, Mount, mounted
+from conftest import KINDS, PATIENCE_S, Mount, mounted
 
 import hmmfs
 
 PAGE, M = 4096, 1 << 20
 COARSE = 5  # CLOCK_REALTIME_COARSE, by which the kernel keeps times
 KEEP_SIZE, PUNCH_HOLE = 1, 2
-KINDS = {
-    "private": {"type": "private"},
-    "coherent": {"type": "coherent"},
-    "recall": {"type": "coherent", "passthrough": "off"},
-    "dax": {"type": "dax"},
-}
 YEAR_2001 = 1_000_000_000 * 10**9 + 123_456_789
 libc = ctypes.CDLL(None, use_errno=True)
 libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]

@@ -74,6 +74,16 @@ static void end_fault(const struct part *part, bool write, enum admission admiss
 
 /* ---- waiting ------------------------------------------------------------------------------ */
 
+static bool is_wide(const struct hm_request *request)
+{
+    return request->offset / HM_PAGE_SIZE != (request->offset + request->size - 1) / HM_PAGE_SIZE;
+}
+
+static bool is_direct_read(const struct hm_request *request)
+{
+    return request->opcode == FUSE_READ && request->flags & O_DIRECT;
+}
+
 /* Put a request aside until a transaction on the block ends. The stripe is held. had: where it was
  * before, with its bytes; or NULL. */
 static int park(struct part *part, const struct hm_request *request, struct hm_parked *had,
@@ -97,17 +107,13 @@ static int park(struct part *part, const struct hm_request *request, struct hm_p
     *part->stripe->parked_end = parked;
     part->stripe->parked_end = &parked->next;
     hm_count(&part->region->core->count.parked, 1);
+    hm_step(part->region, part->block,
+            is_direct_read(request)             ? "direct.parked"
+            : request->opcode == FUSE_READ      ? is_wide(request) ? "ahead.parked" : "read.parked"
+            : request->flags & FUSE_WRITE_CACHE ? "back.parked"
+                                                : "write.parked",
+            HM_BY_GATE, &part->mask);
     return 0;
-}
-
-static bool is_wide(const struct hm_request *request)
-{
-    return request->offset / HM_PAGE_SIZE != (request->offset + request->size - 1) / HM_PAGE_SIZE;
-}
-
-static bool is_direct_read(const struct hm_request *request)
-{
-    return request->opcode == FUSE_READ && request->flags & O_DIRECT;
 }
 
 /* Whether a folio of the mask may be locked until the request is answered. */
@@ -184,6 +190,7 @@ static void replay_all(struct hm_region *region, uint64_t block, bool service, i
     struct hm_parked *taken;
     pthread_mutex_lock(&stripe->lock);
     taken = unpark(region, block, service, NULL);
+    hm_step(region, block, "replayed", HM_BY_GATE, NULL);
     pthread_mutex_unlock(&stripe->lock);
     replay(region, taken, error);
 }
@@ -204,6 +211,7 @@ bool hm_replay_pages(struct hm_region *region, uint64_t block, const struct hm_m
     struct hm_parked *taken = unpark(region, block, false, mask);
     if (!taken)
         return false;
+    hm_step(region, block, "recall.replays", HM_BY_GATE, NULL);
     pthread_mutex_unlock(&stripe->lock);
     replay(region, taken, 0);
     pthread_mutex_lock(&stripe->lock);
@@ -379,6 +387,7 @@ static enum admission admit_read(struct part *part, bool waits, bool direct)
         if (!waits)
             return REFUSED;
         report_fault(part, HM_FAULT_NO_ROOM, NULL, false);
+        hm_step(part->region, part->block, "no.room", HM_BY_GATE, NULL);
         return PARK_SERVICE;
     }
     if (!direct)
@@ -387,6 +396,11 @@ static enum admission admit_read(struct part *part, bool waits, bool direct)
     record->inflight++;
     part->generation = record->generation;
     record->last_cpu = hm_tick(part->region->core);
+    hm_step(part->region, part->block,
+            direct  ? "direct.admitted"
+            : waits ? "read.admitted"
+                    : "ahead.admitted",
+            HM_BY_GATE, &part->mask);
     return ADMITTED;
 }
 
@@ -435,6 +449,7 @@ static void close_part(struct part *part)
                               HM_PAGE_SIZE);
         part->record->generation += part->record->writing;
     }
+    hm_step(part->region, part->block, "read.answered", HM_BY_GATE, &part->mask);
     pthread_cond_broadcast(&part->stripe->changed);
     pthread_mutex_unlock(&part->stripe->lock);
 }
@@ -557,6 +572,7 @@ static enum admission admit_write(struct part *part, const struct hm_request *re
             return REFUSED;
         if (room == HM_ROOM) {
             report_fault(part, HM_FAULT_NO_ROOM, NULL, true);
+            hm_step(part->region, part->block, "no.room", HM_BY_GATE, NULL);
             return PARK_SERVICE;
         }
         hm_reserve_always(core, HM_HOST, holes);
@@ -574,6 +590,8 @@ static enum admission admit_write(struct part *part, const struct hm_request *re
     record->inflight++;
     record->writing = 1;
     record->last_cpu = hm_tick(part->region->core);
+    hm_step(part->region, part->block, from_cache ? "back.admitted" : "write.admitted", HM_BY_GATE,
+            &part->mask);
     return ADMITTED;
 }
 
@@ -619,10 +637,10 @@ static int apply_write(struct part *part, const struct hm_request *request)
     record->writing = 0;
     record->inflight--;
     pthread_cond_broadcast(&part->stripe->changed);
-    if (record->generation != generation)
-        return -EAGAIN;
-    if (error)
-        return error;
+    if (error || record->generation != generation) {
+        hm_step(part->region, part->block, "write.undone", HM_BY_GATE, &part->mask);
+        return record->generation != generation ? -EAGAIN : error;
+    }
     before = hm_block_charge(part->region, record);
     HM_EACH_WORD (w) {
         new += hm_popcount(part->mask.word[w] & ~record->present[w]);
@@ -631,6 +649,9 @@ static int apply_write(struct part *part, const struct hm_request *request)
     }
     hm_block_populate(part->region, record, HM_HOST, new);
     hm_reserve_always(part->region->core, HM_HOST, hm_block_charge(part->region, record) - before);
+    hm_step(part->region, part->block,
+            request->flags & FUSE_WRITE_CACHE ? "back.applied" : "write.applied", HM_BY_GATE,
+            &part->mask);
     return 0;
 }
 

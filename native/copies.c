@@ -69,6 +69,7 @@ void hm_collapse_all(struct hm_region *region)
         /* The generation: a transaction may have planned with a copy instead of carrying it. */
         if (hm_collapse(region, block, &every, HM_HOST))
             region->blocks[block].generation++;
+        hm_step(region, block, "open.ended", HM_BY_GATE, NULL);
         pthread_mutex_unlock(&stripe->lock);
         from = block + 1;
     }
@@ -202,10 +203,12 @@ int hm_duplicate(struct transaction *t, const struct hm_mask *mask)
         error = hm_take_room(t, pages, hm_room_for(t->job));
         if (error || !pages) {
             hm_thaw(record, t->stripe);
+            hm_step_of(t, "thawed", NULL);
             return error;
         }
         generation = record->generation;
         began = hm_now();
+        hm_step_of(t, "copy.planned", NULL);
         pthread_mutex_unlock(&t->stripe->lock);
         error = copy_to(t, &make);
         hm_pause("duplicate.copied");
@@ -215,11 +218,13 @@ int hm_duplicate(struct transaction *t, const struct hm_mask *mask)
             !(writers && hm_any(record->cached, make.word))) {
             count_copies(t, &make, began);
             hm_thaw(record, t->stripe);
+            hm_step_of(t, writers ? "copy.made.open" : "copy.made", &make);
             return 0;
         }
         hm_punch_runs(t->region, t->job->node, t->block, make.word);
         t->reserved += pages;
         hm_thaw(record, t->stripe);
+        hm_step_of(t, error ? "failed" : "discarded", NULL);
         if (error)
             return error;
     }

@@ -19,6 +19,7 @@
 #define HMMFS_CORE_H
 #include "hmmfs.h"
 #include "pause.h"
+#include "step.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -273,6 +274,9 @@ struct hm_stripe {
      * that is still to be invalidated. frozen_ino 0: none. */
     uint64_t frozen_ino, frozen_block;
     struct hm_mask frozen;
+#ifdef HM_STEPS
+    struct hm_shadow *shadows; /* of the test: its blocks as they were after their last step */
+#endif
 } __attribute__((aligned(64)));
 
 struct hm_node {

@@ -220,6 +220,7 @@ int hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask 
     hm_release_labels(core, of);
     /* Pages that stay cached become holes with a reservation, so the charge never grows here. */
     hm_release(core, HM_HOST, before + taken - labelled - hm_block_charge(region, record));
+    hm_step(region, block, forget_cached ? "cut.truncate" : "cut.punch", HM_BY_GATE, mask);
     if (hm_block_empty(record) && !record->busy && !record->parked && !record->inflight)
         list_remove(core, record);
     return error;

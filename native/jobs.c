@@ -55,6 +55,7 @@ static int refuse_stays(struct transaction *t, const struct hm_mask *mask)
     if (t->job->node != HM_HOST && hm_bits(stay.word)) {
         error = hm_recall(t, &stay);
         hm_thaw(t->record, t->stripe);
+        hm_step_of(t, "thawed", NULL);
     }
     return error ? error : any_stays(t, mask) ? -EPERM : 0;
 }
@@ -109,6 +110,7 @@ static int run_touched(struct transaction *t)
     case HM_JOB_RECALL:
         error = hm_recall(t, &mask);
         hm_thaw(t->record, t->stripe);
+        hm_step_of(t, "thawed", NULL);
         return error;
     case HM_JOB_TOUCH:
         return hm_touch(t);
@@ -132,6 +134,7 @@ static void finish(struct transaction *t, bool held)
     if (held) {
         pthread_mutex_lock(&t->stripe->lock);
         t->record->busy = 0;
+        hm_step_of(t, "finished", NULL);
         pthread_mutex_unlock(&t->stripe->lock);
         if (t->job->kind == HM_JOB_TOUCH && !t->event.result && !hm_bits(t->afar.word))
             hm_faults_served(t);
@@ -245,6 +248,7 @@ bool hm_run(struct hm_core *core, struct hm_queued_job *queued)
     }
     held = true;
     t.record->busy = 1;
+    hm_step_of(&t, "begun", NULL);
     error = run_touched(&t);
     pthread_mutex_unlock(&t.stripe->lock);
 out:
@@ -272,6 +276,7 @@ bool hm_touch_now(struct hm_core *core, const struct hm_job *job)
         return false;
     }
     t.record->busy = 1;
+    hm_step_of(&t, "begun", NULL);
     t.event.result = hm_touch(&t);
     pthread_mutex_unlock(&t.stripe->lock);
     finish(&t, true);

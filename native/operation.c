@@ -139,6 +139,7 @@ static int hold_afar(struct transaction *t, const struct hm_mask *afar, bool sto
             struct hm_mask pinned = hm_pinned(t->region, t->block);
             pinned = hm_both(&pinned, afar);
             hm_thaw(record, t->stripe);
+            hm_step_of(t, "thawed", NULL);
             if (hm_any(record->device, pinned.word))
                 return -EPERM;
             continue;
@@ -151,11 +152,13 @@ static int hold_afar(struct transaction *t, const struct hm_mask *afar, bool sto
         before = hm_bits(fill.word);
         if (hm_reserve(t->core, HM_HOST, before, 0)) {
             hm_thaw(record, t->stripe);
+            hm_step_of(t, "thawed", NULL);
             return -ENOBUFS;
         }
         if (!hm_region_pool(t->region, HM_HOST)) {
             hm_release(t->core, HM_HOST, before);
             hm_thaw(record, t->stripe);
+            hm_step_of(t, "thawed", NULL);
             return -ENOMEM;
         }
         hm_collapse(t->region, t->block, afar,
@@ -165,6 +168,7 @@ static int hold_afar(struct transaction *t, const struct hm_mask *afar, bool sto
             record->dirty[w] |= afar->word[w] & record->present[w];
         }
         hm_block_populate(t->region, record, HM_HOST, before);
+        hm_step_of(t, "afar.written", afar);
         return 0;
     }
 }
@@ -228,8 +232,10 @@ int hm_operate(struct transaction *t, const struct hm_mask *mask)
         if (afar)
             drop_strays(t, &place.afar, HM_HOST);
     }
-    if (afar)
+    if (afar) {
         hm_thaw(t->record, t->stripe);
+        hm_step_of(t, "thawed", NULL);
+    }
     return error;
 }
 

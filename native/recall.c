@@ -6,37 +6,36 @@
 
 /* One round of a recall: unmap the pages of `round` from every program, have their stores written
  * back, drop them from the page cache. The stripe is dropped meanwhile. */
-static void recall_round(struct hm_region *region, uint64_t block, struct hm_stripe *stripe,
-                         const struct hm_mask *round)
+static void recall_round(struct transaction *t, const struct hm_mask *round)
 {
-    struct hm_block *record = &region->blocks[block];
+    struct hm_block *record = t->record;
     uint32_t first = 0, count;
-    hm_count(&region->core->count.recalled_pages, hm_bits(round->word));
+    hm_count(&t->core->count.recalled_pages, hm_bits(round->word));
     /* A READ answered from now on sets `cached` again: that is the retry check, by page. */
     HM_EACH_WORD (w) {
         record->cached[w] &= ~round->word[w];
         record->recalling[w] |= round->word[w];
     }
     record->state = HM_RECALL;
-    pthread_mutex_unlock(&stripe->lock);
+    hm_step_of(t, "recall.round", round);
+    pthread_mutex_unlock(&t->stripe->lock);
     /* Exactly these runs: a page between them may have a parked READ, which would hold the
      * kernel's notification until this transaction ends, that is for ever. */
     hm_pause("recall.begun");
     for (; hm_next_run(round->word, &first, &count); first += count)
-        hm_invalidate(region->core, region->ino,
-                      block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE,
+        hm_invalidate(t->core, t->region->ino,
+                      t->block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE,
                       (uint64_t)count * HM_PAGE_SIZE);
     hm_pause("recall.done");
-    pthread_mutex_lock(&stripe->lock);
+    pthread_mutex_lock(&t->stripe->lock);
 }
 
 /* The pages of the mask that are cached, in state RECALL, with nothing parked on them: a folio that
  * waits for a parked request is locked, and the kernel's invalidation would wait for it. What is
  * replayed is answered: its pages are the host's, have their room, and RECALL holds nothing up. */
-static struct hm_mask next_round(struct hm_region *region, uint64_t block,
-                                 const struct hm_mask *mask)
+static struct hm_mask next_round(struct transaction *t, const struct hm_mask *mask)
 {
-    struct hm_block *record = &region->blocks[block];
+    struct hm_block *record = t->record;
     struct hm_mask round;
     do {
         HM_EACH_WORD (w)
@@ -44,7 +43,8 @@ static struct hm_mask next_round(struct hm_region *region, uint64_t block,
         if (!hm_bits(round.word))
             break;
         record->state = HM_RECALL;
-    } while (hm_replay_pages(region, block, &round));
+        hm_step_of(t, "recall.next", NULL); /* what is told next is not by the gate alone */
+    } while (hm_replay_pages(t->region, t->block, &round));
     return round;
 }
 
@@ -66,22 +66,22 @@ static bool next_cached(const struct hm_block *record, const struct hm_mask *mas
  * once, so that loads and stores can't take it back while the others are dealt with. What remains
  * to lose against is one program in the 2 us that one notification takes, and WRITEs, which pass.
  * False: that was lost, again and again. */
-static bool recall_by_page(struct hm_region *region, uint64_t block, struct hm_stripe *stripe,
-                           const struct hm_mask *mask)
+static bool recall_by_page(struct transaction *t, const struct hm_mask *mask)
 {
-    struct hm_block *record = &region->blocks[block];
+    struct hm_block *record = t->record;
+    struct hm_stripe *stripe = t->stripe;
     uint32_t tries = HM_RECALL_TRIES + HM_RECALL_TRIES_A_PAGE * hm_bits(mask->word);
     struct hm_mask page;
-    stripe->frozen_ino = region->ino;
-    stripe->frozen_block = block;
+    stripe->frozen_ino = t->region->ino;
+    stripe->frozen_block = t->block;
     HM_EACH_WORD (w)
         stripe->frozen.word[w] = mask->word[w] & ~record->cached[w];
     while (next_cached(record, mask, &page) && tries--) {
         HM_EACH_WORD (w)
             stripe->frozen.word[w] &= ~page.word[w];
-        page = next_round(region, block, &page);
-        hm_count(&region->core->count.recall_retries, 1);
-        recall_round(region, block, stripe, &page);
+        page = next_round(t, &page);
+        hm_count(&t->core->count.recall_retries, 1);
+        recall_round(t, &page);
         HM_EACH_WORD (w)
             stripe->frozen.word[w] |= page.word[w] & ~record->cached[w];
     }
@@ -98,18 +98,17 @@ void hm_thaw(struct hm_block *record, struct hm_stripe *stripe)
 int hm_recall(struct transaction *t, const struct hm_mask *mask)
 {
     struct hm_core *core = t->core;
-    struct hm_region *region = t->region;
     struct hm_block *record = t->record;
     struct hm_stripe *stripe = t->stripe;
-    uint64_t block = t->block, began = 0;
+    uint64_t began = 0;
     struct hm_mask unmapped = {{0}};
     uint32_t before;
     for (int tries = 0;; tries++) {
-        struct hm_mask round = next_round(region, block, mask);
+        struct hm_mask round = next_round(t, mask);
         if (!hm_bits(round.word))
             break;
         if (tries >= HM_RECALL_ROUNDS && !stripe->frozen_ino) {
-            if (recall_by_page(region, block, stripe, mask))
+            if (recall_by_page(t, mask))
                 break;
             goto thrashing;
         }
@@ -119,12 +118,13 @@ int hm_recall(struct transaction *t, const struct hm_mask *mask)
         began = began ? began : hm_now();
         HM_EACH_WORD (w)
             unmapped.word[w] |= round.word[w];
-        recall_round(region, block, stripe, &round);
+        recall_round(t, &round);
     }
     record->state = HM_FROZEN;
     before = hm_block_charge(t->region, record);
     memset(record->recalling, 0, sizeof(record->recalling));
     hm_release(core, HM_HOST, before - hm_block_charge(t->region, record));
+    hm_step_of(t, "recall.frozen", mask);
     if (began)
         hm_trace_job(t, HM_TRACE_UNMAP, &unmapped, HM_HOST, HM_NOWHERE, began);
     return 0;
@@ -133,6 +133,7 @@ thrashing:
         record->cached[w] |= record->recalling[w];
     memset(record->recalling, 0, sizeof(record->recalling));
     hm_thaw(record, stripe);
+    hm_step_of(t, "recall.failed", NULL);
     hm_count(&core->count.recalls_failed, 1);
     return -EBUSY;
 }

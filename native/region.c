@@ -244,10 +244,11 @@ int hm_zero_part(struct hm_region *region, uint64_t from, uint64_t to)
     struct hm_mask one;
     int error = 0;
     block->generation++;
-    if (!hm_test(block->present, page))
-        return 0;
     one = hm_mask_range(page, 1);
     hm_collapse(region, from / HM_BLOCK_BYTES, &one, HM_HOST);
+    hm_step(region, from / HM_BLOCK_BYTES, "cut.part", HM_BY_GATE, NULL);
+    if (!hm_test(block->present, page))
+        return 0;
     error = hm_pool_write(&region->pools[block->owner[page]], from, zeros, to - from);
     if (!error && hm_test(block->kept, page))
         error = hm_pool_write(&region->pools[HM_HOST], from, zeros, to - from);
@@ -431,6 +432,7 @@ static int allocate_block(struct hm_region *region, uint64_t block, const struct
     }
     HM_EACH_WORD (w)
         record->present[w] |= hole.word[w];
+    hm_step(region, block, "allocated", HM_BY_GATE, &hole);
     hm_block_populate(region, record, HM_HOST, new);
 out:
     pthread_mutex_unlock(&stripe->lock);

@@ -290,6 +290,7 @@ static uint32_t drop_kept(struct hm_region *region, uint64_t block)
                           (uint64_t)count * HM_PAGE_SIZE);
         dropped = hm_bits(record->kept);
         memset(record->kept, 0, sizeof(record->kept));
+        hm_step(region, block, "kept.dropped", HM_BY_GATE, NULL);
         hm_release(region->core, HM_HOST, dropped);
     }
     pthread_mutex_unlock(&stripe->lock);

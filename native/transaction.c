@@ -393,8 +393,10 @@ int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, u
     if (t->region->process)
         return hm_process_bring(t, mask, populate, limit);
     stay = hm_stay(t);
-    if (t->job->flags & HM_JOB_EVICT && t->job->source)
+    if (t->job->flags & HM_JOB_EVICT && t->job->source) {
         t->event.moved += hm_collapse(t->region, t->block, mask, t->job->source);
+        hm_step_of(t, "copies.evicted", NULL);
+    }
     for (;;) {
         uint32_t generation, room;
         int error = hm_recall(t, from_cpu);
@@ -413,10 +415,12 @@ int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, u
             if (began)
                 hm_trace_move(t, &plan.move, plan.from, began);
             hm_thaw(record, t->stripe);
+            hm_step_of(t, "thawed", NULL);
             return error;
         }
         if (plan.moves && !began)
             began = hm_trace_move(t, &plan.move, plan.from, 0);
+        hm_step_of(t, "planned", NULL);
         pthread_mutex_unlock(&t->stripe->lock);
         hm_pause("bring.planned");
         error = carry(t, &plan);
@@ -427,12 +431,14 @@ int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, u
         discard(t, &plan);
         t->reserved += room;
         hm_thaw(record, t->stripe);
+        hm_step_of(t, error ? "failed" : "discarded", NULL);
         if (error) {
             hm_trace_move(t, &plan.move, plan.from, began);
             return error;
         }
     }
     flip(t, &plan, &leaving);
+    hm_step_of(t, "flipped", NULL);
     count_migration(t, &plan, leaving.freed, began);
     /* Still frozen: nobody gives one of these pages to its old owner again before the punch. */
     pthread_mutex_unlock(&t->stripe->lock);
@@ -440,6 +446,7 @@ int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, u
     give_back(t, &leaving);
     pthread_mutex_lock(&t->stripe->lock);
     hm_thaw(record, t->stripe);
+    hm_step_of(t, "thawed", NULL);
     return 0;
 }
 
@@ -477,6 +484,7 @@ int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask
         return error;
     }
     flip(&t, &plan, &leaving);
+    hm_step(region, block, "gate.home", HM_BY_GATE, &plan.move);
     count_migration(&t, &plan, leaving.freed, began);
     give_back(&t, &leaving);
     return 0;
@@ -490,6 +498,7 @@ void hm_mark_written(struct transaction *t, const struct hm_mask *mask)
         t->record->kept[w] &= ~mask->word[w];
         t->record->dirty[w] |= t->record->present[w] & mask->word[w];
     }
+    hm_step_of(t, "written", mask);
     hm_punch_runs(t->region, HM_HOST, t->block, stale.word);
     hm_release(t->core, HM_HOST, hm_bits(stale.word));
 }

@@ -33,6 +33,10 @@ struct transaction {
  * there, at most `limit` pages. The stripe is held and the block busy, on return too; the lock is
  * dropped for the recall, the copy and the punch. */
 int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, uint32_t limit);
+/* A step of the job with its block: see step.h. */
+#define hm_step_of(t, step, pages)                                                                 \
+    hm_step((t)->region, (t)->block, (step),                                                       \
+            (t)->job->kind == HM_JOB_RECALL ? HM_NOWHERE : (t)->job->node, (pages))
 /* Which room a job may use. */
 static inline enum hm_room hm_room_for(const struct hm_job *job)
 {

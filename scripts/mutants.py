@@ -38,14 +38,16 @@ LIMIT_S = 300  # of one step; the slowest takes a third of it
 # Of the layers by the beginning of a file's name, the longest that fits: what is run, in order.
 # Not its test of mistakes: their text fits no mutant of the same line, which says nothing.
 PROTOCOL = "tests/native/test_interleavings.py::test_scene"
-STORMS = "tests/native/test_stress.py -k plain"
+CONFORMANCE = " ".join(
+    f"tests/native/test_conformance.py::test_{what}" for what in ("scenes", "storm", "worker")
+)
 FILES = "tests/mount/test_files.py tests/mount/test_ranges.py tests/mount/test_kinds.py"
 MOVING = "tests/mount/test_fsx.py tests/mount/test_recall.py tests/mount/test_launch.py"
 PROGRAMS = "tests/mount/test_programs.py tests/mount/test_hmm.py tests/mount/test_dmirror.py"
 SEEN = "tests/mount/test_control_files.py tests/mount/test_smi.py tests/mount/test_metrics.py"
 RULES = "tests/unit/test_policy_rules.py tests/mount/test_policies.py tests/mount/test_advice.py"
 LAYERS = {
-    "native/": [PROTOCOL, FILES, MOVING, RULES, SEEN, STORMS],
+    "native/": [PROTOCOL, FILES, MOVING, CONFORMANCE, RULES, SEEN],
     "native/pre": ["tests/native/test_preload.py", PROGRAMS],
     "native/helper": ["tests/native/test_preload.py", PROGRAMS],
     "native/tools": ["tests/mount/test_launchers.py"],

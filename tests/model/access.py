@@ -175,6 +175,7 @@ class Access(Block):
         s = self.bump(s)._replace(
             owner=put(s.owner, p, HOST),
             present=s.present & keep,
+            dirty=s.dirty & keep,
             kept=s.kept & keep,
             pool=tuple(put(pool, p, NONE) for pool in s.pool),
             copies=tuple(copies & keep for copies in s.copies),
@@ -198,6 +199,14 @@ class Access(Block):
         if self.setting.reclaim and kind == CLEAN and not s.write.attached >> p & 1:
             s = s._replace(folio=put(s.folio, p, (ABSENT, 0)))
             out.append((f"kernel reclaims clean page {p}", s))
+
+    def room(self, s: State, out: Steps) -> None:
+        """Somebody else needs room on the host: kept copies are what nobody misses."""
+        if not (self.setting.drop_kept and s.kept and s.busy == NONE):
+            return
+        for p in bits(s.kept):
+            s = self.set_pool(s, HOST, p, NONE)
+        out.append(("the room of kept copies is taken", s._replace(kept=0)))
 
     # ---- the gate: READ ---------------------------------------------------------------------
 
@@ -280,7 +289,8 @@ class Access(Block):
     def gate_writeback(self, s: State, p: int, out: Steps) -> None:
         state, mask = s.writeback[p], 1 << p
         if state == ADMITTED:
-            s = self.set_pool(s._replace(present=s.present | mask), HOST, p, s.folio[p][1])
+            s = s._replace(present=s.present | mask, dirty=s.dirty | mask)
+            s = self.set_pool(s, HOST, p, s.folio[p][1])
             out.append((f"gate applies the page cache's WRITE of page {p}", self.written(s, p)))
         if state != QUEUED:
             return
@@ -358,7 +368,7 @@ class Access(Block):
             if not write.overtaken >> p & 1:
                 old = 0 if p in whole else max(0, s.pool[HOST][p])
                 s = self.set_pool(s, HOST, p, write.values[p] | old)
-                s = s._replace(present=s.present | 1 << p)
+                s = s._replace(present=s.present | 1 << p, dirty=s.dirty | 1 << p)
             if s.folio[p][0] == LOCKED:
                 s = s._replace(folio=put(s.folio, p, (ABSENT, 0)))
             s = self.voided(s, p, write.bit) if p in whole else self.stored(s, p, write.bit)

@@ -14,6 +14,7 @@ before it is not part of it.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .access import Access
@@ -64,6 +65,7 @@ class Model(Access):
             self.kernel(s, p, out)
             self.gate_read(s, p, out)
             self.gate_writeback(s, p, out)
+        self.room(s, out)
         self.gate_ahead(s, out)
         self.gate_write(s, out)
         for w in range(len(s.workers)):
@@ -122,7 +124,10 @@ class Model(Access):
         if store and there and s.owner[p] == node:
             if not self.protocol.keep_written and s.kept & task.pages:
                 s = self.set_pool(s, HOST, p, NONE)._replace(kept=s.kept & ~task.pages)
-            s = s._replace(writable=put(s.writable, node, s.writable[node] | task.pages))
+            s = s._replace(
+                dirty=s.dirty | task.pages,
+                writable=put(s.writable, node, s.writable[node] | task.pages),
+            )
         if there or not self.protocol.wake_arrived:
             s = s._replace(workers=put(s.workers, w, (at, False)))
             if self.setting.prompt:
@@ -359,7 +364,13 @@ class Model(Access):
         for p in bits(job.fill):
             owner[p] = node
         mode = STABLE if self.protocol.thaw_early else FROZEN
-        s = s._replace(owner=tuple(owner), present=s.present | job.fill, kept=kept, mode=mode)
+        s = s._replace(
+            owner=tuple(owner),
+            present=s.present | job.fill,
+            dirty=s.dirty & ~(job.move | job.fill),
+            kept=kept,
+            mode=mode,
+        )
         return self.enter(s, j, Job(PUNCH, freed=tuple(freed)), PUNCH)
 
     def punch(self, s: State, j: int) -> State:
@@ -378,6 +389,8 @@ class Model(Access):
             return self.enter(s, j, Job(FINISH), FINISH)
         for p in bits(task.pages & s.present):
             there |= (s.owner[p] == task.node) << p
+        if task.kind == "write":
+            s = s._replace(dirty=s.dirty | s.present & task.pages)
         if task.kind == "write" and not self.protocol.keep_written:
             for p in bits(s.kept & task.pages):
                 s = self.set_pool(s, HOST, p, NONE)
@@ -422,9 +435,9 @@ class Model(Access):
                 if s.present & s.end & mask:
                     raise Violation(f"Page {p} has bytes, but is past the end of the file.")
                 for node in range(self.setting.nodes):
-                    mine = (owner == node and s.present & mask) or (node == HOST and s.kept & mask)
-                    mine = mine or s.copies[node] & mask
-                    if (s.pool[node][p] != NONE) != bool(mine):
+                    there = s.copies[node] | (s.kept if node == HOST else 0)
+                    there |= s.present if owner == node else 0
+                    if (s.pool[node][p] != NONE) != bool(there & mask):
                         raise Violation(
                             f"The pool of node {node} disagrees with the directory on page {p}."
                         )
@@ -447,6 +460,8 @@ class Model(Access):
         unsent = s.write.attached & mask or s.void[p] != NONE
         if s.folio[p][0] in (CLEAN, DIRTY, WRITEBACK, LAUNDER) and not unsent:
             raise Violation(f"The CPU still has page {p}, which device {owner} owns.")
+        if s.kept & s.dirty & mask:
+            raise Violation(f"The kept host copy of page {p} is of one that a device wrote.")
         if s.kept & mask and s.pool[HOST][p] != s.pool[owner][p]:
             raise Violation(f"The kept host copy of page {p} differs from device {owner}'s.")
 
@@ -473,6 +488,9 @@ class Model(Access):
 # ---- exploring ------------------------------------------------------------------------------
 
 
+Watch = Callable[[Model, State, str, State], None]
+
+
 @dataclass(frozen=True)
 class Explored:
     states: int
@@ -486,7 +504,10 @@ class Explored:
         return "\n".join([*lines, f"     => {self.violation}"])
 
 
-def explore(setting: Setting, protocol: Protocol) -> Explored:
+def explore(
+    setting: Setting, protocol: Protocol, watch: Watch | None = None, limit: int = 1 << 30
+) -> Explored:
+    """`watch` is told of every step: from where, its label, to where. Ends after `limit` states."""
     model = Model(setting, protocol)
     first = model.start()
     found: dict[State, int] = {first: 0}
@@ -502,7 +523,7 @@ def explore(setting: Setting, protocol: Protocol) -> Explored:
         return Explored(len(states), len(edges), str(error), tuple(reversed(trace)), False)
 
     at = 0
-    while at < len(states):
+    while at < min(len(states), limit):
         s = states[at]
         try:
             model.check(s)
@@ -512,6 +533,8 @@ def explore(setting: Setting, protocol: Protocol) -> Explored:
         except Violation as error:
             return failed(at, "", error)
         for name, after in steps:
+            if watch:
+                watch(model, s, name, after)
             index = found.setdefault(after, len(states))
             if index == len(states):
                 states.append(after)
@@ -520,7 +543,8 @@ def explore(setting: Setting, protocol: Protocol) -> Explored:
             edges.append(index)
         edge_ends.append(len(edges))
         at += 1
-    return Explored(len(states), len(edges), "", (), is_finite(edges, edge_ends))
+    finite = at == len(states) and is_finite(edges, edge_ends)
+    return Explored(len(states), len(edges), "", (), finite)
 
 
 def is_finite(edges: array[int], ends: array[int]) -> bool:

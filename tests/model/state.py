@@ -105,6 +105,8 @@ class Setting:
     slow_copy: bool = False  # a copy reads, then writes
     mostly: bool = False  # pages are read-mostly: a worker that loads gets a copy
     writers: bool = True  # a file is open for writing at first
+    holes: int = 0  # these pages have no bytes at first
+    drop_kept: bool = False  # kept copies may go at any time, for their room
 
 
 class Write(NamedTuple):
@@ -142,6 +144,7 @@ class State(NamedTuple):
     present: int
     cached: int
     recalling: int
+    dirty: int  # written by their owner since they came to it
     kept: int
     mode: int
     frozen: int  # pages frozen one by one
@@ -217,21 +220,26 @@ class Block:
 
     def start(self) -> State:
         n, setting = len(self.pages), self.setting
+        first = tuple(0 if setting.holes >> p & 1 else FIRST for p in self.pages)
         return State(
             owner=setting.owner,
-            present=(1 << n) - 1,
+            present=(1 << n) - 1 & ~setting.holes,
             cached=setting.cached | setting.forgotten,
             recalling=0,
+            dirty=0,
             kept=0,
             mode=STABLE,
             frozen=0,
             busy=NONE,
             pool=tuple(
-                tuple(FIRST if o == node else NONE for o in setting.owner)
+                tuple(
+                    first[p] or NONE if owner == node else NONE
+                    for p, owner in enumerate(setting.owner)
+                )
                 for node in range(setting.nodes)
             ),
             folio=tuple(
-                (CLEAN, FIRST) if setting.cached >> p & 1 else (ABSENT, 0) for p in self.pages
+                (CLEAN, first[p]) if setting.cached >> p & 1 else (ABSENT, 0) for p in self.pages
             ),
             inode=NONE,
             nowrite=False,
@@ -250,7 +258,7 @@ class Block:
             writers=int(setting.writers),
             ended=setting.writers,
             writable=(0,) * setting.nodes,
-            required=(FIRST,) * n,
+            required=first,
             forbidden=(0,) * n,
             void=(NONE,) * n,
             torn=0,
@@ -323,7 +331,8 @@ class Block:
                 s = self.copied(s, s.owner[p], 1 << p)
             else:
                 s = self.set_pool(s, s.owner[p], p, NONE)
-            s = s._replace(owner=put(s.owner, p, HOST), kept=s.kept & ~(1 << p))
+            keep = ~(1 << p)
+            s = s._replace(owner=put(s.owner, p, HOST), kept=s.kept & keep, dirty=s.dirty & keep)
         return s
 
     # ---- read-mostly pages

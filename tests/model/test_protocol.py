@@ -166,6 +166,38 @@ WORKERS_AND_FILES = {
 }
 
 
+# Pages that have no bytes yet, as all of a new file.
+HOLES = {
+    "mapped": Setting(((store(), load()), (load(),)), (read_by(1), migrate_to(1)), holes=1),
+    "cached": Setting(((store(),), (load(),)), (write_by(1),), holes=1, cached=1),
+    "devices": Setting(
+        ((load(),),), (write_by(1), read_by(2), migrate_to(HOST)), holes=1, nodes=3, drop_kept=True
+    ),
+    "two pages": Setting(
+        ((store(0),), (load(1),)), (write_by(1, 0, 1),), owner=(HOST, HOST), holes=3
+    ),
+    "a page beside a hole": Setting(
+        ((store(0), load(1)),), (migrate_to(1, 0, 1),), owner=(HOST, HOST), holes=2
+    ),
+    "a hole beside a device's page": Setting(
+        ((load(0), store(1)),), (read_by(2, 0, 1),), owner=(1, HOST), holes=2, nodes=3
+    ),
+    "write of two pages": Setting(
+        ((write(0, 1), load(1)), (store(1),)), (read_by(1, 1),), owner=(HOST, HOST), holes=3
+    ),
+    "readahead": Setting(
+        ((ahead(0),), (store(1),)), (migrate_to(1, 0, 1),), owner=(HOST, HOST), holes=1
+    ),
+    "truncate": Setting(((store(), op("truncate", 0), load()),), (write_by(1),), holes=1),
+    "zero": Setting(((op("zero", 0), store()),), (write_by(1),), holes=1),
+    "a worker": Setting(
+        ((load(), store()),), (migrate_to(HOST),), workers=(worker(1, load(), store()),), holes=1
+    ),
+    "kept copies go": Setting(
+        ((load(),),), (read_by(1), migrate_to(HOST), write_by(1)), drop_kept=True
+    ),
+}
+
 OPEN, CLOSE = op("open", 0), op("close", 0)
 # Copies of read-mostly pages: with a file open for writing, and without one till somebody opens it.
 COPIES = {
@@ -246,6 +278,20 @@ COPIES = {
         mostly=True,
     ),
 }
+
+
+SETTINGS = [
+    setting
+    for group in (MAPPED, FILES, HOLES, WORKERS, WORKERS_AND_FILES, COPIES)
+    for setting in group.values()
+]
+
+
+@pytest.mark.parametrize("name", HOLES)
+def test_holes(name: str) -> None:
+    found = explore(HOLES[name], SOUND)
+    assert not found.violation, f"\n{found}"
+    assert found.states > 100
 
 
 @pytest.mark.parametrize("name", COPIES)

@@ -47,9 +47,12 @@ moves_programs = takes_root("pages of programs move for root only")
 passes_through = takes_root("the kernel passes memory through for root only")
 
 
-def run(*args: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    """The command, its output as text; a failure shows what it said."""
-    done = subprocess.run([*HMMFS, *args], capture_output=True, text=True, timeout=timeout)
+def run(
+    *args: str, check: bool = True, timeout: float = 60, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The command, its output as text; a failure shows what it said. cwd: where another build of
+    the package is, to be run in its place."""
+    done = subprocess.run([*HMMFS, *args], capture_output=True, text=True, timeout=timeout, cwd=cwd)
     if check and done.returncode:
         raise AssertionError(f"hmmfs {' '.join(args)}: {done.returncode}: {done.stderr}")
     return done
@@ -238,8 +241,11 @@ MountFactory = Callable[..., Mount]
 
 
 @contextlib.contextmanager
-def mounted(base: Path, patience_s: float, **options: object) -> Iterator[Mount]:
-    """A mount in a directory of its own within `base`, audited and unmounted at the end."""
+def mounted(
+    base: Path, patience_s: float, *, build: Path | None = None, **options: object
+) -> Iterator[Mount]:
+    """A mount in a directory of its own within `base`, audited and unmounted at the end. build:
+    where another build of the package is."""
     if os.geteuid() and "dax" in str(options.get("type")):
         pytest.skip("DAX memory takes root: the kernel passes it through")
     number = len(list(base.glob("mnt*")))
@@ -247,8 +253,9 @@ def mounted(base: Path, patience_s: float, **options: object) -> Iterator[Mount]
     mount.path.mkdir()
     words = [f"{name}={value}" for name, value in options.items()]
     command = ("mount", str(mount.path), "-o", ",".join([*words, f"log={mount.log}"]))
-    if "LD_PRELOAD" in os.environ:  # what the loader is told takes a program that starts
-        run(*command)
+    # What the loader is told takes a program that starts.
+    if build or "LD_PRELOAD" in os.environ:
+        run(*command, cwd=build)
     else:
         status, said = COMMANDS[0].run(*command)
         assert status == 0, f"hmmfs {' '.join(command)}: {status}: {said}"

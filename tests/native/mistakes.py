@@ -3,6 +3,7 @@ interleavings.c that finds it. Those that the model makes by a switch have the s
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -55,7 +56,7 @@ MISTAKES = {
     "parked_in_round": Mistake(
         "parked_in_a_round",
         "recall.c",
-        "while (hm_replay_pages(region, block, &round))",
+        "while (hm_replay_pages(t->region, t->block, &round))",
         "while (false)",
     ),
     # ---- WRITEs
@@ -233,3 +234,15 @@ MISTAKES = {
         "        if (false)\n",
     ),
 }
+
+
+def spoil(name: str, native: Path, directory: Path) -> Path:
+    """The file with the mistake, made in the directory."""
+    _, file, right, wrong, also = MISTAKES[name]
+    text = (native / file).read_text()
+    for before, after in ((right, wrong), also):
+        assert not before or text.count(before) == 1, f"{file} has changed: make the mistake anew"
+        text = text.replace(before, after) if before else text
+    path = directory / file
+    path.write_text(text)
+    return path

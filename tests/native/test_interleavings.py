@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from core_build import FLAGS, HERE, NATIVE, SOURCES, compile_into
-from mistakes import MISTAKES
+from mistakes import MISTAKES, spoil
 
 from tests.model.state import Protocol
 
@@ -67,15 +67,9 @@ def test_scene(play: Play, objects: list[Path], scene: str) -> None:
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistake_is_found(play: Play, directory: Path, objects: list[Path], name: str) -> None:
-    scene, file, right, wrong, also = MISTAKES[name]
-    text = (NATIVE / file).read_text()
-    for before, after in ((right, wrong), also):
-        assert not before or text.count(before) == 1, f"{file} has changed: make the mistake anew"
-        text = text.replace(before, after) if before else text
-    here = directory / name
+    scene, here = MISTAKES[name].scene, directory / name
     here.mkdir()
-    (here / file).write_text(text)
-    (spoilt,) = compile_into(here, PAUSES, [here / file])
+    (spoilt,) = compile_into(here, PAUSES, [spoil(name, NATIVE, here)])
     others = [path for path in objects if path.name != spoilt.name]
     done = play(scene, [spoilt, *others])
     assert done.returncode == 1, f"{scene} passes with the mistake: {done.stderr}"
@@ -89,16 +83,18 @@ def test_every_mistake_of_the_model_has_its_twin() -> None:
     assert {mistake.scene for mistake in MISTAKES.values()} <= set(SCENES)
 
 
-def test_users_build_no_pauses(directory: Path) -> None:
-    """The objects are those of the same sources without the points."""
+def test_users_build_neither_pauses_nor_steps(directory: Path) -> None:
+    """The objects are those of the same sources without them."""
     flags = ["-O2", "-g0"]
-    with_points = [source for source in SOURCES if "hm_pause(" in source.read_text()]
-    assert len(with_points) > 4
+    points = re.compile(r"^ *hm_(?:pause|step|step_of)\([^;]*\);(?: /\*.*\*/)?\n", re.MULTILINE)
+    with_points = [source for source in SOURCES if points.search(source.read_text())]
+    assert len(with_points) > 8
     bare = directory / "bare"
     bare.mkdir()
     for source in with_points:
-        text = re.sub(r'^ *hm_pause\("[\w.]+"\);\n', "", source.read_text(), flags=re.MULTILINE)
-        assert "hm_pause" not in text
+        text = points.sub("", source.read_text())
+        assert "hm_pause(" not in text
+        assert "hm_step" not in text
         (bare / source.name).write_text(text)
     without = compile_into(bare, flags, sorted(bare.glob("*.c")))
     for one in compile_into(directory / "theirs", flags, with_points):

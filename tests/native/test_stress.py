@@ -28,6 +28,10 @@ SANITIZERS = {
     "thread": ["-O1", "-fsanitize=thread"],
 }
 
+# Of stress.c: its seed, whether there is an express path, whether there is advice. Without a
+# sanitizer test_conformance.py runs them.
+STORMS = [(2, 1, 0), (3, 0, 0), (4, 1, 1)]
+
 # What a program of these makes fail: its own and the core's calls, not the C library's.
 WRAPPED = {"memory": ("malloc", "calloc", "realloc", "mmap", "memfd_create", "pthread_create")}
 
@@ -107,11 +111,6 @@ def test_memory_of_programs(build: Build, tmp_path: Path, sanitizer: str, only: 
     assert int(found[3]) > 500
 
 
-@pytest.fixture(scope="module", params=SANITIZERS)
-def program(request: pytest.FixtureRequest, build: Build) -> Path:
-    return build("stress", request.param)
-
-
 def test_order_of_writes(build: Build) -> None:
     done = subprocess.run([build("order", "address")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -171,9 +170,9 @@ def free(directory: Path) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("seed", "express", "advise"), [(2, 1, 0), (3, 0, 0), (4, 1, 1)])
-def test_storm(program: Path, tmp_path: Path, seed: int, express: int, advise: int) -> None:
-    directory = tmp_path / "mnt"
+def storm(program: Path, base: Path, seed: int, express: int, advise: int) -> None:
+    """Run stress.c on a mount in a directory of its own below `base`."""
+    directory = base / "mnt"
     directory.mkdir()
     # ThreadSanitizer can't live with all the address space randomisation of new kernels.
     command = ["setarch", "-R", program, directory, SECONDS, seed, express, advise]
@@ -194,3 +193,11 @@ def test_storm(program: Path, tmp_path: Path, seed: int, express: int, advise: i
     assert not left, "the mount was left behind"
     assert "WARNING: ThreadSanitizer" not in said
     assert said.startswith("adds "), said
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+@pytest.mark.parametrize(("seed", "express", "advise"), STORMS)
+def test_storm(
+    build: Build, tmp_path: Path, sanitizer: str, seed: int, express: int, advise: int
+) -> None:
+    storm(build("stress", sanitizer), tmp_path, seed, express, advise)

@@ -19,6 +19,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -31,7 +32,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
+import psutil
 from mutants_of import Site, mutant, sites
+
+from hmmfs import mountinfo
+from hmmfs.filesystem import linux
+from hmmfs.filesystem.watchdog import abort
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 300  # of one step; the slowest takes a third of it
@@ -60,9 +66,11 @@ LAYERS = {
     "native/account": [PROTOCOL, SEEN],
     "native/advice": [RULES],
     "native/thrash": [RULES],
-    "native/prefetch": [RULES],
+    "native/prefetch": ["tests/unit/test_policy_rules.py", RULES],
     "native/gate": ["tests/native/test_gate_parser.py", FILES, "tests/mount/test_names.py"],
     "native/times": ["tests/mount/test_times.py"],
+    "native/copies": [PROTOCOL, "tests/mount/test_read_mostly.py", FILES, CONFORMANCE],
+    "native/labels": [FILES, "tests/mount/test_placement.py tests/mount/test_capacity.py", SEEN],
     "native/shared": [FILES, "tests/mount/test_capacity.py", "tests/mount/test_numa.py"],
     "hmmfs/": ["tests/unit", FILES, MOVING, SEEN],
     "hmmfs/policy": ["tests/unit", RULES],
@@ -73,9 +81,28 @@ LAYERS = {
 }
 
 
+def words(name: str) -> set[str]:
+    """Of a file's name: bare of what tells one from several."""
+    return {word.rstrip("s") for word in Path(name).stem.split("_") if len(word) > 2}
+
+
+def own(file: str) -> list[str]:
+    """The tests that have a word of the file's name in theirs, or import it."""
+    module = file.removesuffix(".py").replace("/", ".")
+    imported = re.compile(rf"\b{re.escape(module)}\b")
+    return [
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "tests").glob("*/test_*.py"))
+        if words(file) & (words(path.name) - {"test"}) or imported.search(path.read_text())
+    ]
+
+
 def layer(file: str) -> list[list[str]]:
+    """What finds a mutant of the file, in steps: the tests that are about it, then those about all
+    that is beside it."""
     longest = max((prefix for prefix in LAYERS if file.startswith(prefix)), key=len)
-    return [step.split() for step in LAYERS[longest]]
+    steps = [own(file), *(step.split() for step in LAYERS[longest])]
+    return [step for step in steps if step]
 
 
 def draw(seed: int, count: int, only: str) -> list[Site]:
@@ -126,7 +153,7 @@ class Clone:
         while time.monotonic() < limit and not self.ended.is_set():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return child.wait(0.5)
-        os.killpg(child.pid, signal.SIGINT)  # pytest takes its mounts down
+        os.killpg(child.pid, signal.SIGINT)  # what ends so takes its mounts down
         try:
             child.wait(60)
         except subprocess.TimeoutExpired:
@@ -144,8 +171,20 @@ class Clone:
         try:
             return result | self._try(site)
         finally:
+            self.clear()
             target.write_text(before)
             self.stale |= site.file.endswith(".c")
+
+    def clear(self) -> None:
+        """A mutant may leave mounts that nobody takes down, and processes."""
+        for entry in mountinfo.entries():
+            if entry.point.startswith(f"{self.path.parent}/"):
+                abort(entry.minor)
+                linux.umount(entry.point, linux.MNT_DETACH)
+        for process in psutil.process_iter(["cmdline"]):
+            if str(self.path) in " ".join(process.info["cmdline"] or []):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
 
     def builds(self) -> bool:
         self.stale = False

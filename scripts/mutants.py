@@ -135,7 +135,12 @@ class Clone:
         self.path = top / f"clone{number}"
         self.ended = ended
         subprocess.run(["git", "clone", "-q", "--shared", ROOT, self.path], check=True)
-        self.environment = os.environ | {"PYTHONPATH": str(self.path), "TMPDIR": str(top)}
+        self.temporary = top / f"temporary{number}"
+        self.temporary.mkdir()
+        self.environment = os.environ | {
+            "PYTHONPATH": str(self.path),
+            "TMPDIR": str(self.temporary),
+        }
         assert self.builds(), "it does not build"
 
     def run(self, words: list[str]) -> int | None:
@@ -178,7 +183,7 @@ class Clone:
     def clear(self) -> None:
         """A mutant may leave mounts that nobody takes down, and processes."""
         for entry in mountinfo.entries():
-            if entry.point.startswith(f"{self.path.parent}/"):
+            if entry.point.startswith(f"{self.temporary}/"):
                 abort(entry.minor)
                 linux.umount(entry.point, linux.MNT_DETACH)
         for process in psutil.process_iter(["cmdline"]):

@@ -151,9 +151,8 @@ def at_the_gate(model: Model, s: State, name: str, label: str, t: State) -> Chai
     else:
         mask = s.write.pages & ~s.write.overtaken
         if name == "write.parked":  # by which of its pages
-            mask = s.write.pages
-            causes = all_pages if s.mode == FROZEN else s.frozen | model.device(s, mask)
-            mask = mask & causes or mask
+            causes = s.frozen | model.device(s, mask)
+            mask = s.write.pages if s.mode == FROZEN else mask & causes or mask
     chain: Chain = [(name, mask, t)]
     if brought := model.device(s, mask) & ~model.device(t, mask):
         whole = sum(1 << p for p in model.whole(s.write.pages)) if name == "write.admitted" else 0

@@ -14,12 +14,16 @@
 #define PATIENCE_MS 20000
 #endif
 
+static void (*on_failure)(void); /* tells more */
+
 #define CHECK(condition, ...)                                                                      \
     do {                                                                                           \
         if (!(condition)) {                                                                        \
             fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #condition);                        \
             fprintf(stderr, __VA_ARGS__);                                                          \
             fprintf(stderr, " (errno %d)\n", errno);                                               \
+            if (on_failure)                                                                        \
+                on_failure();                                                                      \
             exit(1);                                                                               \
         }                                                                                          \
     } while (0)

@@ -28,11 +28,7 @@ static struct hm_mask around(const struct hm_mask *mask, uint32_t size)
 
 static void add_range(struct hm_mask *mask, uint32_t first, uint32_t count)
 {
-    struct hm_mask more;
-    if (first >= HM_BLOCK_PAGES)
-        return;
-    count = count < HM_BLOCK_PAGES - first ? count : HM_BLOCK_PAGES - first;
-    more = hm_mask_range(first, count);
+    struct hm_mask more = hm_mask_range(first, count); /* nothing past the block's end */
     HM_EACH_WORD (w)
         mask->word[w] |= more.word[w];
 }

@@ -44,6 +44,10 @@ LIMIT_S = 300  # of one step; the slowest takes a third of it
 # Of the layers by the beginning of a file's name, the longest that fits: what is run, in order.
 # Not its test of mistakes: their text fits no mutant of the same line, which says nothing.
 PROTOCOL = "tests/native/test_interleavings.py::test_scene"
+ALONE = " ".join(
+    f"tests/native/test_stress.py::test_{what}"
+    for what in ("refusals", "room", "the_audit_finds_each_kind_of_damage", "order_of_writes")
+)
 CONFORMANCE = " ".join(
     f"tests/native/test_conformance.py::test_{what}" for what in ("scenes", "storm", "worker")
 )
@@ -53,7 +57,7 @@ PROGRAMS = "tests/mount/test_programs.py tests/mount/test_hmm.py tests/mount/tes
 SEEN = "tests/mount/test_control_files.py tests/mount/test_smi.py tests/mount/test_metrics.py"
 RULES = "tests/unit/test_policy_rules.py tests/mount/test_policies.py tests/mount/test_advice.py"
 LAYERS = {
-    "native/": [PROTOCOL, FILES, MOVING, CONFORMANCE, RULES, SEEN],
+    "native/": [PROTOCOL, ALONE, FILES, MOVING, CONFORMANCE, RULES, SEEN],
     "native/pre": ["tests/native/test_preload.py", PROGRAMS],
     "native/helper": ["tests/native/test_preload.py", PROGRAMS],
     "native/tools": ["tests/mount/test_launchers.py"],
@@ -62,17 +66,19 @@ LAYERS = {
         f"native/{name}": [PROGRAMS, "tests/mount/test_program_endings.py tests/mount/test_home.py"]
         for name in ("process", "pending", "space", "anonymous", "take", "stays", "vma")
     },
-    "native/trace": ["tests/mount/test_tracing.py", SEEN],
-    "native/account": [PROTOCOL, SEEN],
-    "native/advice": [RULES],
-    "native/thrash": [RULES],
-    "native/prefetch": ["tests/unit/test_policy_rules.py", RULES],
+    "native/trace": ["tests/mount/test_tracing.py", ALONE, SEEN],
+    "native/account": [PROTOCOL, ALONE, SEEN],
+    "native/advice": [RULES, ALONE],
+    "native/thrash": [RULES, ALONE],
+    "native/prefetch": ["tests/unit/test_policy_rules.py", RULES, ALONE],
     "native/gate": ["tests/native/test_gate_parser.py", FILES, "tests/mount/test_names.py"],
     "native/times": ["tests/mount/test_times.py"],
-    "native/copies": [PROTOCOL, "tests/mount/test_read_mostly.py", FILES, CONFORMANCE],
+    "native/copies": [PROTOCOL, ALONE, "tests/mount/test_read_mostly.py", FILES, CONFORMANCE],
     "native/labels": [FILES, "tests/mount/test_placement.py tests/mount/test_capacity.py", SEEN],
     "native/shared": [FILES, "tests/mount/test_capacity.py", "tests/mount/test_numa.py"],
     "hmmfs/": ["tests/unit", FILES, MOVING, SEEN],
+    "hmmfs/cli": ["tests/unit", "tests/mount/test_errors_agree.py", FILES, SEEN],
+    "hmmfs/memory": ["tests/unit", FILES, "tests/mount/test_times.py", MOVING, SEEN],
     "hmmfs/policy": ["tests/unit", RULES],
     "hmmfs/inspect": ["tests/unit", SEEN, "tests/mount/test_record.py tests/mount/test_report.py"],
     "hmmfs/filesystem": ["tests/unit", FILES, "tests/mount/test_names.py", SEEN],

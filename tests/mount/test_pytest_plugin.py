@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from hmmfs import pytest_plugin
+from hmmfs.device import worker
+from hmmfs.filesystem import mounting
 
 TESTS = """
 import numpy as np
@@ -34,3 +41,23 @@ def test_fixtures(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed, 1 skipped" in done.stdout
     assert "there is no moon" in done.stdout
+
+
+def test_why_there_is_no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without /dev/fuse, or where it may be read and not written, and so on."""
+    assert pytest_plugin.unavailable() == ""
+    for refused in (os.R_OK, os.W_OK):
+        monkeypatch.setattr(os, "access", lambda _, mode, no=refused: not mode & no)
+        assert "/dev/fuse can't be opened" in pytest_plugin.unavailable()
+    monkeypatch.setattr(os, "access", lambda _, mode: mode == os.R_OK | os.W_OK)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(mounting, "find_helper", lambda: None)
+    assert "fusermount3 is not installed" in pytest_plugin.unavailable()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert pytest_plugin.unavailable() == ""
+
+    def refuse() -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(worker, "open_userfaultfd", refuse)
+    assert "no userfaultfd: Operation not permitted" in pytest_plugin.unavailable()

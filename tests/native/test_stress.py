@@ -146,7 +146,12 @@ def test_nothing_is_lost_without_memory(build: Build) -> None:
     assert int(found[1]) > 8
 
 
-def test_reservations(build: Build) -> None:
+def test_refusals(build: Build) -> None:
+    done = subprocess.run([build("refusals", "address")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_room(build: Build) -> None:
     done = subprocess.run([build("room", "address")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -270,6 +270,20 @@ def test_answers_are_read_from_where_the_write_ended_or_from_0() -> None:
             got += chunk
         assert got == answer
         assert submission.read(0, 100) == answer
+        assert submission.read(end, 100) == answer  # again from the start
+
+    on_machine(program)
+
+
+def test_who_reads_from_0_comes_past_where_the_write_ended() -> None:
+    async def program(machine: Machine) -> None:
+        make(machine, b"a", 4096)
+        submission = Submission(machine.executors[0])
+        line = b"read a:0+100\n"
+        assert await submission.write(0, line) == len(line)
+        answer = b"0" * 200 + b"\n"
+        assert submission.read(0, len(line)) == answer[: len(line)]
+        assert submission.read(len(line), 1000) == answer[len(line) :]
 
     on_machine(program)
 

@@ -73,3 +73,21 @@ def test_checkers_and_editors_see_each_name_imported() -> None:
         module = importlib.import_module(one.module)
         for name in one.names:
             assert getattr(hmmfs, name.name) is getattr(module, name.name)
+
+
+def test_a_plain_run_does_without_the_command_line() -> None:
+    """It takes 50 ms to import; whatever is more than `run DIRECTORY -- COMMAND` is its."""
+    words = "import sys; from hmmfs.__main__ import main; sys.argv = ['hmmfs', *{words}]"
+    said = "; main(); print('hmmfs.cli' in sys.modules)"
+    run = "import hmmfs.run; hmmfs.run.run = lambda *all: print(*all); "
+    plain = run + words.format(words=["run", "/mnt", "--", "ls", "-l"]) + said
+    assert heavy_after("-c", plain) == ["/mnt", "None", "['ls',", "'-l']", "False"]
+    for other in (["run", "/mnt", "--"], ["run", "--help"], ["run", "-x", "--", "ls"], ["--help"]):
+        code = words.format(words=other)
+        code += (
+            "; import atexit; atexit.register(lambda: print('hmmfs.cli' in sys.modules)); main()"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", run + code], capture_output=True, text=True, timeout=60
+        )
+        assert done.stdout.endswith("True\n"), other

@@ -299,8 +299,7 @@ static bool submit_window(struct part *part, const struct hm_mask *window, uint3
 /* Bring device-owned pages of the part home: at once for a few, with a mover for many, and when
  * that takes a decision by asking the service. Urgent: never by waiting. The stripe is held.
  * ADMITTED: they are home. */
-static enum admission express(struct part *part, const struct hm_mask *overwritten, bool write,
-                              enum hm_room room)
+static enum admission express(struct part *part, bool write, enum hm_room room)
 {
     struct hm_core *core = part->region->core;
     struct hm_block *record = part->record;
@@ -329,7 +328,7 @@ static enum admission express(struct part *part, const struct hm_mask *overwritt
         pages = hm_bits(window.word);
     }
     if ((urgent || (by_itself && pages <= HM_INLINE_PAGES)) &&
-        !hm_bring_home(part->region, part->block, &window, overwritten, room)) {
+        !hm_bring_home(part->region, part->block, &window, room)) {
         count_express(part);
         return ADMITTED;
     }
@@ -358,7 +357,6 @@ static bool is_frozen(const struct part *part)
 /* waits: the READ may be parked. direct: it leaves nothing in the page cache. */
 static enum admission admit_read(struct part *part, bool waits, bool direct)
 {
-    static const struct hm_mask none;
     struct hm_block *record = part->record;
     hm_block_touch(part->region, part->block);
     if (is_frozen(part))
@@ -372,13 +370,15 @@ static enum admission admit_read(struct part *part, bool waits, bool direct)
         if (pinned_away(part))
             return PINNED;
         begin_fault(part, false);
-        admission = express(part, &none, false, HM_ROOM);
+        admission = express(part, false, HM_ROOM);
         if (admission != ADMITTED)
             return admission;
     }
     if (atomic_load_explicit(&part->region->copies, memory_order_relaxed) &&
-        atomic_load(&part->region->writers) && !direct)
+        atomic_load(&part->region->writers) && !direct) {
         hm_collapse(part->region, part->block, &part->mask, HM_HOST);
+        hm_step(part->region, part->block, "copies.ended", HM_BY_GATE, &part->mask);
+    }
     /* The page cache may fill a hole with stores nobody announces: what will hold them is made now,
      * and their room is taken. */
     if (!direct && !hm_region_pool(part->region, HM_HOST))
@@ -560,12 +560,14 @@ static enum admission admit_write(struct part *part, const struct hm_request *re
         if (!from_cache && pinned_away(part))
             return PINNED;
         begin_fault(part, true);
-        admission = express(part, &whole, true, room);
+        admission = express(part, true, room);
         if (admission != ADMITTED)
             return admission;
     }
-    if (atomic_load_explicit(&part->region->copies, memory_order_relaxed))
+    if (atomic_load_explicit(&part->region->copies, memory_order_relaxed)) {
         hm_collapse(part->region, part->block, &part->mask, HM_HOST);
+        hm_step(part->region, part->block, "copies.ended", HM_BY_GATE, &part->mask);
+    }
     holes = unreserved_holes(part);
     if (hm_reserve(core, HM_HOST, holes, room != HM_ROOM)) {
         if (room == HM_ROOM_STAGING)
@@ -638,6 +640,10 @@ static int apply_write(struct part *part, const struct hm_request *request)
     record->inflight--;
     pthread_cond_broadcast(&part->stripe->changed);
     if (error || record->generation != generation) {
+        /* What was put into holes is nobody's: it would show when they are filled. */
+        HM_EACH_WORD (w)
+            new_pages.word[w] = part->mask.word[w] & ~record->present[w];
+        hm_punch_runs(part->region, HM_HOST, part->block, new_pages.word);
         hm_step(part->region, part->block, "write.undone", HM_BY_GATE, &part->mask);
         return record->generation != generation ? -EAGAIN : error;
     }

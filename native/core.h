@@ -682,10 +682,11 @@ void hm_queue(struct hm_core *core, struct hm_queued_job *queued);
 enum hm_room { HM_ROOM, HM_ROOM_STAGING, HM_ROOM_ALWAYS };
 
 /* Bring device-owned pages home at once: the block is stable and not busy, or in a recall, whose
- * transaction plans only after it. The stripe is held throughout. Pages of `overwritten` need no
- * copy. -ENOSPC: nothing changed. */
+ * transaction plans only after it. The stripe is held throughout. With their bytes, also where a
+ * WRITE is about to replace them: until it has, they are read, and it may fail yet. -ENOSPC:
+ * nothing changed. */
 int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
-                  const struct hm_mask *overwritten, enum hm_room room);
+                  enum hm_room room);
 /* Nothing has to wait for the block's transaction any more, FALLOCATE included. */
 void hm_thaw(struct hm_block *record, struct hm_stripe *stripe);
 

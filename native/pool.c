@@ -105,11 +105,19 @@ int hm_pool_write(struct hm_pool *pool, uint64_t offset, const void *bytes, size
 int hm_pool_read(struct hm_pool *pool, uint64_t offset, void *bytes, size_t length,
                  struct iovec *iov)
 {
-    ssize_t n = pread(pool->fd, bytes, length, (off_t)offset);
+    uint8_t *to = bytes;
     *iov = (struct iovec){bytes, length};
-    if (n < 0)
-        return -errno;
-    return (size_t)n == length ? 0 : -EIO;
+    while (length) {
+        ssize_t n = pread(pool->fd, to, length, (off_t)offset);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return n < 0 ? -errno : -EIO;
+        to += n;
+        offset += (uint64_t)n;
+        length -= (size_t)n;
+    }
+    return 0;
 }
 
 #ifdef __SANITIZE_THREAD__

@@ -451,7 +451,7 @@ int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, u
 }
 
 int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
-                  const struct hm_mask *overwritten, enum hm_room room)
+                  enum hm_room room)
 {
     struct hm_job job = {.node = HM_HOST, .flags = HM_JOB_FAULT};
     struct transaction t = {.core = region->core,
@@ -463,7 +463,6 @@ int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask
                             .cause = hm_cause(&job)};
     static const struct hm_mask none; /* a pinned page is asked for only if a store would be lost */
     struct leaving leaving;
-    struct hm_mask carry;
     struct plan plan;
     uint64_t began;
     int error;
@@ -471,12 +470,10 @@ int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask
     error = hm_take_room(&t, plan.copies, room);
     if (error)
         return error;
-    HM_EACH_WORD (w)
-        carry.word[w] = plan.copy.word[w] & ~overwritten->word[w];
     began = hm_trace_move(&t, &plan.move, plan.from, 0);
     error = protect(&t, &plan);
     if (!error)
-        error = copy_pages(&t, &plan, &carry);
+        error = copy_pages(&t, &plan, &plan.copy);
     if (error) {
         hm_trace_move(&t, &plan.move, plan.from, began);
         discard(&t, &plan);

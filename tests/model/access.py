@@ -244,7 +244,7 @@ class Access(Block):
                 (f"gate parks the READ of page {p}", s._replace(read=put(s.read, p, PARKED)))
             )
             return
-        s = self.handed_out(self.bring_home(s, mask, 0), mask)
+        s = self.handed_out(self.bring_home(s, mask), mask)
         admitted = ADMITTED if s.present & mask else HOLE
         s = s._replace(read=put(s.read, p, admitted), cached=s.cached | mask)
         out.append((f"gate admits the READ of page {p}", s))
@@ -265,7 +265,7 @@ class Access(Block):
         if self.is_frozen(s, mask) or s.recalling & mask or self.device(s, mask) or s.end & mask:
             if self.protocol.park_readahead:
                 if s.busy == NONE:
-                    s = self.bring_home(s, mask, 0)
+                    s = self.bring_home(s, mask)
                 s = s._replace(ahead=PARKED if s.busy != NONE else QUEUED)
                 out.append(("gate parks the READ of all pages", s))
                 return
@@ -308,7 +308,7 @@ class Access(Block):
             s = s._replace(writeback=put(s.writeback, p, PARKED))
             out.append((f"gate parks the page cache's WRITE of page {p}", s))
             return
-        s = self.bring_home(s, mask, mask)
+        s = self.bring_home(s, mask)
         if not self.protocol.write_keeps_copies:
             s = self.collapse(s, mask)
         write = s.write
@@ -350,7 +350,7 @@ class Access(Block):
             out.append(("gate parks the WRITE of write(2)", s))
             return
         whole = sum(1 << p for p in self.whole(write.pages))
-        s = self.bring_home(s, mask, whole)
+        s = self.bring_home(s, mask)
         if not self.protocol.write_keeps_copies:
             s = self.collapse(s, mask)
         older = sum(1 << p for p in bits(mask & whole) if s.writeback[p] in (QUEUED, PARKED))

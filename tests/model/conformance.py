@@ -65,6 +65,7 @@ UNMODELLED = {
     "read.answered": beside("direct I/O", "in_flight", never="cached"),
     "room.parked": beside("the model has no room", "parked", never="FROZEN"),
     "copies.evicted": beside("the model has no room", "copy_target copy_other"),
+    "copies.ended": beside("before a request is admitted, or not", "copy_target copy_other"),
     "failed": beside("the model has no errors", "FROZEN cut in_flight", never="RECALL"),
     "write.undone": beside("a WRITE that a cut met, or an error, is taken back", "in_flight"),
     "cut.part": beside("the model has no parts of pages", "copy_target copy_other cut"),

@@ -155,9 +155,7 @@ def at_the_gate(model: Model, s: State, name: str, label: str, t: State) -> Chai
             mask = s.write.pages if s.mode == FROZEN else mask & causes or mask
     chain: Chain = [(name, mask, t)]
     if brought := model.device(s, mask) & ~model.device(t, mask):
-        whole = sum(1 << p for p in model.whole(s.write.pages)) if name == "write.admitted" else 0
-        overwritten = mask if name == "back.admitted" else whole
-        chain.insert(0, ("gate.home", brought, model.bring_home(s, brought, overwritten)))
+        chain.insert(0, ("gate.home", brought, model.bring_home(s, brought)))
     return chain
 
 

@@ -279,7 +279,7 @@ class Model(Access):
     def plan_copy(self, s: State, j: int) -> State:
         """Of a read-mostly page for a worker. Another device's comes home before."""
         job, task = s.jobs[j], self.tasks[j]
-        s = self.bring_home(s, task.pages, 0)
+        s = self.bring_home(s, task.pages)
         if not s.present & task.pages:  # a hole after all: it becomes the device's
             return self.recall(s._replace(mode=STABLE), j, Job(READY))
         if task.pages & s.copies[task.node]:

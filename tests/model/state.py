@@ -321,13 +321,12 @@ class Block:
     def protected(self, s: State, node: int, mask: int) -> State:
         return s._replace(writable=put(s.writable, node, s.writable[node] & ~mask))
 
-    def bring_home(self, s: State, mask: int, overwritten: int) -> State:
+    def bring_home(self, s: State, mask: int) -> State:
         for p in bits(self.device(s, mask)):
             s = self.protected(s, s.owner[p], 1 << p)
-            from_device = 0 if overwritten >> p & 1 else s.pool[s.owner[p]][p]
-            value = s.pool[HOST][p] if s.kept >> p & 1 else from_device
+            value = s.pool[HOST if s.kept >> p & 1 else s.owner[p]][p]
             s = self.set_pool(s, HOST, p, value)
-            if self.leaves_copy(s) and not overwritten >> p & 1:
+            if self.leaves_copy(s):
                 s = self.copied(s, s.owner[p], 1 << p)
             else:
                 s = self.set_pool(s, s.owner[p], p, NONE)

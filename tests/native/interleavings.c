@@ -71,6 +71,29 @@ static void writeback_without_room(void)
     CHECK(load(0) == 'A', "the page cache's stores are lost");
 }
 
+/* A WRITE of a device's page and a hole, for which there is no room: until it is carried out the
+ * page has what it had, and when it is refused, too. */
+static void refused_write(void)
+{
+    struct hm_job fail = {.kind = HM_JOB_FAIL, .cookie = ++uniques, .error = ENOSPC};
+    struct hm_request write;
+    uint64_t taken = 0;
+    begin(small, 8 * PAGE);
+    store(0, 1, 'A');
+    CHECK(!run_job(a_move(1, 0, 1)), "migrate");
+    while (!hm_reserve(core, HM_HOST, 1, 0))
+        taken++;
+    hm_release(core, HM_HOST, 1); /* for the page to come home */
+    write = a_write(0, 2, 'B', 0);
+    send_request(&write);
+    CHECK(!is_answered(write.unique), "it needs no room");
+    CHECK(load(0) == 'A', "a WRITE that waits has taken what there was");
+    run_job(fail);
+    CHECK(answer(write.unique).error == -ENOSPC, "%d", answer(write.unique).error);
+    CHECK(load(0) == 'A', "a WRITE that was refused has taken what there was");
+    hm_release(core, HM_HOST, taken - 1);
+}
+
 /* A WRITE is being copied when a device wants its page. */
 static void write_under_way(void)
 {
@@ -580,6 +603,7 @@ static const struct scene scenes[] = {
     SCENE(read_of_a_copied_page),
     SCENE(write_to_a_copied_page),
     SCENE(store_to_a_copied_page),
+    SCENE(refused_write),
     SCENE(open_while_it_is_copied),
     SCENE(cut_while_it_is_duplicated),
     SCENE(store_to_a_kept_page),

@@ -60,6 +60,12 @@ MISTAKES = {
         "while (false)",
     ),
     # ---- WRITEs
+    "home_without_bytes": Mistake(
+        "refused_write",
+        "transaction.c",
+        "        error = copy_pages(&t, &plan, &plan.copy);\n",
+        "        error = 0; /* they are about to be overwritten */\n",
+    ),
     "order_by_request": Mistake(
         "delayed_write",
         "access.c",
@@ -171,8 +177,8 @@ MISTAKES = {
     "write_keeps_copies": Mistake(
         "write_to_a_copied_page",
         "access.c",
-        "    if (atomic_load_explicit(&part->region->copies, memory_order_relaxed))\n",
-        "    if (false)\n",
+        "    if (atomic_load_explicit(&part->region->copies, memory_order_relaxed)) {\n",
+        "    if (false) {\n",
     ),
     "flip_keeps_copies": Mistake(
         "store_to_a_copied_page",
@@ -235,10 +241,39 @@ MISTAKES = {
     ),
 }
 
+# What takes a system call that fails, or does a part of what it was asked for: a schedule finds it.
+FAULTY = {
+    "failed_write_stays": Mistake(
+        "",
+        "access.c",
+        "        hm_punch_runs(part->region, HM_HOST, part->block, new_pages.word);\n",
+        "",
+    ),
+    "read_of_a_part": Mistake(
+        "",
+        "pool.c",
+        "        to += n;\n        offset += (uint64_t)n;\n        length -= (size_t)n;\n",
+        "        length = 0;\n",
+    ),
+    "copy_of_a_part": Mistake(
+        "",
+        "pool.c",
+        "        length -= (size_t)n;\n    }\n    return 0;\n}\n\nuint64_t hm_pool_allocated",
+        "        length = 0;\n    }\n    return 0;\n}\n\nuint64_t hm_pool_allocated",
+    ),
+    "signal_ends_a_copy": Mistake(
+        "",
+        "pool.c",
+        "        ssize_t n = copy_file_range(from->fd, &in, to->fd, &out, length, 0);\n"
+        "        if (n < 0 && errno == EINTR)\n            continue;\n",
+        "        ssize_t n = copy_file_range(from->fd, &in, to->fd, &out, length, 0);\n",
+    ),
+}
+
 
 def spoil(name: str, native: Path, directory: Path) -> Path:
     """The file with the mistake, made in the directory."""
-    _, file, right, wrong, also = MISTAKES[name]
+    _, file, right, wrong, also = (MISTAKES | FAULTY)[name]
     text = (native / file).read_text()
     for before, after in ((right, wrong), also):
         assert not before or text.count(before) == 1, f"{file} has changed: make the mistake anew"

@@ -7,12 +7,13 @@
  * back. Each store sets a word of its own in its page, so that a load shows which stores it has
  * seen: those that had completed, none that was overwritten or cut off before.
  *
+ * In some schedules system calls fail, or do a part: see faults.h. What was answered with an error
+ * may be lost then, and nothing else.
+ *
  * A failure tells the seed; `schedules SEED 1` fails again. */
-#include "coroutines.h"
+#include "faults.h"
 
 #include "../../native/fuse_wire.h"
-
-#include <fcntl.h>
 
 #define PAGE HM_PAGE_SIZE
 #define PAGES 3
@@ -90,11 +91,12 @@ struct pending {
     uint64_t unique;
     bool done;
     int error;
+    uint32_t written;
     uint8_t bytes[PAGES * PAGE];
 };
 
 static struct pending *pendings;
-static uint64_t uniques, ino = INO;
+static uint64_t uniques;
 
 static struct pending *pending_of(uint64_t unique)
 {
@@ -129,7 +131,7 @@ void __wrap_hm_reply_write(struct hm_core *to, uint64_t unique, uint32_t size);
 void __wrap_hm_reply_write(struct hm_core *to, uint64_t unique, uint32_t size)
 {
     (void)to;
-    (void)size;
+    pending_of(unique)->written = size;
     answer(unique, 0, NULL, 0);
 }
 
@@ -139,7 +141,7 @@ static int request(struct hm_request request, struct pending *ret)
     *ret = (struct pending){.next = pendings, .unique = ++uniques};
     pendings = ret;
     request.unique = ret->unique;
-    request.ino = ino;
+    request.ino = INO;
     if (request.opcode == FUSE_WRITE)
         hm_order_read(core, request.unique);
     yield("a request that was read");
@@ -154,6 +156,12 @@ static int request(struct hm_request request, struct pending *ret)
     return ret->error;
 }
 
+/* Whether an operation may end with the error. */
+static bool may_be(int error)
+{
+    return failed_once && (error == ENOSPC || error == ENOMEM || error == EMFILE || error == EIO);
+}
+
 static void send_write(uint32_t page, uint32_t size, const uint8_t *bytes, uint32_t flags)
 {
     struct pending pending;
@@ -163,7 +171,11 @@ static void send_write(uint32_t page, uint32_t size, const uint8_t *bytes, uint3
                                             .flags = flags,
                                             .data = bytes},
                         &pending);
-    CHECK(!error, "a WRITE is refused with %d", error);
+    if (!error && pending.written < size)
+        error = EIO;
+    CHECK(!error || may_be(error), "a WRITE is refused with %d", error);
+    for (uint32_t i = page; error && i < page + (size + PAGE - 1) / PAGE; i++)
+        torn[i] = true;
 }
 
 /* ---- the kernel's page cache ----------------------------------------------------------------- */
@@ -240,8 +252,8 @@ static void read_pages(uint32_t page, uint32_t count, uint32_t flags, struct pen
             pending);
 }
 
-/* Have the page in the page cache, not locked. */
-static void fault_in(uint32_t page)
+/* Have the page in the page cache, not locked. False: the program gets a signal instead. */
+static bool fault_in(uint32_t page)
 {
     struct pending pending;
     for (;;) {
@@ -249,10 +261,14 @@ static void fault_in(uint32_t page)
             block(&beyond, "the file to be longer");
         lock_folio(page);
         if (folios[page].kind != ABSENT)
-            return;
+            return true;
         set_folio(page, LOCKED, 0);
         read_pages(page, 1, 0, &pending);
-        CHECK(!pending.error, "a READ is refused with %d", pending.error);
+        if (pending.error) {
+            CHECK(may_be(pending.error), "a READ is refused with %d", pending.error);
+            set_folio(page, ABSENT, 0);
+            return false;
+        }
         set_folio(page, CLEAN, value_of(pending.bytes));
         yield("a page that was read");
     }
@@ -268,7 +284,8 @@ static void read_ahead(void)
     for (uint32_t page = 0; page < PAGES; page++)
         set_folio(page, LOCKED, 0);
     read_pages(0, PAGES, 0, &pending);
-    CHECK(!pending.error || pending.error == EAGAIN, "readahead is refused with %d", pending.error);
+    CHECK(!pending.error || pending.error == EAGAIN || may_be(pending.error),
+          "readahead is refused with %d", pending.error);
     for (uint32_t page = 0; page < PAGES; page++)
         set_folio(page, pending.error ? ABSENT : CLEAN,
                   pending.error ? 0 : value_of(pending.bytes + page * PAGE));
@@ -302,7 +319,7 @@ void __wrap_hm_queue(struct hm_core *of, struct hm_queued_job *queued)
 int __wrap_hm_submit(struct hm_core *of, const struct hm_job *job);
 int __wrap_hm_submit(struct hm_core *of, const struct hm_job *job)
 {
-    struct hm_queued_job *queued = malloc(sizeof(*queued));
+    struct hm_queued_job *queued = __real_malloc(sizeof(*queued));
     CHECK(queued, "memory");
     queued->job = *job;
     __wrap_hm_queue(of, queued);
@@ -334,7 +351,7 @@ static int run_job_here(struct hm_job job)
     CHECK(jobs_used < TASKS, "jobs");
     *end = (struct ended){0};
     job.cookie = jobs_used;
-    job.ino = ino;
+    job.ino = INO;
     __wrap_hm_submit(core, &job);
     while (!end->done)
         block(end, "a job");
@@ -391,14 +408,18 @@ static void give_inode(void)
 
 static void load(uint32_t page)
 {
-    fault_in(page);
+    if (!fault_in(page))
+        return;
     see(page, folios[page].value, "a program's load", required[page], forbidden[page]);
 }
 
 static void store(uint32_t page, uint64_t bit)
 {
-    for (fault_in(page); folios[page].kind == WRITEBACK; fault_in(page))
+    do {
         settle_folio(page);
+        if (!fault_in(page))
+            return;
+    } while (folios[page].kind == WRITEBACK);
     set_folio(page, DIRTY, folios[page].value | bit);
     if (!voiding[page])
         required[page] |= bit;
@@ -451,7 +472,9 @@ static void load_direct(uint32_t page)
     if (page >= beyond)
         return;
     read_pages(page, 1, O_DIRECT, &pending);
-    CHECK(!pending.error, "direct I/O fails with %d", pending.error);
+    CHECK(!pending.error || may_be(pending.error), "direct I/O fails with %d", pending.error);
+    if (pending.error)
+        return;
     see(page, value_of(pending.bytes), "direct I/O", voids[page] == before ? must : 0, must_not);
 }
 
@@ -466,7 +489,7 @@ static void truncate_file(uint32_t page)
     for (uint32_t i = page; i < PAGES; i++)
         begin_void(i);
     beyond = page;
-    CHECK(!hm_region_truncate(core, ino, (uint64_t)page * PAGE), "truncate");
+    CHECK(!hm_region_truncate(core, INO, (uint64_t)page * PAGE), "truncate");
     for (uint32_t i = page; i < PAGES; i++) {
         lock_folio(i);
         set_folio(i, ABSENT, 0);
@@ -474,7 +497,7 @@ static void truncate_file(uint32_t page)
     held_back = false;
     wake(&held_back);
     yield("a file that was cut");
-    CHECK(!hm_region_truncate(core, ino, PAGES * PAGE), "truncate");
+    CHECK(!hm_region_truncate(core, INO, PAGES * PAGE), "truncate");
     beyond = PAGES;
     wake(&beyond);
     for (uint32_t i = page; i < PAGES; i++)
@@ -488,9 +511,11 @@ static void punch(uint32_t page, bool allocates)
     for (settle_folio(page); folios[page].kind == DIRTY; settle_folio(page))
         write_back(page, WRITEBACK);
     begin_void(page);
-    CHECK(!hm_region_punch(core, ino, (uint64_t)page * PAGE, PAGE), "punch");
-    if (allocates)
-        CHECK(!hm_region_allocate(core, ino, (uint64_t)page * PAGE, PAGE), "allocate");
+    CHECK(!hm_region_punch(core, INO, (uint64_t)page * PAGE, PAGE), "punch");
+    if (allocates) {
+        int error = hm_region_allocate(core, INO, (uint64_t)page * PAGE, PAGE);
+        CHECK(!error || may_be(-error), "allocate: %d", error);
+    }
     settle_folio(page);
     set_folio(page, ABSENT, 0);
     end_void(page, 0);
@@ -504,7 +529,8 @@ static void device_read(uint32_t page, uint32_t node)
     uint32_t before = voids[page];
     int error = run_job_here((struct hm_job){
         .kind = HM_JOB_READ, .node = node, .offset = page * PAGE, .length = PAGE, .buffer = bytes});
-    CHECK(!error || error == -EBUSY || error == -ERANGE, "a device's read fails with %d", error);
+    CHECK(!error || error == -EBUSY || error == -ERANGE || may_be(-error),
+          "a device's read fails with %d", error);
     if (!error)
         see(page, value_of(bytes), "a device's read", voids[page] == before ? must : 0, must_not);
 }
@@ -519,7 +545,8 @@ static void device_write(uint32_t page, uint32_t node, uint64_t bit)
                                              .offset = page * PAGE + at * 8,
                                              .length = sizeof(one),
                                              .buffer = &one});
-    CHECK(!error || error == -EBUSY || error == -ERANGE, "a device's write fails with %d", error);
+    CHECK(!error || error == -EBUSY || error == -ERANGE || may_be(-error),
+          "a device's write fails with %d", error);
     if (!error && !lost && voids[page] == before)
         required[page] |= bit;
 }
@@ -657,7 +684,8 @@ static void forget(void)
     memset(folios, 0, sizeof(folios));
     bits_used = 1; /* the first word of a page is what is written of it in part */
     jobs_used = 0;
-    part_used = false;
+    uniques = 0;
+    part_used = failed_once = false;
     beyond = PAGES;
 }
 
@@ -673,7 +701,7 @@ static void first_bytes(void)
         uint64_t one = 1;
         struct hm_queued_job *queued = calloc(1, sizeof(*queued));
         CHECK(queued, "memory");
-        fill.ino = ino;
+        fill.ino = INO;
         fill.buffer = &one;
         fill.flags = HM_JOB_QUIET;
         queued->job = fill;
@@ -691,47 +719,54 @@ static void check_end(void)
     run_tasks(seed, 0, 1);
 }
 
+/* With a core of its own, so that a schedule had again finds all as it was. */
 static void play(void)
 {
+    struct hm_config config = {.nodes = 3, .threads = 1, .capacity = {2048, 2048, 2048}};
     struct hm_region_record *record;
     char text[256] = "";
+    uint64_t kind;
     forget();
     steps = 0;
-    ino++;
-    CHECK(!hm_region_create(core, ino, S_IFREG | 0600, 0, 0, &record), "region");
-    CHECK(!hm_region_truncate(core, ino, PAGES * PAGE), "size");
-    if (seed % 4 == 3)
-        CHECK(!hm_advise(core, ino, 0, PAGES, HM_ADVICE_READ_MOSTLY, 1), "advice");
-    CHECK(!hm_region_writers(core, ino, 1), "open");
     chance = seed * 0x2545f4914f6cdd1dULL | 1;
     for (int i = 0; i < 8; i++)
         draw();
+    config.keep_clean = draw() & 1;
+    config.express = draw() % 4 != 0;
+    CHECK(!hm_core_create(&config, &core), "core");
+    CHECK(!hm_region_create(core, INO, S_IFREG | 0600, 0, 0, &record), "region");
+    CHECK(!hm_region_truncate(core, INO, PAGES * PAGE), "size");
+    if (draw() % 4 == 0)
+        CHECK(!hm_advise(core, INO, 0, PAGES, HM_ADVICE_READ_MOSTLY, 1), "advice");
+    CHECK(!hm_region_writers(core, INO, 1), "open");
     first_bytes();
     make_programs();
-    core->config.keep_clean = draw() & 1;
-    core->config.express = draw() % 4 != 0;
     for (int p = 0; p < PROGRAMS; p++)
         if (programs[p].count)
             spawn(names[p], program_main, &programs[p]);
+    kind = draw() % 8;
+    faults = kind == 0 ? MADE_GOOD : kind == 1 ? ERRORS : NO_FAULTS;
+    faults_chance = seed;
     run_tasks(seed, (int)(seed % 4), 150);
+    faults = NO_FAULTS;
     check_end();
     CHECK(!hm_audit(core, text, sizeof(text)), "audit: %s", text);
-    hm_region_destroy(core, ino);
+    hm_core_destroy(core);
 }
+
+void hm_steps_begin(void); /* steps.c */
 
 int main(int argc, char **argv)
 {
-    struct hm_config config = {.nodes = 3, .threads = 1, .capacity = {2048, 2048, 2048}};
     uint64_t first, count;
     CHECK(argc == 3, "usage: schedules FIRST COUNT");
     first = strtoull(argv[1], NULL, 0);
     count = strtoull(argv[2], NULL, 0);
-    CHECK(!hm_core_create(&config, &core), "core");
     make_stacks();
+    hm_steps_begin();
     on_failure = failed;
     for (seed = first; seed < first + count; seed++)
         play();
-    hm_core_destroy(core);
     printf("schedules %llu\n", (unsigned long long)count);
     return 0;
 }

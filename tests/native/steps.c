@@ -29,7 +29,7 @@ static const char *const STEPS[] = {
     "direct.parked",  "direct.admitted", "write.parked",   "write.admitted", "write.applied",
     "write.undone",   "back.parked",     "back.admitted",  "back.applied",   "gate.home",
     "cut.truncate",   "cut.punch",       "cut.part",       "allocated",      "afar.written",
-    "kept.dropped",
+    "kept.dropped",   "copies.ended",
 };
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
@@ -115,6 +115,13 @@ static void open_table(void)
         names += sprintf(names, "%s\n", BIT_NAMES[i]);
 }
 
+/* Before the first step, for who counts system calls. */
+void hm_steps_begin(void);
+void hm_steps_begin(void)
+{
+    pthread_once(&once, open_table);
+}
+
 #ifdef HM_PAUSES
 /* Where no test holds threads. */
 __attribute__((weak)) void hm_pause(const char *point)
@@ -145,9 +152,10 @@ static struct hm_shadow *shadow_of(struct hm_stripe *stripe, uint64_t ino, uint6
         if (shadow->ino == ino && shadow->block == block)
             return shadow;
     /* Never freed: the core may end, and the test with it, at any moment. */
-    shadow = calloc(1, sizeof(*shadow));
+    shadow = aligned_alloc(64, (sizeof(*shadow) + 63) / 64 * 64); /* faults.h has malloc fail */
     if (!shadow)
         abort();
+    memset(shadow, 0, sizeof(*shadow));
     shadow->ino = ino;
     shadow->block = block;
     shadow->next = stripe->shadows;
@@ -278,7 +286,7 @@ void hm_step(const struct hm_region *region, uint64_t block, const char *step, u
     uint64_t key = 1ULL << 63;
     uint32_t nodes = region->core->config.nodes;
     uint8_t number;
-    pthread_once(&once, open_table);
+    hm_steps_begin();
     if (!table || hm_is_shared(region) || region->process)
         return;
     shadow = shadow_of(stripe, region->ino, block);

@@ -12,7 +12,7 @@ from conftest import Mount, fails, moves_programs, wait_until
 from test_programs import Program
 
 import hmmfs
-from hmmfs import Hmadvise
+from hmmfs import Hmadvise, View
 from hmmfs.process import Process
 
 pytestmark = moves_programs
@@ -59,6 +59,7 @@ def test_a_kernel_on_a_part(process: Process, program: Counting) -> None:
     """It begins inside a page and ends inside one: nothing beside it changes."""
     first, count = 1500, 3000
     view = process.view(program.address + 4 * first, (count // 10, 10), "uint32")
+    assert type(view) is View
     assert (view.shape, view.nbytes) == ((300, 10), 12000)
     assert view.offset % PAGE == (program.address + 4 * first) % PAGE
     dev0 = process.machine.dev0

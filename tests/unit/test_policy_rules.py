@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hmmfs.errors import UsageError
-from hmmfs.memory import BLOCK_PAGES, CANDIDATE_DTYPE, BlockKey, Core
+from hmmfs.memory import BLOCK_PAGES, CANDIDATE_DTYPE, HOST, BlockKey, Core
 from hmmfs.memory.core import page_words
 from hmmfs.policy import EvictionPolicy, Fault, Pages, Policies, named_eviction, named_prefetch
 from hmmfs.policy.prefetch import BUILT_IN
@@ -337,6 +337,19 @@ class Bad(EvictionPolicy):
     def touched(self, key: BlockKey, touched: Pages, coming: Pages) -> None:
         if self.how == "touched":
             raise RuntimeError("no")
+
+
+class Paged(Bad):
+    name = "paged"
+    by_page = True
+
+
+def test_pages_of_the_block_that_room_is_made_for_leave_only_by_page(core: Core) -> None:
+    block = BlockKey(7, 3)
+    for name, spared in (("lru", {block}), ("lru-page", set()), (f"{__file__}:Paged", set())):
+        policies = Policies(core, eviction=name)
+        assert policies.spares(1, block) == spared, name
+        assert policies.spares(HOST, block) == {block}
 
 
 @pytest.mark.parametrize("how", ["order", "far", "pages", "touched"])

@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -38,22 +38,24 @@ WRAPPED = {"memory": ("malloc", "calloc", "realloc", "mmap", "memfd_create", "pt
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount without a helper")
 
 
-Build = Callable[[str, str], Path]
+Build = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """name.c and the core, built with one sanitizer; the core once for all that use it."""
+    """build(name, sanitizer, more): name.c and the core, with what is to be linked beside them. The
+    core is built once for all that use it."""
     directory = tmp_path_factory.mktemp("native")
 
     @functools.cache
     def core(sanitizer: str) -> list[Path]:
         return compile_into(directory / sanitizer, ["-g", *SANITIZERS[sanitizer]], SOURCES)
 
-    def built(name: str, sanitizer: str) -> Path:
-        path = directory / f"{name}-{sanitizer}"
+    def built(name: str, sanitizer: str, more: Sequence[str] = ()) -> Path:
+        path = directory / f"{name}-{sanitizer}{len(more)}"
         flags = [*FLAGS, "-g", *SANITIZERS[sanitizer]]
-        sources = [str(HERE / f"{name}.c"), *map(str, core(sanitizer)), "-lz"]
+        beside = [str(HERE / word) if word.endswith(".c") else word for word in more]
+        sources = [str(HERE / f"{name}.c"), *beside, *map(str, core(sanitizer)), "-lz"]
         sources += [f"-Wl,--wrap={function}" for function in WRAPPED.get(name, ())]
         subprocess.run(["gcc", *flags, "-o", str(path), *sources], check=True)
         return path
@@ -77,6 +79,17 @@ def test_device_faults(device: Path, prefetch: int) -> None:
     assert int(found[1]) > 100
     if prefetch < 3:
         assert (int(found[2]) > 0) == (prefetch == 1), "VRAM is full only with whole blocks"
+
+
+@pytest.mark.parametrize("prefetch", [0, 1])
+def test_device_faults_while_calls_fail(build: Build, prefetch: int) -> None:
+    program = build("device", "address", ("uffd_faults.c", "-Wl,--wrap=ioctl"))
+    command = ["setarch", "-R", str(program), "3", "5", str(prefetch)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.search(r"failed (\d+) of (\d+)", done.stdout)
+    assert found, done.stdout
+    assert int(found[1]) > 100
 
 
 @pytest.mark.skipif(

@@ -18,7 +18,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-browser", action="store_true", help="leave out those that open a page")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "warns(words): what a mount's daemon may warn of in its log")
     # Without it every process that a test starts compiles all that it imports.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SENT)

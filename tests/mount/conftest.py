@@ -6,6 +6,7 @@ import contextlib
 import faulthandler
 import gc
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -242,10 +243,15 @@ MountFactory = Callable[..., Mount]
 
 @contextlib.contextmanager
 def mounted(
-    base: Path, patience_s: float, *, build: Path | None = None, **options: object
+    base: Path,
+    patience_s: float,
+    *,
+    build: Path | None = None,
+    warns: tuple[str, ...] = (),
+    **options: object,
 ) -> Iterator[Mount]:
     """A mount in a directory of its own within `base`, audited and unmounted at the end. build:
-    where another build of the package is."""
+    where another build of the package is. warns: words of what its log may warn of."""
     if os.geteuid() and "dax" in str(options.get("type")):
         pytest.skip("DAX memory takes root: the kernel passes it through")
     number = len(list(base.glob("mnt*")))
@@ -260,7 +266,7 @@ def mounted(
         status, said = COMMANDS[0].run(*command)
         assert status == 0, f"hmmfs {' '.join(command)}: {status}: {said}"
     with contextlib.ExitStack() as stack:
-        stack.callback(_take_down, mount, psutil.Process(mount.pid))
+        stack.callback(_take_down, mount, psutil.Process(mount.pid), warns)
         stack.enter_context(unwedged(mount.path, patience_s))
         yield mount
 
@@ -269,18 +275,20 @@ def mounted(
 def mount_factory(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[MountFactory]:
     """mount_factory(option=value, …) -> Mount; every one is audited and unmounted at the end.
 
-    A test that ends its mount itself leaves nothing to do; a log with a traceback fails the test.
+    A test that ends its mount itself leaves nothing to do. A log with a traceback fails the test,
+    and so does a warning, but for those with words of the test's mark `warns`.
     """
+    warns = tuple(word for mark in request.node.iter_markers("warns") for word in mark.args)
     patience_s = PATIENCE_S * (100 if request.node.get_closest_marker("long") else 1)
     with contextlib.ExitStack() as stack:
 
         def make(**options: object) -> Mount:
-            return stack.enter_context(mounted(tmp_path, patience_s, **options))
+            return stack.enter_context(mounted(tmp_path, patience_s, warns=warns, **options))
 
         yield make
 
 
-def _take_down(mount: Mount, daemon: psutil.Process) -> None:
+def _take_down(mount: Mount, daemon: psutil.Process, warns: tuple[str, ...]) -> None:
     pid, workers = daemon.pid, []
     with contextlib.suppress(psutil.NoSuchProcess):
         workers = daemon.children(recursive=True)
@@ -302,7 +310,10 @@ def _take_down(mount: Mount, daemon: psutil.Process) -> None:
     assert wait_until(lambda: ended(pid), 30), f"the daemon {pid} outlived its mount"
     left = psutil.wait_procs(workers, timeout=5)[1]
     assert not left, f"workers outlived the daemon: {left}"
-    assert "Traceback" not in mount.log.read_text(), mount.log.read_text()
+    log = mount.log.read_text()
+    assert "Traceback" not in log, log
+    for line in re.findall(r" hmmfs (?:WARNING|ERROR|CRITICAL): .*", log):
+        assert any(words in line for words in warns), f"a warning that nobody expects:{line}"
 
 
 @pytest.fixture

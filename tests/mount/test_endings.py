@@ -89,6 +89,7 @@ def test_an_operation_is_cancelled_by_a_signal(mount_factory: MountFactory) -> N
     assert mount.submit(0, "read a:0+4") == "00010203"
 
 
+@pytest.mark.warns("Programs still use")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_daemon_ends_under_load(mount_factory: MountFactory, number: int) -> None:
     if number == signal.SIGKILL and os.geteuid() and not os.path.ismount(CONTROL):

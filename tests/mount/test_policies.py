@@ -340,6 +340,7 @@ def test_an_eviction_policy_of_ones_own(machine: hmmfs.Machine, own: Callable[[s
     assert blocks_left(machine, own("HighestFirst"), [2, 3, 0, 1], 4) == [0, 1]
 
 
+@pytest.mark.warns("failed and is replaced by grow")
 def test_a_policy_that_fails_loses_nothing(mount: Mount, own: Callable[[str], str]) -> None:
     machine = hmmfs.connect(mount.path)
     region = machine.region("a", 2048 * PAGE)

@@ -260,6 +260,7 @@ def test_any_of_many_that_wait_can_be_killed(mount_factory: MountFactory) -> Non
     assert hmmfs.connect(small.path).stats()["interrupts"] >= 301
 
 
+@pytest.mark.warns("Programs still use")
 def test_the_end_of_the_mount_ends_a_wait(small: Mount) -> None:
     reading = subprocess.Popen(["cat", small.path / "trace_pipe"], stderr=subprocess.PIPE)
     assert wait_until(lambda: waits_in_fuse(reading.pid))

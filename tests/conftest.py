@@ -13,7 +13,38 @@ import pytest
 SENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
+# From the lowest: what is wrong below makes all above fail.
+LEVELS = ("unit", "model", "native", "mount")
+# Of each level what finds the most in the least time; of native/ without the sanitizers.
+QUICK = {
+    "unit": (),  # all
+    "model": ("test_rules",),
+    "native": (*("test_gate_parser", "test_interleavings", "test_conformance", "test_schedules"),),
+    "mount": (
+        *("test_first", "test_files", "test_kinds", "test_recall", "test_launch", "test_advice"),
+        *("test_policies", "test_control_files", "test_metrics", "test_smi"),
+        *("test_fsx_conforms", "test_times"),
+    ),
+}
+
+
+SLOW = ("test_packaging", "test_endpoint")
+
+
+def level(item: pytest.Item) -> str:
+    return item.path.parent.name
+
+
+def is_quick(item: pytest.Item) -> bool:
+    files = QUICK.get(level(item))
+    slow = "mistake" in item.name or item.name == "test_worker" or item.path.stem in SLOW
+    if files is None or slow:
+        return False
+    return not files or item.path.stem in files
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="only what finds most bugs in 3 minutes")
     parser.addoption("--long", action="store_true", help="also run the tests that take an hour")
     parser.addoption("--no-browser", action="store_true", help="leave out those that open a page")
 
@@ -36,8 +67,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--no-browser"):
         # The fixture by this name is a browser, wherever there is one.
         out += [item for item in items if "driver" in getattr(item, "fixturenames", ())]
-    items[:] = [item for item in items if item not in out]
-    config.hook.pytest_deselected(items=out)
+    if config.getoption("--quick"):
+        out += [item for item in items if not is_quick(item)]
+    left = set(out)
+    items[:] = [item for item in items if item not in left]
+    items.sort(key=lambda item: LEVELS.index(level(item)) if level(item) in LEVELS else len(LEVELS))
+    config.hook.pytest_deselected(items=list(left))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -304,6 +304,16 @@ def test_set_after_a_mapped_store(mount: Mount, what: str) -> None:
     assert path.read_bytes() == bytes(3 * PAGE) + b"\1" + bytes(5 * PAGE - 1)
 
 
+def test_set_after_mapped_stores_to_several_blocks(mount: Mount) -> None:
+    path = mount.regions / "a"
+    path.write_bytes(bytes(5 * M))
+    with stored(path, 3 * PAGE) as mapped:
+        mapped[2 * M] = mapped[4 * M + 5] = 7
+        os.utime(path, ns=(YEAR_2001, YEAR_2001))
+        assert moved(path, mapped.flush) == ""
+    assert path.stat().st_mtime_ns == YEAR_2001
+
+
 def test_set_between_mapped_stores(mount: Mount) -> None:
     """A store after the time was set counts, on the very page of the one before it. Memory that
     the kernel passes through is as a tmpfs: it sees the first store of a page alone."""

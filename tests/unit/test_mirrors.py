@@ -1,0 +1,33 @@
+"""Which waits of a dmirror's ioctls are cut short."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+
+import pytest
+
+from hmmfs.filesystem import mirrors
+
+
+@pytest.mark.parametrize("line", ["SigPnd", "ShdPnd"])
+@pytest.mark.parametrize("number", [signal.SIGFPE, signal.SIGKILL, signal.SIGUSR1])
+def test_only_a_signal_that_kills(monkeypatch: pytest.MonkeyPatch, line: str, number: int) -> None:
+    pending = {"SigPnd": 0, "ShdPnd": 0, line: 1 << (number - 1)}
+    status = "Name:\tcat\n" + "".join(f"{key}:\t{word:016x}\n" for key, word in pending.items())
+    status += f"SigBlk:\t{1 << (signal.SIGKILL - 1):016x}\n"
+    opened: list[str] = []
+
+    def fake(path: str, mode: str) -> io.BytesIO:
+        opened.append(path)
+        return io.BytesIO(status.encode())
+
+    monkeypatch.setattr(mirrors, "open", fake, raising=False)
+    assert mirrors.is_killed(123) == (number == signal.SIGKILL)
+    assert opened == ["/proc/123/status"]
+
+
+def test_a_thread_that_is_there_and_one_that_is_gone() -> None:
+    assert not mirrors.is_killed(os.getpid())
+    assert mirrors.is_killed(2**22 + 1)  # past the largest number of a process

@@ -201,7 +201,7 @@ class Access(Block):
             out.append((f"kernel reclaims clean page {p}", s))
 
     def room(self, s: State, out: Steps) -> None:
-        """Somebody else needs room on the host: kept copies are what nobody misses."""
+        """The host needs room, and nothing is lost with kept copies."""
         if not (self.setting.drop_kept and s.kept and s.busy == NONE):
             return
         for p in bits(s.kept):

@@ -3,8 +3,9 @@
  * again, and some hundred thousand be tried in minutes.
  *
  * The choice is that of PCT (Burckhardt et al., ASPLOS 2010): each has a priority by chance, the
- * highest goes on, and at `changes` steps chosen before, whoever goes on falls to the lowest. A bug
- * that takes a few preemptions is found with a chance that does not depend on how long a run is.
+ * highest goes on. At `changes` steps, chosen before, the one that goes on falls to the lowest. A
+ * bug that takes a few preemptions is found with a chance that does not depend on how long a run
+ * is.
  *
  * To be linked with --wrap for each function below that begins with __wrap_. */
 #ifndef COROUTINES_H
@@ -218,7 +219,7 @@ int __wrap_usleep(useconds_t us)
 {
     if (!current)
         return __real_usleep(us);
-    current->priority = --lowest; /* it waits for somebody */
+    current->priority = --lowest; /* it waits for another */
     yield("a pause");
     return 0;
 }

@@ -4,8 +4,8 @@
  *
  * Each seed makes a few small programs of its own, and how they are interleaved: see coroutines.h.
  * The kernel's page cache is done by hand: its folios, their locks, what an invalidation writes
- * back. Each store sets a word of its own in its page, so that a load shows which stores it has
- * seen: those that had completed, none that was overwritten or cut off before.
+ * back. Each store sets a word of its own in its page. A load shows by them which stores it has
+ * seen: all that had completed, and none that was overwritten or cut off before.
  *
  * In some schedules system calls fail, or do a part: see faults.h. What was answered with an error
  * may be lost then, and nothing else.
@@ -645,7 +645,7 @@ static void make_programs(void)
                 what = WRITE;
             part_used |= what == WRITE_PART;
             program->does[i].what = what;
-            /* Few pages, so that they meet. */
+            /* few pages: operations are to meet */
             program->does[i].page = (uint32_t)(draw() % 4 % (two ? PAGES - 1 : PAGES));
             program->does[i].node = 1 + (uint32_t)(draw() % 2);
             program->does[i].bits[0] = new_bit();
@@ -719,7 +719,7 @@ static void check_end(void)
     run_tasks(seed, 0, 1);
 }
 
-/* With a core of its own, so that a schedule had again finds all as it was. */
+/* With a core of its own: a schedule that is had again finds all as it was. */
 static void play(void)
 {
     struct hm_config config = {.nodes = 3, .threads = 1, .capacity = {2048, 2048, 2048}};

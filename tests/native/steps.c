@@ -298,7 +298,7 @@ void hm_step(const struct hm_region *region, uint64_t block, const char *step, u
     if (!strcmp(step, "recall.next"))
         return;
     look_at(region, stripe, shadow, &after);
-    if (is_parking(step)) { /* by one page that can't be had, several wait */
+    if (is_parking(step)) { /* several pages may wait for one */
         struct hm_mask cause = after.frozen;
         HM_EACH_WORD (w)
             cause.word[w] |= after.record.state == HM_FROZEN ? ~0ULL : after.record.device[w];

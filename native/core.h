@@ -167,7 +167,8 @@ int hm_pool_store(struct hm_pool *pool, uint64_t offset, const void *bytes, size
 int hm_pool_zero(struct hm_pool *pool, uint64_t offset, uint64_t length);
 int hm_pool_copy(struct hm_pool *to, struct hm_pool *from, uint64_t offset, size_t length);
 uint64_t hm_pool_allocated(struct hm_pool *pool); /* pages */
-uint64_t hm_pool_length(struct hm_pool *pool);    /* bytes */
+bool hm_pool_is_hole(const struct hm_pool *pool, uint64_t offset);
+uint64_t hm_pool_length(struct hm_pool *pool); /* bytes */
 /* Address space that reads as zeros and takes memory where it is written; NULL: there is none. */
 void *hm_reserve_memory(size_t bytes);
 void hm_free_memory(void *memory, size_t bytes);

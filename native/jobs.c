@@ -119,11 +119,32 @@ static int run_touched(struct transaction *t)
     }
 }
 
+/* The first job that waits for the block, if nobody has it. Also where this one never had it, for
+ * it may be one that waited, and that was refused when its turn came: the file is shorter now, or
+ * gone. NULL: none waits. */
+static struct hm_queued_job *next_deferred(const struct transaction *t)
+{
+    struct hm_stripe *stripe = hm_stripe_of(t->core, t->job->ino, t->block);
+    const struct hm_block *record = t->region ? &t->region->blocks[t->block] : NULL;
+    struct hm_queued_job **at, *next = NULL;
+    pthread_mutex_lock(&stripe->lock);
+    for (at = &stripe->deferred; !(record && record->busy) && *at; at = &(*at)->next)
+        if ((*at)->job.ino == t->job->ino && (*at)->job.block == t->block) {
+            next = *at;
+            *at = next->next;
+            if (!*at)
+                stripe->deferred_end = at;
+            break;
+        }
+    pthread_mutex_unlock(&stripe->lock);
+    return next;
+}
+
 /* Free the block, let what waited for it go on, and tell whoever waits for the job. CPU requests
  * go first: a device that is always ready with its next job must not starve them. */
 static void finish(struct transaction *t, bool held)
 {
-    struct hm_queued_job **at, *next = NULL;
+    struct hm_queued_job *next;
     if (t->job->node < t->core->config.nodes)
         hm_release(t->core, t->job->node, t->reserved);
     if (t->job->flags & HM_JOB_FAULT)
@@ -150,17 +171,8 @@ static void finish(struct transaction *t, bool held)
         if (t->region->process)
             hm_process_let_go(t->region, t->block);
         hm_replay(t->region, t->block);
-        pthread_mutex_lock(&t->stripe->lock);
-        for (at = &t->stripe->deferred; !t->record->busy && *at; at = &(*at)->next)
-            if ((*at)->job.ino == t->job->ino && (*at)->job.block == t->block) {
-                next = *at;
-                *at = next->next;
-                if (!*at)
-                    t->stripe->deferred_end = at;
-                break;
-            }
-        pthread_mutex_unlock(&t->stripe->lock);
     }
+    next = next_deferred(t);
     if (next)
         hm_queue(t->core, next);
     if (!(t->job->flags & HM_JOB_QUIET))

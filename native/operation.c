@@ -118,6 +118,20 @@ static void drop_strays(struct transaction *t, const struct hm_mask *mask, uint3
         hm_zero_part(t->region, size, (size / HM_PAGE_SIZE + 1) * HM_PAGE_SIZE);
 }
 
+/* A store that failed has not made the pages that it was to make of holes: they are holes again.
+ * The stripe is held. */
+static void forget_unmade(struct transaction *t, const struct hm_mask *mask, uint32_t node)
+{
+    struct hm_mask there = hm_owned(t->record, node), unmade = {{0}};
+    there = hm_both(&there, mask);
+    HM_EACH_PAGE (page, there.word)
+        if (hm_pool_is_hole(&t->region->pools[node],
+                            t->block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE))
+            hm_set(&unmade, page);
+    if (hm_bits(unmade.word))
+        (void)hm_block_cut(t->region, t->block, &unmade, false); /* the audit tells */
+}
+
 /* ---- from afar ------------------------------------------------------------------------------ */
 
 /* Have the pages that the operation reaches from afar at home, out of the CPU's hands, and for a
@@ -227,6 +241,11 @@ int hm_operate(struct transaction *t, const struct hm_mask *mask)
     hm_pause("operate.begun");
     error = stores ? store(t, &places) : load(t, &places);
     pthread_mutex_lock(&t->stripe->lock);
+    if (stores && error) {
+        forget_unmade(t, &place.bring, job->node);
+        if (afar)
+            forget_unmade(t, &place.afar, HM_HOST);
+    }
     if (stores || t->record->generation != generation) {
         drop_strays(t, &place.bring, job->node);
         if (afar)

@@ -182,6 +182,11 @@ uint64_t hm_pool_allocated(struct hm_pool *pool)
     return (uint64_t)status.st_blocks * 512 / HM_PAGE_SIZE;
 }
 
+bool hm_pool_is_hole(const struct hm_pool *pool, uint64_t offset)
+{
+    return pool->fd < 0 || lseek(pool->fd, (off_t)offset, SEEK_DATA) != (off_t)offset;
+}
+
 uint64_t hm_pool_length(struct hm_pool *pool)
 {
     struct stat status;

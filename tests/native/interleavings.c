@@ -94,6 +94,26 @@ static void refused_write(void)
     hm_release(core, HM_HOST, taken - 1);
 }
 
+/* Two jobs wait for a block, and when their turn comes the file is too short for both. */
+static void past_the_end(void)
+{
+    struct hm_job one = a_fill(1, 0, PAGE, 'B'), two = a_fill(1, PAGE, PAGE, 'C');
+    struct hm_job first = a_fill(1, 0, PAGE, 'A');
+    struct hold operation;
+    int result;
+    begin(small, 8 * PAGE);
+    hold(&operation, "operate.begun");
+    submit(first);
+    await(&operation);
+    submit(one);
+    submit(two);
+    UNTIL(hm_stripe_of(core, INO, 0)->deferred && hm_stripe_of(core, INO, 0)->deferred->next);
+    CHECK(!hm_region_truncate(core, INO, 0), "truncate");
+    let_go(&operation);
+    CHECK(job_ends(two.cookie, &result), "nobody runs the last of them");
+    CHECK(result == -ERANGE, "%d", result);
+}
+
 /* A WRITE is being copied when a device wants its page. */
 static void write_under_way(void)
 {
@@ -604,6 +624,7 @@ static const struct scene scenes[] = {
     SCENE(write_to_a_copied_page),
     SCENE(store_to_a_copied_page),
     SCENE(refused_write),
+    SCENE(past_the_end),
     SCENE(open_while_it_is_copied),
     SCENE(cut_while_it_is_duplicated),
     SCENE(store_to_a_kept_page),

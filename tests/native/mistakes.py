@@ -59,6 +59,13 @@ MISTAKES = {
         "while (hm_replay_pages(t->region, t->block, &round))",
         "while (false)",
     ),
+    # ---- jobs
+    "refused_job_ends_the_line": Mistake(
+        "past_the_end",
+        "jobs.c",
+        "    next = next_deferred(t);\n",
+        "    next = held ? next_deferred(t) : NULL;\n",
+    ),
     # ---- WRITEs
     "home_without_bytes": Mistake(
         "refused_write",

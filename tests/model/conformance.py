@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from .projection import BITS, Allowed, Step
-from .rules import allows
+from .projection import BITS, Allowed, Step, names
+from .rules import BIT, allows
 
 HEADER = 4096
 ENTRY = struct.Struct("<QQQQII8s16x")
@@ -30,15 +30,15 @@ def read(paths: Iterable[Path]) -> dict[Step, Seen]:
     found: dict[Step, Seen] = {}
     for path in paths:
         data = path.read_bytes()
-        names = data[:HEADER].rstrip(b"\0").decode().split()
-        assert names[-len(BITS) :] == list(BITS), "steps.c and projection.py differ"
+        header = data[:HEADER].rstrip(b"\0").decode().split()
+        assert header[-len(BITS) :] == list(BITS), "steps.c and projection.py differ"
         for key, times, number, ino, block, page, before in ENTRY.iter_unpack(data[HEADER:]):
             if not key:
                 continue
-            name, about = names[key >> 2 * len(BITS) + 1 & 0xFF], bool(key >> 2 * len(BITS) & 1)
+            name, about = header[key >> 2 * len(BITS) + 1 & 0xFF], bool(key >> 2 * len(BITS) & 1)
             mask = (1 << len(BITS)) - 1
             step = Step(name, about, key & mask, key >> len(BITS) & mask)
-            past = tuple(names[number] for number in before)
+            past = tuple(header[number] for number in before)
             seen = Seen(times, number, f"inode {ino:#x}, page {page} of block {block}", past)
             had = found.get(step)
             found[step] = had._replace(times=had.times + times) if had else seen
@@ -75,17 +75,13 @@ UNMODELLED = {
 
 
 def is_unmodelled(step: Step) -> bool:
-    if step.name == "written":  # what comes to the device is marked while what is afar is frozen
-        frozen = 1 << BITS.index("FROZEN")
-        return allows(step._replace(before=step.before & ~frozen, after=step.after & ~frozen))
+    if step.name == "written":  # a block is frozen then if the device uses some of it on the host
+        rest = ~BIT["FROZEN"]
+        return allows(step._replace(before=step.before & rest, after=step.after & rest))
     if not (rule := UNMODELLED.get(step.name)):
         return False
-    before, changes = names(step.before), names(step.before ^ step.after)
+    before, changes = set(names(step.before)), set(names(step.before ^ step.after))
     return changes <= rule.changes and not (step.about and before & rule.never)
-
-
-def names(code: int) -> set[str]:
-    return {name for at, name in enumerate(BITS) if code >> at & 1}
 
 
 def wrong(seen: dict[Step, Seen]) -> list[Step]:
@@ -101,6 +97,14 @@ def tell(seen: dict[Step, Seen], steps: list[Step]) -> str:
         lines.append(f"{first.times} times, first {first.where}: {step}")
         lines.append(f"    after {', '.join(reversed(first.before))}")
     return "\n".join(lines)
+
+
+def complaints(directory: Path, least: int) -> str:
+    """Of what processes left as steps.PID in the directory: what the model does not allow. There
+    are more than `least` steps that differ, or the core was not asked to tell them."""
+    seen = read(directory.glob("steps.*"))
+    assert len(seen) > least, "hardly anything was told"
+    return tell(seen, wrong(seen))
 
 
 def main(paths: list[Path]) -> int:

@@ -53,8 +53,12 @@ class Step(NamedTuple):
         return f"{self.name}, {of}: {say(self.before)} -> {say(self.after)}"
 
 
+def names(code: int) -> list[str]:
+    return [name for at, name in enumerate(BITS) if code >> at & 1]
+
+
 def say(code: int) -> str:
-    return " ".join(name for at, name in enumerate(BITS) if code >> at & 1) or "nothing"
+    return " ".join(names(code)) or "nothing"
 
 
 def see(model: Model, s: State, p: int) -> int:

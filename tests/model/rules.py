@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from .projection import BITS, Chain, Step, flipped, planned, recalled, see, thawed, told
+from .projection import BITS, Chain, Step, flipped, names, planned, recalled, see, thawed, told
 from .protocol import Model
 from .state import (
     ABSENT,
@@ -35,6 +35,7 @@ from .state import (
     QUEUED,
     READING,
     READY,
+    RECALL,
     RELOCK,
     STABLE,
     WRITEBACK,
@@ -95,7 +96,7 @@ TOUCHES = [Worker(TARGET, (Op(kind, page),)) for kind in ("load", "store") for p
 
 def pages_like(code: int) -> Iterator[Page]:
     """The pages that a page could be which has these bits."""
-    has = {name for name, bit in BIT.items() if code & bit}
+    has = names(code)
     owners, copies = [HOST], [("copy_target" in has, "copy_other" in has)]
     if "device" in has:
         owners = [TARGET] if "target" in has else [OTHER] if "away" in has else [TARGET, OTHER]
@@ -133,7 +134,7 @@ def model_of(task: Task | None, worker: Worker | None, **more: Any) -> Model:
 def state_of(model: Model, code: int, pages: tuple[Page, Page]) -> State:
     """The state with these pages, where the block has the bits of the code. The job that holds it
     is the last of the model's."""
-    mode = FROZEN if code & BIT["FROZEN"] else 1 if code & BIT["RECALL"] else 0
+    mode = FROZEN if code & BIT["FROZEN"] else RECALL if code & BIT["RECALL"] else STABLE
     holder = holder_of(model) if code & BIT["busy"] else NONE
 
     def mask(of: Callable[[Page], bool]) -> int:
@@ -165,7 +166,7 @@ def state_of(model: Model, code: int, pages: tuple[Page, Page]) -> State:
     if code & BIT["in_flight"]:
         s = s._replace(ahead=ADMITTED)
     if holder != NONE:
-        phase = {0: FINISH, 1: INVAL, FROZEN: FLIP if code & BIT["cut"] else DRAIN}[mode]
+        phase = {STABLE: FINISH, RECALL: INVAL, FROZEN: FLIP if code & BIT["cut"] else DRAIN}[mode]
         s = model.enter(s, holder, Job(phase, cut=bool(code & BIT["cut"])), phase)
     return s
 

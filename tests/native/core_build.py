@@ -13,6 +13,7 @@ HERE = Path(__file__).resolve().parent
 NATIVE = HERE.parents[1] / "native"
 SOURCES = [NATIVE / name for name in runpy.run_path(str(NATIVE / "build.py"))["SOURCES"]]
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-pthread"]
+TELLING = ["-DHM_STEPS", "-DHM_PAUSES", "-O2", "-g"]  # its steps: beside steps.c
 
 
 def compile_into(directory: Path, flags: Iterable[str], sources: Iterable[Path]) -> list[Path]:
@@ -26,3 +27,10 @@ def compile_into(directory: Path, flags: Iterable[str], sources: Iterable[Path])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(one, sources))
+
+
+def link(path: Path, objects: Iterable[Path], wrapped: Iterable[str] = ()) -> Path:
+    """The program of these objects, whose calls of what is `wrapped` are __wrap_'s."""
+    wraps = [f"-Wl,--wrap={name}" for name in wrapped]
+    subprocess.run(["gcc", *FLAGS, "-o", path, *objects, "-lz", *wraps], check=True)
+    return path

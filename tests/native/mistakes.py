@@ -3,8 +3,11 @@ interleavings.c that finds it. Those that the model makes by a switch have the s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
+
+from core_build import NATIVE, compile_into
 
 
 class Mistake(NamedTuple):
@@ -278,13 +281,19 @@ FAULTY = {
 }
 
 
-def spoil(name: str, native: Path, directory: Path) -> Path:
+def spoil(name: str, directory: Path) -> Path:
     """The file with the mistake, made in the directory."""
     _, file, right, wrong, also = (MISTAKES | FAULTY)[name]
-    text = (native / file).read_text()
+    text = (NATIVE / file).read_text()
     for before, after in ((right, wrong), also):
         assert not before or text.count(before) == 1, f"{file} has changed: make the mistake anew"
         text = text.replace(before, after) if before else text
     path = directory / file
     path.write_text(text)
     return path
+
+
+def spoilt(name: str, directory: Path, flags: Iterable[str], objects: Iterable[Path]) -> list[Path]:
+    """These objects with the mistake, of which one is compiled anew in the directory."""
+    (made,) = compile_into(directory, flags, [spoil(name, directory)])
+    return [made, *(path for path in objects if path.name != made.name)]

@@ -294,7 +294,6 @@ static void read_ahead(void)
 /* ---- devices --------------------------------------------------------------------------------- */
 
 struct ended {
-    uint64_t cookie;
     bool done;
     int result;
 };
@@ -382,7 +381,6 @@ enum operation {
 };
 
 static struct program {
-    const char *name;
     struct {
         enum operation what;
         uint32_t page, node;
@@ -636,7 +634,6 @@ static void make_programs(void)
     int count = 2 + (int)(draw() % (PROGRAMS - 1));
     for (int p = 0; p < PROGRAMS; p++) {
         struct program *program = &programs[p];
-        program->name = names[p];
         program->count = p < count ? 1 + (int)(draw() % OPERATIONS) : 0;
         for (int i = 0; i < program->count; i++) {
             enum operation what = (enum operation)(draw() % OPERATIONS_KNOWN);

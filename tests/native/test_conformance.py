@@ -8,15 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from core_build import FLAGS, HERE, NATIVE, SOURCES, compile_into
-from mistakes import MISTAKES, spoil
+from core_build import HERE, SOURCES, TELLING, compile_into, link
+from mistakes import MISTAKES, spoilt
 from test_interleavings import SCENES
 from test_stress import SECONDS, STORMS, storm
 
-from tests.model import conformance
+from tests.model.conformance import complaints
 from tests.model.test_rules import SEEN
-
-TELLING = ["-DHM_STEPS", "-DHM_PAUSES", "-O2", "-g"]
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +34,6 @@ def mains(directory: Path) -> dict[str, Path]:
     return {path.stem: path for path in made}
 
 
-def link(path: Path, main: Path, core: list[Path]) -> Path:
-    subprocess.run(["gcc", *FLAGS, "-o", path, main, *core, "-lz"], check=True)
-    return path
-
-
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory in which the processes of this test leave their steps."""
@@ -48,39 +41,32 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def wrong(directory: Path, least: int) -> str:
-    """What was done that the model does not allow, of at least so many steps that differ."""
-    seen = conformance.read(directory.glob("steps.*"))
-    assert len(seen) > least, "hardly anything was told"
-    return conformance.tell(seen, conformance.wrong(seen))
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount without a helper")
 @pytest.mark.parametrize(("seed", "express", "advise"), STORMS)
 def test_storm(
     objects: list[Path], mains: dict[str, Path], here: Path, seed: int, express: int, advise: int
 ) -> None:
-    storm(link(here / "stress", mains["stress"], objects), here, seed, express, advise)
-    assert wrong(here, 500) == ""
+    storm(link(here / "stress", [mains["stress"], *objects]), here, seed, express, advise)
+    assert complaints(here, 500) == ""
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount without a helper")
 def test_worker(objects: list[Path], mains: dict[str, Path], here: Path) -> None:
-    program = link(here / "device", mains["device"], objects)
+    program = link(here / "device", [mains["device"], *objects])
     for prefetch in "0123":
         command = ["setarch", "-R", program, str(SECONDS), "5", prefetch]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert wrong(here, 100) == ""
+    assert complaints(here, 100) == ""
 
 
 def test_scenes(objects: list[Path], mains: dict[str, Path], here: Path) -> None:
     for name in set(SCENES.values()):
-        link(here / name, mains[name], objects)
+        link(here / name, [mains[name], *objects])
     for scene, name in SCENES.items():
         done = subprocess.run([here / name, scene], capture_output=True, text=True, timeout=10)
         assert done.returncode == 0, f"{scene}: {done.stderr}"
-    assert wrong(here, 200) == ""
+    assert complaints(here, 200) == ""
 
 
 @pytest.mark.parametrize("mistake", SEEN)
@@ -89,9 +75,8 @@ def test_a_mistake_shows(
 ) -> None:
     """In the scene that finds it. By one step of the core, where the model may show it by another:
     it thaws the block in the hold of the lock in which it flips."""
-    (spoilt,) = compile_into(here, TELLING, [spoil(mistake, NATIVE, here)])
-    core = [spoilt, *(path for path in objects if path.name != spoilt.name)]
+    core = spoilt(mistake, here, TELLING, objects)
     scene = MISTAKES[mistake].scene
-    program = link(here / "scene", mains[SCENES[scene]], core)
+    program = link(here / "scene", [mains[SCENES[scene]], *core])
     subprocess.run([program, scene], capture_output=True, timeout=10)
-    assert wrong(here, 5) != ""
+    assert complaints(here, 5) != ""

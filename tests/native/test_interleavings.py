@@ -12,8 +12,8 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from core_build import FLAGS, HERE, NATIVE, SOURCES, compile_into
-from mistakes import MISTAKES, spoil
+from core_build import HERE, SOURCES, compile_into, link
+from mistakes import MISTAKES, spoilt
 
 from tests.model.state import Protocol
 
@@ -49,8 +49,7 @@ def play(directory: Path) -> Play:
     @functools.cache
     def linked(name: str, core: tuple[Path, ...]) -> Path:
         path = directory / f"{name}-{len(list(directory.iterdir()))}"
-        subprocess.run(["gcc", *FLAGS, "-o", path, mains[name], *core, "-lz"], check=True)
-        return path
+        return link(path, [mains[name], *core])
 
     def played(scene: str, core: list[Path]) -> subprocess.CompletedProcess[str]:
         program = linked(SCENES[scene], tuple(core))
@@ -69,9 +68,7 @@ def test_scene(play: Play, objects: list[Path], scene: str) -> None:
 def test_mistake_is_found(play: Play, directory: Path, objects: list[Path], name: str) -> None:
     scene, here = MISTAKES[name].scene, directory / name
     here.mkdir()
-    (spoilt,) = compile_into(here, PAUSES, [spoil(name, NATIVE, here)])
-    others = [path for path in objects if path.name != spoilt.name]
-    done = play(scene, [spoilt, *others])
+    done = play(scene, spoilt(name, here, PAUSES, objects))
     assert done.returncode == 1, f"{scene} passes with the mistake: {done.stderr}"
     assert "nobody comes to" not in done.stderr, "it fails, but not by what it is about"
 

@@ -10,12 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from core_build import FLAGS, HERE, NATIVE, SOURCES, compile_into
-from mistakes import spoil
+from core_build import HERE, SOURCES, TELLING, compile_into, link
+from mistakes import spoilt
 
-from tests.model import conformance
+from tests.model.conformance import complaints
 
-TELLING = ["-DHM_STEPS", "-DHM_PAUSES", "-O2", "-g"]
 # What the core calls and coroutines.h, or schedules.c, answers.
 WRAPPED = sorted(
     set(
@@ -43,44 +42,34 @@ def objects(directory: Path) -> list[Path]:
     return compile_into(directory / "objects", TELLING, sources)
 
 
-def link(path: Path, core: list[Path]) -> Path:
-    wraps = [f"-Wl,--wrap={name}" for name in WRAPPED]
-    subprocess.run(["gcc", *FLAGS, "-o", path, *core, "-lz", *wraps], check=True)
-    return path
-
-
-def play(
-    program: Path, steps: Path, first: int, count: int, limit_s: float = LIMIT_S
-) -> subprocess.CompletedProcess[str]:
+def play(program: Path, steps: Path, first: int, count: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [program, str(first), str(count)],
         env=os.environ | {"HMMFS_STEPS": str(steps)},
         capture_output=True,
         text=True,
-        timeout=limit_s,
+        timeout=LIMIT_S,
     )
 
 
-def check(program: Path, base: Path, first: int, count: int, limit_s: float = LIMIT_S) -> None:
-    done = play(program, base / "steps", first, count, limit_s)
+def check(program: Path, base: Path, first: int, count: int) -> None:
+    done = play(program, base / "steps", first, count)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"schedules {count}\n"
-    seen = conformance.read(base.glob("steps.*"))
-    assert len(seen) > 1000
-    assert conformance.tell(seen, conformance.wrong(seen)) == ""
+    assert complaints(base, 1000) == ""
 
 
 @pytest.mark.timeout(300)
 def test_schedules(objects: list[Path], tmp_path: Path) -> None:
     assert len(WRAPPED) > 10
-    check(link(tmp_path / "schedules", objects), tmp_path, 1, COUNT)
+    check(link(tmp_path / "schedules", objects, WRAPPED), tmp_path, 1, COUNT)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_other_schedules(objects: list[Path], tmp_path: Path) -> None:
     """As many others at a time, for as long as there is time."""
-    program = link(tmp_path / "schedules", objects)
+    program = link(tmp_path / "schedules", objects, WRAPPED)
     end = time.monotonic() + float(os.environ.get("HMMFS_LONG_SECONDS", "3600"))
     first = int(time.time()) << 20
     while time.monotonic() < end:
@@ -117,9 +106,8 @@ FOUND = {
 def test_a_mistake_is_found_and_found_again(
     objects: list[Path], tmp_path: Path, mistake: str
 ) -> None:
-    (spoilt,) = compile_into(tmp_path, TELLING, [spoil(mistake, NATIVE, tmp_path)])
-    core = [spoilt, *(path for path in objects if path.name != spoilt.name)]
-    program = link(tmp_path / "schedules", core)
+    core = spoilt(mistake, tmp_path, TELLING, objects)
+    program = link(tmp_path / "schedules", core, WRAPPED)
     first = play(program, tmp_path / "steps", 1, COUNT)
     assert first.returncode == 1, "no schedule shows it"
     assert FOUND[mistake] in first.stderr

@@ -3,7 +3,8 @@
 What came to a node is there or went; what moved by pair of nodes, and by what it was for, is all
 that moved; so with faults; the map, the blocks and the NUMA maps of a region count the pages that
 its residency does; the bytes of links and those of the trace are those of the pairs. All of it
-holds at rest; while something runs, files are read at different moments.
+holds at rest, and while each region has a name; while something runs, files are read at different
+moments.
 """
 
 from __future__ import annotations

@@ -101,6 +101,12 @@ class Mount:
         """The word ok, or the first broken invariant; exact while nothing else runs."""
         return (self.path / "audit").read_text().strip()
 
+    def disagreements(self) -> list[str]:
+        """Of its numbers, once each region has a name: what was unlinked just now is in no file of
+        state/, and its pages count until the kernel says that nobody has it open."""
+        wait_until(lambda: self.values("stats")["regions"] == len(os.listdir(self.path / "state")))
+        return disagreements(self.path)
+
 
 def let_others_reach(path: Path) -> None:
     """What pytest makes for temporary files only its user can look into, however deep it is."""
@@ -295,7 +301,7 @@ def _take_down(mount: Mount, daemon: psutil.Process, warns: tuple[str, ...]) -> 
     try:
         if connection(mount.path) is not None:
             assert mount.audit() == "ok"
-            assert disagreements(mount.path) == []
+            assert mount.disagreements() == []
             try:
                 unmount(str(mount.path))  # as `hmmfs umount`, without another process
             except HmmfsError:

@@ -17,7 +17,6 @@ import pytest
 from conftest import HMMFS, Mount, MountFactory, fails, wait_until
 
 import hmmfs
-from hmmfs.inspect.accounts import disagreements
 
 M = 1 << 20
 README = Path(hmmfs.__file__).parent / "filesystem/README.md"
@@ -247,4 +246,15 @@ def test_readers_in_a_storm(mount_factory: MountFactory, kind: str) -> None:
     for thread in threads:
         thread.join()
     assert not errors, errors[0]
-    assert disagreements(mount.path) == []
+    assert mount.disagreements() == []
+
+
+def test_numbers_agree_again_when_an_unlinked_region_is_closed(mount: Mount) -> None:
+    path = mount.region("a", 8192)
+    path.write_bytes(bytes(8192))
+    fd = os.open(path, os.O_RDWR)
+    path.unlink()
+    timer = threading.Timer(0.2, os.close, [fd])
+    timer.start()
+    assert mount.disagreements() == []
+    timer.join()

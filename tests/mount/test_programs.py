@@ -36,7 +36,6 @@ from conftest import (
     wait_until,
 )
 
-from hmmfs.inspect.accounts import disagreements
 from hmmfs.run import LIBRARY, preloading
 
 SOURCES = Path(__file__).with_name("programs")
@@ -232,7 +231,7 @@ def settled(mount: Mount) -> None:
         used = mount.path / f"devices/dev{device}/vram/used"
         assert wait_until(lambda used=used: used.read_text() == "0\n"), used.read_text()
     assert mount.audit() == "ok"
-    assert disagreements(mount.path) == []
+    assert mount.disagreements() == []
 
 
 def moved(mount: Mount) -> tuple[int, int]:

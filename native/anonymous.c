@@ -660,6 +660,7 @@ int hm_process_remote(struct transaction *t)
         error = hm_take_no_news(t);
         pthread_mutex_unlock(&t->region->process->lock);
     }
+    hm_pause("remote.begun");
     while (!error && at < job->length) {
         uint32_t page = (job->offset + at) / HM_PAGE_SIZE, end = page + 1, n;
         bool here = hm_test(mine.word, page);

@@ -157,6 +157,7 @@ static void finish(struct transaction *t, bool held)
         t->record->busy = 0;
         hm_step_of(t, "finished", NULL);
         pthread_mutex_unlock(&t->stripe->lock);
+        hm_pause("job.freed");
         if (t->job->kind == HM_JOB_TOUCH && !t->event.result && !hm_bits(t->afar.word))
             hm_faults_served(t);
         /* Not before: the next fault of the worker would sometimes find the block busy, and others

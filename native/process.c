@@ -398,6 +398,7 @@ static void *process_thread(void *arg)
     for (;;) {
         uint64_t count;
         int limit = -1, n;
+        hm_pause("process.turn");
         if (process->uffd >= 0) {
             pthread_mutex_lock(&process->lock);
             /* Most of what waits does so for a transaction, which pokes; the rest is the kernel's.

@@ -275,9 +275,6 @@ static int copy_out(const struct hm_process *process, struct hm_pending *child, 
     return error;
 }
 
-/* Its own library sends another userfaultfd; this one ends then, and with it the watch over its
- * pages. A change that we have not heard of by then began when all was there, or the kernel would
- * have refused the last page. */
 /* Of [from, to), all but mappings that a child has zeros in; these are in order. */
 static bool give_all(const struct hm_process *process, struct hm_pending *fork, uint64_t from,
                      uint64_t to, const struct hm_range *wiped, int ranges)
@@ -291,6 +288,9 @@ static bool give_all(const struct hm_process *process, struct hm_pending *fork, 
     return !error && (from >= to || !copy_out(process, fork, from, to - from, 0, NULL));
 }
 
+/* A child's own library sends another userfaultfd; this one ends then, and with it the watch over
+ * its pages. A change that we have not heard of by then began when all was there, or the kernel
+ * would have refused the last page. */
 bool hm_process_forked(struct hm_process *process, struct hm_pending *fork)
 {
     struct hm_range *wiped = NULL;

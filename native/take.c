@@ -503,6 +503,7 @@ static int take_movable(const struct transaction *t, struct hm_taking *taking)
         return error;
     }
     pthread_mutex_unlock(&process->lock);
+    hm_pause("take.moved");
     if (!error)
         error = read_into_pool(t, scratch_of(process, slot), &taking->taken);
     if (!error && hm_stays_for_kernel(process, t->block, &locked))

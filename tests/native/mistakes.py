@@ -249,6 +249,85 @@ MISTAKES = {
         "        if (copied && !lives(t->record, page, plan->from[page]))\n",
         "        if (false)\n",
     ),
+    "mark_late": Mistake(
+        "store_before_the_wake",
+        "touch.c",
+        "    hm_mark_written(t, &stores);\n",
+        "",
+        (
+            "    if (hm_bits(stores.word)) /* and not before",
+            "    t->record->busy = 0;\n"
+            "    pthread_mutex_unlock(&t->stripe->lock);\n"
+            '    hm_pause("touch.unmarked");\n'
+            "    pthread_mutex_lock(&t->stripe->lock);\n"
+            "    t->record->busy = 1;\n"
+            "    hm_mark_written(t, &stores);\n"
+            "    if (hm_bits(stores.word)) /* and not before",
+        ),
+    ),
+    "wake_before_it_is_free": Mistake(
+        "woken_when_it_is_free",
+        "jobs.c",
+        "        hm_window_wake(t->region, t->job->node, t->block, &t->wake);\n",
+        "",
+        (
+            "        pthread_mutex_lock(&t->stripe->lock);\n        t->record->busy = 0;\n",
+            "        hm_window_wake(t->region, t->job->node, t->block, &t->wake);\n"
+            "        pthread_mutex_lock(&t->stripe->lock);\n        t->record->busy = 0;\n",
+        ),
+    ),
+    # ---- programs' own memory
+    "let_go_before_it_is_free": Mistake(
+        "fault_at_a_held_block",
+        "jobs.c",
+        "        if (t->region->process)\n            hm_process_let_go(t->region, t->block);\n",
+        "",
+        (
+            "        pthread_mutex_lock(&t->stripe->lock);\n        t->record->busy = 0;\n",
+            "        if (t->region->process)\n            hm_process_let_go(t->region, t->block);\n"
+            '        hm_pause("job.freed");\n'
+            "        pthread_mutex_lock(&t->stripe->lock);\n        t->record->busy = 0;\n",
+        ),
+    ),
+    "move_in_a_take": Mistake(
+        "moved_while_it_is_taken",
+        "space.c",
+        "        if (record->busy)\n            error = -EBUSY;\n",
+        "",
+        (
+            "        busy = record->busy &&\n"
+            "               (hm_any(record->device, mask.word) || "
+            "hm_any(record->recalling, mask.word));\n",
+            "        busy = false;\n",
+        ),
+    ),
+    "discard_in_a_take": Mistake(
+        "discarded_while_it_is_taken",
+        "space.c",
+        "        busy = record->busy &&\n"
+        "               (hm_any(record->device, mask.word) || "
+        "hm_any(record->recalling, mask.word));\n",
+        "        busy = false;\n",
+    ),
+    "takes_what_goes": Mistake(
+        "about_to_be_discarded",
+        "take.c",
+        "        *pages = hm_without(*pages, &discards);\n",
+        "",
+    ),
+    "discard_unnoted": Mistake(
+        "discarded_unsaid",
+        "pending.c",
+        "        note_discard(process, message->arg.remove.start, message->arg.remove.end);\n",
+        "        ;\n",
+    ),
+    # The kernel refuses zeros until the program, of whose move was read, goes on.
+    "faults_at_once": Mistake(
+        "faults_come_first",
+        "pending.c",
+        "            messages[own++] = messages[i];\n",
+        "            usleep(5000), serve_own(process, &messages[i]);\n",
+    ),
 }
 
 # What takes a system call that fails, or does a part of what it was asked for: a schedule finds it.

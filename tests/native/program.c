@@ -44,6 +44,8 @@
         }                                                                                          \
     } while (0)
 
+#include "greeting.h"
+
 static struct hm_core *core;
 static bool moves;
 static _Atomic bool stop, closing;
@@ -117,54 +119,17 @@ static uint64_t ino_of(pid_t pid)
 /* ---- who connects -----------------------------------------------------------------------------
  */
 
-static bool receive(int peer, struct hm_hello *hello, int fds[2])
-{
-    _Alignas(struct cmsghdr) char space[CMSG_SPACE(2 * sizeof(int))];
-    struct iovec part = {hello, sizeof(*hello)};
-    struct msghdr message = {
-        .msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof(space)};
-    struct cmsghdr *header;
-    if (recvmsg(peer, &message, MSG_CMSG_CLOEXEC) != sizeof(*hello))
-        return false; /* it was killed */
-    header = CMSG_FIRSTHDR(&message);
-    CHECK(header && header->cmsg_len == CMSG_LEN(2 * sizeof(int)), "it can't migrate");
-    memcpy(fds, CMSG_DATA(header), 2 * sizeof(int));
-    CHECK(hello->magic == HM_PRELOAD_MAGIC && hello->flags == HM_HELLO_MIGRATES, "hello");
-    return true;
-}
-
 static int attach(int peer, const struct hm_hello *hello, const int fds[2])
 {
     static uint64_t next_ino = FIRST_INO;
-    struct hm_process_config config = {.socket = dup(peer),
-                                       .control = fds[0],
-                                       .uffd = fds[1],
-                                       .own = hello->own,
-                                       .own_bytes = hello->own_bytes,
-                                       .scratch = hello->scratch};
     uint64_t ino = next_ino++;
-    struct hm_region_record *record;
-    struct ucred who;
-    socklen_t length = sizeof(who);
-    int error;
-    CHECK(!getsockopt(peer, SOL_SOCKET, SO_PEERCRED, &who, &length), "who");
-    config.pid = who.pid;
-    config.pidfd = (int)syscall(SYS_pidfd_open, who.pid, 0);
-    CHECK(!hm_region_create(core, ino, 0, 0, 0, &record), "create");
-    error = config.pidfd < 0 ? -errno : hm_process_attach(core, ino, &config);
-    if (!error) {
-        attached++;
-        add(ino, who.pid);
-        return 0;
-    }
-    CHECK(error == -ESRCH, "attach: %d", error);
-    hm_region_destroy(core, ino);
-    for (int i = 0; i < 2; i++)
-        close(fds[i]);
-    close(config.socket);
-    if (config.pidfd >= 0)
-        close(config.pidfd);
-    return error;
+    pid_t pid;
+    int error = attach_program(core, ino, peer, hello, fds, &pid);
+    if (error)
+        return error;
+    attached++;
+    add(ino, pid);
+    return 0;
 }
 
 static void *door_main(void *arg)
@@ -179,7 +144,7 @@ static void *door_main(void *arg)
             continue;
         peer = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
         CHECK(peer >= 0, "accept");
-        if (receive(peer, &hello, fds)) {
+        if (receive_hello(peer, &hello, fds)) {
             welcome.error = attach(peer, &hello, fds);
             send(peer, &welcome, sizeof(welcome), MSG_NOSIGNAL);
         }
@@ -489,19 +454,6 @@ static int descriptors(void)
         n++;
     closedir(directory);
     return n;
-}
-
-static int listen_at(char name[64])
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    snprintf(name, 64, "hmmfs-test-%d", getpid());
-    strcpy(address.sun_path + 1, name);
-    CHECK(!bind(listener, (struct sockaddr *)&address,
-                (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + strlen(name))) &&
-              !listen(listener, 64),
-          "listen");
-    return listener;
 }
 
 static pid_t start(const char *child, double milliseconds)

@@ -31,6 +31,11 @@ struct order {
 static struct order *order; /* shared with the worker */
 static pid_t worker;
 
+static void wake_up(int number)
+{
+    (void)number;
+}
+
 static void work(int channel)
 {
     struct uffdio_api api = {UFFD_API, UFFD_FEATURE_PAGEFAULT_FLAG_WP, 0};
@@ -39,6 +44,7 @@ static void work(int channel)
     int pool, uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
     volatile uint8_t *window;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    signal(SIGUSR1, wake_up);
     CHECK(uffd >= 0 && !ioctl(uffd, UFFDIO_API, &api), "userfaultfd");
     receive_fd(channel, &pool);
     window = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, pool, 0);
@@ -187,13 +193,46 @@ static void cut_before_it_is_handed_over(void)
     audit();
 }
 
+/* A page may be stored to from the moment that it is unprotected, and not only by who is woken. It
+ * is marked by then, or it would come home without that store. */
+static void store_before_the_wake(void)
+{
+    struct hold freed, early;
+    begin_with_worker();
+    store(0, 1, 'A');
+    CHECK(worker_loads(0) == 'A', "load");
+    hold(&early, "touch.unmarked"); /* where the mistake is made */
+    hold(&freed, "job.freed");
+    begin_to(true, 0, 'B');
+    UNTIL(is_held(&freed) || is_held(&early));
+    CHECK(!kill(worker, SIGUSR1), "kill"); /* it tries again */
+    UNTIL(atomic_load(&order->done));
+    CHECK(load(0) == 'B', "nobody saw the store");
+    let_go(&early);
+    let_go(&freed);
+}
+
+/* The worker goes on when the block is free, and not before: its next fault would find it busy. */
+static void woken_when_it_is_free(void)
+{
+    struct hold freed;
+    begin_with_worker();
+    hold(&freed, "job.freed");
+    begin_to(false, 0, 1);
+    await(&freed);
+    CHECK(!happens(&order->done), "it goes on before its turn");
+    let_go(&freed);
+    UNTIL(atomic_load(&order->done));
+}
+
 /* -----------------------------------------------------------------------------------------------
  */
 
 static const struct scene scenes[] = {
     SCENE(store_while_it_is_copied),     SCENE(first_store),
     SCENE(first_store_of_many),          SCENE(cut_before_the_wake),
-    SCENE(cut_before_it_is_handed_over),
+    SCENE(cut_before_it_is_handed_over), SCENE(store_before_the_wake),
+    SCENE(woken_when_it_is_free),
 };
 
 int main(int argc, char **argv)

@@ -25,6 +25,7 @@ from hmmfs.errors import HmmfsError
 from hmmfs.filesystem.mounting import unmount
 from hmmfs.filesystem.watchdog import abort
 from hmmfs.inspect.accounts import disagreements
+from tests.stacks import mount_that_hangs
 
 HMMFS = (sys.executable, "-m", "hmmfs")
 # Seconds after which a mount's connection is aborted, so that whatever waits for it gets an error
@@ -147,14 +148,17 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
 
 
 @contextlib.contextmanager
-def unwedged(path: Path, patience_s: float) -> Iterator[None]:
-    """Abort the connection of the mount on `path` if the body takes too long."""
-    number = connection(path)
+def unwedged(mount: Mount, patience_s: float) -> Iterator[None]:
+    """If the body takes too long, say where all hangs, and abort the mount's connection."""
+    number, pid = connection(mount.path), mount.pid
 
     def free() -> None:
         faulthandler.dump_traceback(sys.__stderr__)
-        if number is not None:
-            abort(number)
+        try:
+            print(mount_that_hangs(mount.path, pid, mount.log), file=sys.__stderr__, flush=True)
+        finally:
+            if number is not None:
+                abort(number)
 
     timer = threading.Timer(patience_s, free)
     timer.daemon = True
@@ -273,7 +277,7 @@ def mounted(
         assert status == 0, f"hmmfs {' '.join(command)}: {status}: {said}"
     with contextlib.ExitStack() as stack:
         stack.callback(_take_down, mount, psutil.Process(mount.pid), warns)
-        stack.enter_context(unwedged(mount.path, patience_s))
+        stack.enter_context(unwedged(mount, patience_s))
         yield mount
 
 

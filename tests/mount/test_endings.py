@@ -11,7 +11,19 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import HMMFS, Mount, MountFactory, connection, ended, run, wait_until
+from conftest import (
+    HMMFS,
+    Mount,
+    MountFactory,
+    connection,
+    ended,
+    run,
+    unwedged,
+    wait_until,
+)
+
+import hmmfs
+from hmmfs.filesystem.mounting import unmount
 
 CONTROL = "/sys/fs/fuse/connections"
 TOUCH = """
@@ -191,3 +203,35 @@ def test_one_that_waits_for_its_turn_can_be_interrupted(mount_factory: MountFact
     finally:
         first.send_signal(signal.SIGINT)
         first.wait(20)
+
+
+@pytest.mark.parametrize("which", ["service", "daemon"])
+def test_what_is_said_of_a_mount_that_hangs(
+    mount: Mount, capfd: pytest.CaptureFixture[str], which: str
+) -> None:
+    """A device's kernel that does not end; and a daemon that answers nothing. Then the mount is
+    aborted, so that a test ends."""
+    device = hmmfs.Machine(mount.path).device("dev0")
+    path = mount.region("waits", 8192)
+    path.write_bytes(bytes(4096))
+    pid = mount.pid
+
+    def hang() -> None:
+        if which == "daemon":
+            os.kill(pid, signal.SIGSTOP)
+            path.read_bytes()
+        else:
+            device.launch(time.sleep, 60).wait()
+
+    try:
+        with unwedged(mount, 0.5), pytest.raises((OSError, hmmfs.HmmfsError)):
+            hang()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        unmount(str(mount.path), lazy=True)
+    said = capfd.readouterr().err
+    assert f"---- {pid}: " in said
+    assert "in the kernel: " in said
+    assert "Thread 1 " in said
+    assert str(mount.log) in said
+    assert ("state/waits/blocks\n# block host" in said) == (which == "service")

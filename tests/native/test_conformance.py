@@ -4,7 +4,6 @@ the scenes of the protocol. And of a core with a mistake it is said what is wron
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from test_stress import SECONDS, STORMS, storm
 
 from tests.model.conformance import complaints
 from tests.model.test_rules import SEEN
+from tests.stacks import run
 
 # The model has no programs' own memory.
 SCENES = {scene: name for scene, name in ALL_SCENES.items() if name != "program_scenes"}
@@ -58,7 +58,7 @@ def test_worker(objects: list[Path], mains: dict[str, Path], here: Path) -> None
     program = link(here / "device", [mains["device"], *objects])
     for prefetch in "0123":
         command = ["setarch", "-R", program, str(SECONDS), "5", prefetch]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = run(command, 60)
         assert done.returncode == 0, done.stdout + done.stderr
     assert complaints(here, 100) == ""
 
@@ -67,7 +67,7 @@ def test_scenes(objects: list[Path], mains: dict[str, Path], here: Path) -> None
     for name in set(SCENES.values()):
         link(here / name, [mains[name], *objects])
     for scene, name in SCENES.items():
-        done = subprocess.run([here / name, scene], capture_output=True, text=True, timeout=10)
+        done = run([here / name, scene], 10)
         assert done.returncode == 0, f"{scene}: {done.stderr}"
     assert complaints(here, 200) == ""
 
@@ -81,5 +81,5 @@ def test_a_mistake_shows(
     core = spoilt(mistake, here, TELLING, objects)
     scene = MISTAKES[mistake].scene
     program = link(here / "scene", [mains[SCENES[scene]], *core])
-    subprocess.run([program, scene], capture_output=True, timeout=10)
+    run([program, scene], 10)
     assert complaints(here, 5) != ""

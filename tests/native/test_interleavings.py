@@ -18,6 +18,7 @@ from mistakes import MISTAKES, spoilt
 
 from hmmfs.run import LIBRARY
 from tests.model.state import Protocol
+from tests.stacks import run
 
 PAUSES = ["-DHM_PAUSES", "-O1"]
 # Which of the programs has a scene.
@@ -64,7 +65,7 @@ def play(directory: Path) -> Play:
             if LACKS:
                 pytest.skip(LACKS)
             command.append(LIBRARY)
-        return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
+        return run(command, LIMIT_S)
 
     return played
 

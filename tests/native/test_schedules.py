@@ -14,6 +14,7 @@ from core_build import HERE, SOURCES, TELLING, compile_into, link
 from mistakes import spoilt
 
 from tests.model.conformance import complaints
+from tests.stacks import run
 
 # What the core calls and coroutines.h, or schedules.c, answers.
 WRAPPED = sorted(
@@ -43,13 +44,7 @@ def objects(directory: Path) -> list[Path]:
 
 
 def play(program: Path, steps: Path, first: int, count: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [program, str(first), str(count)],
-        env=os.environ | {"HMMFS_STEPS": str(steps)},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-    )
+    return run([program, first, count], LIMIT_S, os.environ | {"HMMFS_STEPS": str(steps)})
 
 
 def check(program: Path, base: Path, first: int, count: int) -> None:

@@ -76,7 +76,7 @@ static int search(const struct hm_process *process, uint64_t address, struct hm_
         char rights[5], name[NAME_BYTES] = "";
         if (sscanf(line, "%llx-%llx %4s %*x %*x:%*x %llu %255[^\n]", &start, &end, rights, &ino,
                    name) < 4 ||
-            end <= address)
+            end <= address || start >> 63) /* [vsyscall] is the kernel's */
             continue;
         *out = (struct hm_vma){.start = start,
                                .end = end,

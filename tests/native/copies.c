@@ -4,13 +4,14 @@
 
 #define BLOCKS 8
 #define BYTE 0x5a
+#define NODES HM_MAX_NODES /* where the end of a table is the end of its memory, too */
 
 static void begin(void)
 {
-    make_core(
-        (struct hm_config){
-            .nodes = 3, .threads = 1, .keep_clean = 1, .capacity = {8192, 8192, 8192}},
-        BLOCKS * HM_BLOCK_BYTES);
+    struct hm_config config = {.nodes = NODES, .threads = 1, .keep_clean = 1};
+    for (uint32_t node = 0; node < NODES; node++)
+        config.capacity[node] = 8192;
+    make_core(config, BLOCKS * HM_BLOCK_BYTES);
     for (uint64_t block = 0; block < BLOCKS; block++) {
         CHECK(!run_job((struct hm_job){.kind = HM_JOB_FILL,
                                        .block = block,
@@ -42,7 +43,7 @@ static HM_UNLOCKED uint32_t copies(void)
 {
     uint32_t n = 0;
     for (uint64_t block = 0; block < BLOCKS; block++)
-        for (uint32_t node = 1; node < 3; node++) {
+        for (uint32_t node = 1; node < NODES; node++) {
             struct hm_mask mask = hm_copies_on(region, block, node);
             n += hm_bits(mask.word);
         }

@@ -408,7 +408,9 @@ static void look(struct storm *s, uint64_t random)
     char text[256];
     if (!aim(s, &job, &address))
         return;
-    hm_process_look(core, s->of.ino, address, job.count, state, frame);
+    if (!hm_process_look(core, s->of.ino, address, job.count, state, frame))
+        for (uint32_t i = 0; i < job.count; i++)
+            CHECK(state[i] & HM_LOOK_PRESENT || !frame[i], "a page that is not there has a frame");
     hm_region_census(core, s->of.ino, job.block, found, 4);
     hm_process_address_of(core, s->of.ino, job.block * BLOCK_BYTES);
     if (random % 8 == 0) /* for its locks: it is exact only when all is quiet */

@@ -19,12 +19,13 @@ from hmmfs import mountinfo
 from hmmfs.filesystem import linux
 from hmmfs.filesystem.watchdog import abort
 from hmmfs.run import LIBRARY, preloading
+from tests.stacks import run, stacks
 
 SECONDS = 5
 LIMIT = 60.0
 SANITIZERS = {
     "plain": ["-O2"],
-    "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "address": ["-O1", "-fsanitize=address,undefined,bounds-strict", "-fno-sanitize-recover=all"],
     "thread": ["-O1", "-fsanitize=thread"],
 }
 
@@ -33,7 +34,10 @@ SANITIZERS = {
 STORMS = [(2, 1, 0), (3, 0, 0), (4, 1, 1)]
 
 # What a program of these makes fail: its own and the core's calls, not the C library's.
-WRAPPED = {"memory": ("malloc", "calloc", "realloc", "mmap", "memfd_create", "pthread_create")}
+WRAPPED = {
+    "mappings": ("ioctl",),
+    "memory": ("malloc", "calloc", "realloc", "mmap", "memfd_create", "pthread_create"),
+}
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount without a helper")
 
@@ -71,7 +75,7 @@ def device(request: pytest.FixtureRequest, build: Build) -> Path:
 @pytest.mark.parametrize("prefetch", [0, 1, 2, 3])
 def test_device_faults(device: Path, prefetch: int) -> None:
     command = ["setarch", "-R", str(device), "3", "5", str(prefetch)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    done = run(command, LIMIT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WARNING: ThreadSanitizer" not in done.stderr
     found = re.search(r"faults (\d+) .* refused (\d+)", done.stdout)
@@ -85,7 +89,7 @@ def test_device_faults(device: Path, prefetch: int) -> None:
 def test_device_faults_while_calls_fail(build: Build, prefetch: int) -> None:
     program = build("device", "address", ("uffd_faults.c", "-Wl,--wrap=ioctl"))
     command = ["setarch", "-R", str(program), "3", "5", str(prefetch)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    done = run(command, LIMIT)
     assert done.returncode == 0, done.stdout + done.stderr
     found = re.search(r"failed (\d+) of (\d+)", done.stdout)
     assert found, done.stdout
@@ -107,13 +111,7 @@ def test_memory_of_programs(build: Build, tmp_path: Path, sanitizer: str, only: 
     library = environment.pop("LD_PRELOAD")  # for the children
     command = ["setarch", "-R", build("program", sanitizer), SECONDS, 5, library, child]
     command += [only] if only else []
-    done = subprocess.run(
-        [str(word) for word in command],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    )
+    done = run(command, LIMIT, environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WARNING: ThreadSanitizer" not in done.stderr
     # Programs that end before they are asked, and their children, say there what is wrong.
@@ -125,13 +123,13 @@ def test_memory_of_programs(build: Build, tmp_path: Path, sanitizer: str, only: 
 
 
 def test_order_of_writes(build: Build) -> None:
-    done = subprocess.run([build("order", "address")], capture_output=True, text=True)
+    done = run([build("order", "address")], LIMIT)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_audit_finds_each_kind_of_damage(build: Build) -> None:
     """Every sentence that it has is said of some damage, and of nothing else."""
-    done = subprocess.run([build("audit", "address")], capture_output=True, text=True)
+    done = run([build("audit", "address")], LIMIT)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
     source = "".join((NATIVE / name).read_text() for name in ("room.c", "account.c"))
@@ -146,32 +144,40 @@ def test_the_audit_finds_each_kind_of_damage(build: Build) -> None:
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_opens_while_copies_end(build: Build, sanitizer: str) -> None:
     command = ["setarch", "-R", build("copies", sanitizer)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    done = run(command, LIMIT)
     assert done.returncode == 0, done.stderr
     assert "WARNING: ThreadSanitizer" not in done.stderr
 
 
 def test_nothing_is_lost_without_memory(build: Build) -> None:
-    done = subprocess.run([build("memory", "address")], capture_output=True, text=True, timeout=120)
+    done = run([build("memory", "address")], 2 * LIMIT - 20)
     assert done.returncode == 0, done.stderr
     found = re.fullmatch(r"allocations (\d+)\n", done.stdout)
     assert found, done.stdout
     assert int(found[1]) > 8
 
 
+def test_mappings(build: Build, tmp_path: Path) -> None:
+    done = run([build("mappings", "address"), tmp_path], LIMIT)
+    assert done.returncode == 0, done.stderr
+    found = re.fullmatch(r"mappings (\d+)\n", done.stdout)
+    assert found, done.stdout
+    assert int(found[1]) > 20
+
+
 def test_refusals(build: Build) -> None:
-    done = subprocess.run([build("refusals", "address")], capture_output=True, text=True)
+    done = run([build("refusals", "address")], LIMIT)
     assert done.returncode == 0, done.stderr
 
 
 def test_room(build: Build) -> None:
-    done = subprocess.run([build("room", "address")], capture_output=True, text=True)
+    done = run([build("room", "address")], LIMIT)
     assert done.returncode == 0, done.stderr
 
 
 def test_what_a_worker_sends_is_served_or_refused(build: Build) -> None:
     command = ["setarch", "-R", build("hostile", "address"), "2", "7"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    done = run(command, LIMIT)
     assert done.returncode == 0, done.stdout + done.stderr
     found = re.fullmatch(r"sound (\d+) refused (\d+)\n", done.stdout)
     assert found, done.stdout
@@ -197,17 +203,23 @@ def storm(program: Path, base: Path, seed: int, express: int, advise: int) -> No
     child = subprocess.Popen(
         [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    timer = threading.Timer(LIMIT, free, [directory])
+    hung = []
+
+    def end() -> None:
+        hung.append(stacks(child.pid))
+        free(directory)
+
+    timer = threading.Timer(LIMIT, end)
     timer.start()
     try:
-        said, _ = child.communicate(timeout=LIMIT + 20)
+        said, _ = child.communicate(timeout=LIMIT + 60)
     finally:
         timer.cancel()
         left = free(directory)
         if child.poll() is None:
             child.kill()
             child.wait()
-    assert child.returncode == 0, said
+    assert child.returncode == 0, "\n".join([said, *hung])
     assert not left, "the mount was left behind"
     assert "WARNING: ThreadSanitizer" not in said
     assert said.startswith("adds "), said

@@ -9,7 +9,8 @@ it may be ended at any time, and goes on there. At the end: how many were found,
 survived.
 
 A mutant is "found" if a test fails or takes too long, "stillborn" if it can't be compiled or
-imported, which says nothing of the tests, else it has "survived". Needs root, as mounts do.
+imported, which says nothing of the tests, else it has "survived". What finds one is run once more
+without it: a test that fails then, too, is left out from then on. Needs root, as mounts do.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ from hmmfs.filesystem.watchdog import abort
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 300  # of one step; the slowest takes a third of it
 COMPILERS = Path("/usr/lib/ccache")  # where ccache is installed: all but a mutant is compiled once
+OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "--no-browser", "-n", "0")
+NO_TESTS = 5  # pytest's status where none is left
 # Of the layers by the beginning of a file's name, the longest that fits: what is run, in order.
 # Not its test of mistakes: their text fits no mutant of the same line, which says nothing.
 PROTOCOL = "tests/native/test_interleavings.py::test_scene"
@@ -55,7 +58,9 @@ CONFORMANCE = " ".join(
 FILES = "tests/mount/test_files.py tests/mount/test_ranges.py tests/mount/test_kinds.py"
 MOVING = "tests/mount/test_fsx.py tests/mount/test_recall.py tests/mount/test_launch.py"
 PROGRAMS = "tests/mount/test_programs.py tests/mount/test_hmm.py tests/mount/test_dmirror.py"
-SEEN = "tests/mount/test_control_files.py tests/mount/test_smi.py tests/mount/test_metrics.py"
+SEEN = "tests/mount/test_every_number.py tests/mount/test_control_files.py tests/mount/test_smi.py"
+SEEN += " tests/mount/test_metrics.py"
+ENDINGS = "tests/mount/test_endings.py tests/mount/test_ordinary_user.py"
 RULES = "tests/unit/test_policy_rules.py tests/mount/test_policies.py tests/mount/test_advice.py"
 LAYERS = {
     "native/": [PROTOCOL, ALONE, FILES, MOVING, CONFORMANCE, RULES, SEEN],
@@ -72,7 +77,12 @@ LAYERS = {
     "native/advice": [RULES, ALONE],
     "native/thrash": [RULES, ALONE],
     "native/prefetch": ["tests/unit/test_policy_rules.py", RULES, ALONE],
-    "native/gate": ["tests/native/test_gate_parser.py", FILES, "tests/mount/test_names.py"],
+    "native/gate": [
+        "tests/native/test_gate_parser.py",
+        FILES,
+        "tests/mount/test_names.py",
+        ENDINGS,
+    ],
     "native/times": ["tests/mount/test_times.py"],
     "native/copies": [PROTOCOL, ALONE, "tests/mount/test_read_mostly.py", FILES, CONFORMANCE],
     "native/labels": [FILES, "tests/mount/test_placement.py tests/mount/test_capacity.py", SEEN],
@@ -93,10 +103,13 @@ def words(name: str) -> set[str]:
     return {word.rstrip("s") for word in Path(name).stem.split("_") if len(word) > 2}
 
 
+def module(file: str) -> str:
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
 def own(file: str) -> list[str]:
     """The tests that have a word of the file's name in theirs, or import it."""
-    module = file.removesuffix(".py").replace("/", ".")
-    imported = re.compile(rf"\b{re.escape(module)}\b")
+    imported = re.compile(rf"\b{re.escape(module(file))}\b")
     return [
         str(path.relative_to(ROOT))
         for path in sorted((ROOT / "tests").glob("*/test_*.py"))
@@ -141,8 +154,10 @@ class Clone:
     def __init__(self, top: Path, number: int, ended: threading.Event) -> None:
         self.path = top / f"clone{number}"
         self.ended = ended
+        self.sound: set[str] = set()  # tests that pass without a mutant
+        self.unsound: set[str] = set()
         subprocess.run(["git", "clone", "-q", "--shared", ROOT, self.path], check=True)
-        self.temporary = top / f"temporary{number}"
+        self.temporary = top / f"t{number}"  # short, as sockets are made below it: 107 bytes
         self.temporary.mkdir()
         self.environment = os.environ | {
             "PYTHONPATH": str(self.path),
@@ -187,13 +202,30 @@ class Clone:
         before = target.read_text()
         line, text = mutant(self.path, site)
         result = {"site": list(site), "line": line, "code": text.split("\n")[line - 1].strip()}
-        target.write_text(text)
-        try:
-            return result | self._try(site)
-        finally:
+        while True:
+            target.write_text(text)
+            try:
+                found = self._try(site)
+            finally:
+                self.clear()
+                target.write_text(before)
+                self.stale |= site.file.endswith(".c")
+            if found["fate"] != "found" or self.ended.is_set() or self._is_sound(str(found["by"])):
+                return result | found
+
+    def _is_sound(self, test: str) -> bool:
+        """Whether it passes without a mutant. One that does not is left out from now on."""
+        if test not in self.sound | self.unsound:
+            if self.stale:
+                self.builds()
+            words = [test] if "::" in test else test.split()
+            if self.run(["-m", "pytest", *OPTIONS, *words]) == 0:
+                self.sound.add(test)
+            else:
+                self.unsound.add(test)
+                print(f"{test} fails without a mutant: it is left out", flush=True)
             self.clear()
-            target.write_text(before)
-            self.stale |= site.file.endswith(".c")
+        return test in self.sound
 
     def clear(self) -> None:
         """A mutant may leave mounts that nobody takes down, and processes."""
@@ -214,16 +246,18 @@ class Clone:
         if site.file.endswith(".c"):
             if not self.builds():
                 return {"fate": "stillborn"}
-        elif self.run(["-m", "py_compile", site.file]) or (self.stale and not self.builds()):
+        elif (self.stale and not self.builds()) or self.run(["-c", f"import {module(site.file)}"]):
             return {"fate": "stillborn"}
+        left_out = [f"--deselect={test}" for test in self.unsound]
         for step in layer(site.file):
-            options = ["-x", "-q", "-p", "no:cacheprovider", "--no-browser", "-n", "0"]
-            status = self.run(["-m", "pytest", *options, *step])
-            if status == 0:
+            if " ".join(step) in self.unsound:
                 continue
-            said = (self.path / "output").read_text(errors="replace").splitlines()
-            by = [text for text in said if text.startswith(("FAILED ", "ERROR "))]
-            return {"fate": "found", "by": by[0][:160] if by else f"{step[0]}: {status}"}
+            status = self.run(["-m", "pytest", *OPTIONS, *left_out, *step])
+            if status == 0 or status == NO_TESTS:
+                continue
+            said = (self.path / "output").read_text(errors="replace")
+            by = re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - |$)", said, re.MULTILINE)
+            return {"fate": "found", "by": by[1] if by else " ".join(step)}
         return {"fate": "survived"}
 
 

@@ -63,6 +63,9 @@ static void hints(void)
     struct hm_stride stride = {0};
     struct hm_prefetch policy = {.kind = HM_PREFETCH_DENSITY, .argument = {51}};
     IS(hm_prefetch_hint(&policy, none, touched, inside, 0, &stride, out), 0);
+    policy = (struct hm_prefetch){.kind = HM_PREFETCH_TABLE}; /* groups of no page: none beside */
+    IS(hm_prefetch_hint(&policy, none, touched, inside, 0, &stride, out), 0);
+    CHECK(out[0] == 1 && !out[1], "%#llx", (unsigned long long)out[0]);
     policy.kind = HM_PREFETCH_ASK;
     IS(hm_prefetch_hint(&policy, none, touched, inside, 0, &stride, out), -EINVAL);
 }

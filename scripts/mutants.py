@@ -50,7 +50,10 @@ NO_TESTS = 5  # pytest's status where none is left
 PROTOCOL = "tests/native/test_interleavings.py::test_scene"
 ALONE = " ".join(
     f"tests/native/test_stress.py::test_{what}"
-    for what in ("refusals", "room", "the_audit_finds_each_kind_of_damage", "order_of_writes")
+    for what in (
+        *("refusals", "room", "the_audit_finds_each_kind_of_damage", "order_of_writes"),
+        *("mappings", "nothing_is_lost_without_memory", "opens_while_copies_end"),
+    )
 )
 CONFORMANCE = " ".join(
     f"tests/native/test_conformance.py::test_{what}" for what in ("scenes", "storm", "worker")
@@ -58,10 +61,14 @@ CONFORMANCE = " ".join(
 FILES = "tests/mount/test_files.py tests/mount/test_ranges.py tests/mount/test_kinds.py"
 MOVING = "tests/mount/test_fsx.py tests/mount/test_recall.py tests/mount/test_launch.py"
 PROGRAMS = "tests/mount/test_programs.py tests/mount/test_hmm.py tests/mount/test_dmirror.py"
+PROGRAMS_END = "tests/mount/test_program_endings.py tests/mount/test_home.py"
 SEEN = "tests/mount/test_every_number.py tests/mount/test_control_files.py tests/mount/test_smi.py"
 SEEN += " tests/mount/test_metrics.py"
+PLACES = "tests/mount/test_placement.py tests/mount/test_capacity.py"
 ENDINGS = "tests/mount/test_endings.py tests/mount/test_ordinary_user.py"
 RULES = "tests/unit/test_policy_rules.py tests/mount/test_policies.py tests/mount/test_advice.py"
+# But for what takes long and is about no code of ours.
+UNIT = "tests/unit --ignore=tests/unit/test_packaging.py"
 LAYERS = {
     "native/": [PROTOCOL, ALONE, FILES, MOVING, CONFORMANCE, RULES, SEEN],
     "native/pre": ["tests/native/test_preload.py", PROGRAMS],
@@ -69,7 +76,7 @@ LAYERS = {
     "native/tools": ["tests/mount/test_launchers.py"],
     "native/dump": ["tests/mount/test_dumps.py"],
     **{
-        f"native/{name}": [PROGRAMS, "tests/mount/test_program_endings.py tests/mount/test_home.py"]
+        f"native/{name}": [PROTOCOL, ALONE, PROGRAMS, PROGRAMS_END]
         for name in ("process", "pending", "space", "anonymous", "take", "stays", "vma")
     },
     "native/trace": ["tests/mount/test_tracing.py", ALONE, SEEN],
@@ -79,22 +86,23 @@ LAYERS = {
     "native/prefetch": ["tests/unit/test_policy_rules.py", RULES, ALONE],
     "native/gate": [
         "tests/native/test_gate_parser.py",
+        ALONE,
         FILES,
         "tests/mount/test_names.py",
         ENDINGS,
     ],
-    "native/times": ["tests/mount/test_times.py"],
+    "native/times": [ALONE, "tests/mount/test_times.py"],
     "native/copies": [PROTOCOL, ALONE, "tests/mount/test_read_mostly.py", FILES, CONFORMANCE],
-    "native/labels": [FILES, "tests/mount/test_placement.py tests/mount/test_capacity.py", SEEN],
-    "native/shared": [FILES, "tests/mount/test_capacity.py", "tests/mount/test_numa.py"],
-    "hmmfs/": ["tests/unit", FILES, MOVING, SEEN],
-    "hmmfs/cli": ["tests/unit", "tests/mount/test_errors_agree.py", FILES, SEEN],
-    "hmmfs/memory": ["tests/unit", FILES, "tests/mount/test_times.py", MOVING, SEEN],
-    "hmmfs/policy": ["tests/unit", RULES],
-    "hmmfs/inspect": ["tests/unit", SEEN, "tests/mount/test_record.py tests/mount/test_report.py"],
-    "hmmfs/filesystem": ["tests/unit", FILES, "tests/mount/test_names.py", SEEN],
-    "hmmfs/device": ["tests/unit", MOVING, PROGRAMS],
-    "hmmfs/service": ["tests/unit", MOVING, RULES],
+    "native/labels": [ALONE, FILES, PLACES, SEEN],
+    "native/shared": [ALONE, FILES, PLACES, "tests/mount/test_numa.py tests/mount/test_times.py"],
+    "hmmfs/": [UNIT, FILES, MOVING, SEEN],
+    "hmmfs/cli": [UNIT, "tests/mount/test_errors_agree.py", FILES, SEEN],
+    "hmmfs/memory": [UNIT, FILES, "tests/mount/test_times.py", MOVING, SEEN],
+    "hmmfs/policy": [UNIT, RULES],
+    "hmmfs/inspect": [UNIT, SEEN, "tests/mount/test_record.py tests/mount/test_report.py"],
+    "hmmfs/filesystem": [UNIT, FILES, "tests/mount/test_names.py", SEEN],
+    "hmmfs/device": [UNIT, MOVING, PROGRAMS],
+    "hmmfs/service": [UNIT, MOVING, RULES],
 }
 
 

@@ -321,6 +321,26 @@ MISTAKES = {
         "        note_discard(process, message->arg.remove.start, message->arg.remove.end);\n",
         "        ;\n",
     ),
+    # Of these two a second line of defence is taken away as well.
+    "asked_in_vain": Mistake(
+        "stopped_while_it_is_asked",
+        "take.c",
+        "        if (state == HM_SLOT_PENDING && hm_now() > end &&\n"
+        "            __atomic_compare_exchange_n(&request->state, &state, HM_SLOT_FREE, false,\n"
+        "                                        __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))\n",
+        "        if (state == HM_SLOT_PENDING && hm_now() > end)\n",
+        ("    __atomic_store_n(&process->control->slot[slot].runs, 0, __ATOMIC_RELAXED);\n", ""),
+    ),
+    "unsent_but_asked": Mistake(
+        "asked_too_much",
+        "take.c",
+        "    return __atomic_compare_exchange_n(&request->state, &state, HM_SLOT_FREE, false,\n"
+        "                                       __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)\n"
+        "               ? -EBUSY\n"
+        "               : 0;\n",
+        "    return (void)state, -EBUSY;\n",
+        ("    __atomic_store_n(&process->control->slot[slot].runs, 0, __ATOMIC_RELAXED);\n", ""),
+    ),
     # The kernel refuses zeros until the program, of whose move was read, goes on.
     "faults_at_once": Mistake(
         "faults_come_first",

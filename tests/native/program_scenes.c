@@ -298,13 +298,54 @@ static void fault_at_a_held_block(void)
     CHECK(!await_job(job.cookie), "take");
 }
 
+static void stop_program(void)
+{
+    int status;
+    CHECK(!kill(program, SIGSTOP) && waitpid(program, &status, WUNTRACED) == program, "stop");
+}
+
+/* What was asked for in vain is not done later. */
+static void goes_on_with_all(void)
+{
+    CHECK(!is_taken(), "it is taken");
+    CHECK(!kill(program, SIGCONT), "go on");
+    CHECK(now(LOAD, HERE, 0) == 'A', "its bytes are lost");
+    usleep(50000); /* enough for the helper to do what it still finds */
+    CHECK(now(LOAD, HERE, 0) == 'A', "its bytes are lost");
+    CHECK(!run_job(take()) && is_taken(), "it is not taken");
+    CHECK(now(LOAD, HERE, 0) == 'A', "its bytes are lost");
+}
+
+/* A stopped program's helper does not answer in time: nothing is taken. */
+static void stopped_while_it_is_asked(void)
+{
+    begin_with_program();
+    stop_program();
+    CHECK(run_job(take()) == -EBUSY, "it can't be taken");
+    goes_on_with_all();
+}
+
+/* And so if it has so much to read that it can't be asked, though what it reads leads it there. */
+static void asked_too_much(void)
+{
+    uint32_t number = 0;
+    begin_with_program();
+    stop_program();
+    while (send(region->process->socket, &number, sizeof(number), MSG_DONTWAIT | MSG_NOSIGNAL) > 0)
+        ;
+    CHECK(errno == EAGAIN, "send");
+    CHECK(run_job(take()) == -EBUSY, "it can't be taken");
+    goes_on_with_all();
+}
+
 /* -----------------------------------------------------------------------------------------------
  */
 
 static const struct scene scenes[] = {
-    SCENE(moved_while_it_is_taken), SCENE(discarded_while_it_is_taken),
-    SCENE(about_to_be_discarded),   SCENE(discarded_unsaid),
-    SCENE(faults_come_first),       SCENE(fault_at_a_held_block),
+    SCENE(moved_while_it_is_taken),   SCENE(discarded_while_it_is_taken),
+    SCENE(about_to_be_discarded),     SCENE(discarded_unsaid),
+    SCENE(faults_come_first),         SCENE(fault_at_a_held_block),
+    SCENE(stopped_while_it_is_asked), SCENE(asked_too_much),
 };
 
 int main(int argc, char **argv)

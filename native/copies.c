@@ -180,18 +180,25 @@ static void count_copies(struct transaction *t, const struct hm_mask *made, uint
     t->record->last_migrated = hm_tick(t->core);
 }
 
+/* Recalled whoever has the file open: a worker reaches what is in its pool from the first byte on,
+ * marked or not. An open for writing may be answered meanwhile, and a store to what the CPU has
+ * would be said to nobody. */
 int hm_duplicate(struct transaction *t, const struct hm_mask *mask)
 {
-    static const struct hm_mask nothing;
     struct hm_block *record = t->record;
+    struct hm_mask rest;
     for (;;) {
         struct hm_mask other = away(t, mask), had, make;
-        bool writers = atomic_load(&t->region->writers) != 0;
         uint32_t generation, pages;
         uint64_t began;
         int error = hm_bits(other.word) ? hm_fetch_home(t, &other) : 0;
+        if (error == -ENOBUFS) {
+            rest = hm_without(*mask, &other);
+            mask = &rest;
+            continue;
+        }
         if (!error)
-            error = hm_recall(t, writers ? mask : &nothing);
+            error = hm_recall(t, mask);
         if (error)
             return error;
         while (record->inflight)
@@ -213,12 +220,10 @@ int hm_duplicate(struct transaction *t, const struct hm_mask *mask)
         error = copy_to(t, &make);
         hm_pause("duplicate.copied");
         pthread_mutex_lock(&t->stripe->lock);
-        writers = atomic_load(&t->region->writers) != 0;
-        if (!error && record->generation == generation &&
-            !(writers && hm_any(record->cached, make.word))) {
+        if (!error && record->generation == generation) {
             count_copies(t, &make, began);
             hm_thaw(record, t->stripe);
-            hm_step_of(t, writers ? "copy.made.open" : "copy.made", &make);
+            hm_step_of(t, "copy.made", &make);
             return 0;
         }
         hm_punch_runs(t->region, t->job->node, t->block, make.word);

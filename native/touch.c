@@ -276,7 +276,8 @@ int hm_touch(struct transaction *t)
         if (error)
             return error;
         t->charged += hm_charge_faults(t->core, t->job->node, hm_bits(copied.word));
-        /* What the CPU had of a hole was zeros after all: it becomes the device's. */
+        /* It becomes the device's: what the CPU had of a hole was zeros after all, and for what is
+         * another device's the host has no room. */
         had = hm_copies_on(t->region, t->block, t->job->node);
         HM_EACH_WORD (w)
             window.word[w] |= copy.word[w] & ~had.word[w];

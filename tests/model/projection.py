@@ -179,7 +179,7 @@ def begun(model: Model, s: State, label: str, t: State) -> Chain:
 def recalled(model: Model, s: State, label: str, t: State) -> Chain:
     """The next of a recall's steps, from s on."""
     job, task = t.jobs[t.busy], model.tasks[t.busy]
-    mask = 0 if task.node == HOST or (job.copying and not job.recalls) else task.pages
+    mask = 0 if task.node == HOST else task.pages
     if task.kind == "recall":
         mask = task.pages
     if job.phase == REPLAYED:
@@ -221,7 +221,7 @@ def flipped(model: Model, s: State, label: str, t: State) -> Chain:
         return [("flipped", 0, t)]
     if phase in (INVAL, DRAIN, REPLAYED) or t.mode != STABLE:
         return begun_again(model, "discarded", s, label, t)
-    return [("copy.made.open" if s.writers else "copy.made", job.copy, t)]
+    return [("copy.made", job.copy, t)]
 
 
 def thawed(model: Model, s: State, label: str, t: State) -> Chain:

@@ -198,7 +198,7 @@ class Model(Access):
             mine = self.device(s, task.pages) and s.owner[bits(task.pages)[0]] == task.node
             load = self.setting.workers[w].ops[at].kind == "load"
             copying = load and bool(there) and not mine
-        return Job(READY, copying=copying, recalls=s.writers > 0)
+        return Job(READY, copying=copying)
 
     def recall(self, s: State, j: int, job: Job | None = None) -> State:
         """Under the lock: choose the next round, or find that the pages are proven clean."""
@@ -206,8 +206,8 @@ class Model(Access):
         job, mask = job or s.jobs[j], self.tasks[j].pages
         if self.tasks[j].node == HOST and self.tasks[j].kind != "recall":
             mask = 0  # what comes home is owned by devices: the CPU has none of it
-        if job.copying and not job.recalls:
-            mask = 0  # nobody stores to what the CPU has
+        if job.copying and self.protocol.copy_unrecalled:
+            mask = 0
         cached = s.cached & mask
         if entering and cached and self.protocol.parked_in_round and not self.protocol.wide_waits:
             wide = s.write.pages & (s.write.pages - 1)
@@ -216,7 +216,7 @@ class Model(Access):
                 return self.enter(s, j, job, REPLAYED)
         if not cached or (self.protocol.no_retry and job.rounds):
             s = s._replace(mode=FROZEN, frozen=0, recalling=0, cached=s.cached & ~mask)
-            job = Job(DRAIN, copying=job.copying, recalls=job.recalls)
+            job = Job(DRAIN, copying=job.copying)
             if self.tasks[j].kind == "recall":
                 return self.enter(s._replace(mode=STABLE), j, job, FINISH)
             return self.enter(s, j, job, DRAIN)
@@ -289,8 +289,7 @@ class Model(Access):
 
     def mark_copy(self, s: State, j: int) -> State:
         job, node = s.jobs[j], self.tasks[j].node
-        unsure = job.cut or (s.writers and bool(s.cached & job.copy))
-        if unsure and not self.protocol.copy_unlooked:
+        if job.cut and not self.protocol.copy_of_a_cut_page:
             for p in bits(job.copy):
                 s = self.set_pool(s, node, p, NONE)
             return self.recall(s._replace(mode=STABLE), j, self.ready(s, j))

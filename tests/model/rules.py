@@ -369,11 +369,11 @@ def recalls(step: Step) -> Found:
             s = s._replace(ahead=ADMITTED) if flying else s
             s = one_write(s) if wide else s
             touch = job in model.toucher
-            for copying, needed in ((False, True), (touch, False), (touch, True)):
-                begins = Job(READY, copying=copying, recalls=needed)
+            for copying in {False, touch}:
+                begins = Job(READY, copying=copying)
                 ends = [model.recall(s, job, begins)]
                 for done, round in itertools.product((0, 1, 2), (0, BOTH)):
-                    looks = Job(RELOCK, done, round, copying=copying, recalls=needed)
+                    looks = Job(RELOCK, done, round, copying=copying)
                     ends.append(model.relock(model.enter(s, job, looks, RELOCK), job))
                 for t in ends:
                     yield from links(model, s, recalled(model, s, "", t))
@@ -429,7 +429,7 @@ RULES: dict[str, Callable[[Step], Found]] = {
     **dict.fromkeys(("cut.truncate", "cut.punch"), cut),
     **dict.fromkeys(("recall.replays", "recall.round", "recall.frozen", "recall.failed"), recalls),
     **dict.fromkeys(("planned", "flipped", "discarded", "thawed", "written"), carried),
-    **dict.fromkeys(("copy.planned", "copy.made", "copy.made.open"), carried),
+    **dict.fromkeys(("copy.planned", "copy.made"), carried),
     "allocated": allocated,
     "open.ended": copies_end,
     "kept.dropped": kept_goes,

@@ -59,7 +59,8 @@ class Protocol:
     read_keeps_copies: bool = False  # what a READ hands out while a file is open for writing
     write_keeps_copies: bool = False  # a WRITE leaves the copies of its pages
     open_keeps_copies: bool = False  # an open for writing is answered with copies left
-    copy_unlooked: bool = False  # mark a copy though a file was opened for writing, or the page cut
+    copy_unrecalled: bool = False  # copy what the CPU has, and may store to once it may write
+    copy_of_a_cut_page: bool = False  # mark it all the same
     flip_keeps_copies: bool = False  # a device becomes the owner and others keep theirs
 
 
@@ -135,7 +136,6 @@ class Job(NamedTuple):
     there: int = 0
     cut: bool = False  # the generation moved since it was looked at
     copying: bool = False  # for a worker's load of a read-mostly page
-    recalls: bool = False  # and a file was open for writing when it began
 
 
 class State(NamedTuple):

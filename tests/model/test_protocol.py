@@ -379,7 +379,8 @@ PLANTED |= {
     "read_keeps_copies": (COPIES["stores of a program"], "which had completed"),
     "write_keeps_copies": (COPIES["write(2)"], "differs from the host's"),
     "open_keeps_copies": (COPIES["opened for writing"], "which had completed"),
-    "copy_unlooked": (COPIES["opened for writing"], "which had completed"),
+    "copy_unrecalled": (COPIES["opened for writing"], "which had completed"),
+    "copy_of_a_cut_page": (COPIES["truncate"], ""),
     "flip_keeps_copies": (COPIES["two readers and a writer"], "which had completed"),
 }
 

@@ -45,7 +45,7 @@ SEEN = {
     "keep_written": "written",
     "wide_waits": "write.parked",
     "write_keeps_copies": "write.admitted",
-    "copy_unlooked": "copy.made.open",
+    "copy_of_a_cut_page": "copy.made",
     "frozen_holds_write": "write.parked",
     "parked_in_round": "recall.round",
     "writeback_unmarked": "back.admitted",

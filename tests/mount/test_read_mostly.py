@@ -256,6 +256,32 @@ def test_room_for_copies_is_made_and_given_back(machine: hmmfs.Machine) -> None:
     other.unlink()
 
 
+@pytest.mark.parametrize("how", ["touched", "asked for"])
+def test_a_page_moves_where_the_host_has_no_room_for_it(
+    mount_factory: MountFactory, how: str
+) -> None:
+    """A copy takes that the page is the host's. Those that are by now are copied."""
+    machine = hmmfs.connect(mount_factory(vram="8M", devices=2, host="4M").path)
+    region = mostly_read(machine, 2 * M)
+    region.advise("unset_read_mostly")
+    region.migrate(machine.dev1, slice(0, M))
+    region.advise("read_mostly")
+    machine.region("full", 3 * M).path.write_bytes(b"f" * (3 * M))
+    held = region.residency()
+    assert [held[f"pages_{node}"] for node in ("host", "dev0", "dev1")] == [256, 0, 256]
+    if how == "touched":
+        assert machine.dev0.launch(look, hmmfs.reads(region)).wait() == 512
+    else:
+        region.migrate(machine.dev0)
+    now = region.residency()
+    assert [now[f"pages_{node}"] for node in ("host", "dev0", "dev1")] == [256, 256, 0]
+    assert now["copies"] == 256
+    assert machine.dev0.launch(look, hmmfs.reads(region)).wait() == 512
+    assert machine.audit() == "ok"
+    del region
+    gc.collect()
+
+
 def test_asking_for_them_makes_copies(machine: hmmfs.Machine) -> None:
     """As cudaMemPrefetchAsync does of read-mostly memory."""
     region = mostly_read(machine)

@@ -196,17 +196,17 @@ MISTAKES = {
         "    if (to != HM_HOST)\n        for (uint32_t node = 1; node < t->core->config.nodes",
         "    if (to != HM_HOST)\n        for (uint32_t node = to; node < to + 1",
     ),
-    "copy_unlooked": Mistake(
+    "copy_unrecalled": Mistake(
         "open_while_it_is_copied",
         "copies.c",
-        "            !(writers && hm_any(record->cached, make.word))) {\n",
-        "            true) {\n",
+        "            error = hm_recall(t, mask);\n",
+        "            error = hm_recall(t, &(struct hm_mask){{0}});\n",
     ),
     "copy_of_a_cut_page": Mistake(
         "cut_while_it_is_duplicated",
         "copies.c",
-        "        if (!error && record->generation == generation &&\n",
-        "        if (!error &&\n",
+        "        if (!error && record->generation == generation) {\n            count_copies",
+        "        if (!error) {\n            count_copies",
     ),
     # ---- workers
     "no_protect": Mistake(

@@ -19,7 +19,7 @@
 /* One thread is held: the first that comes to the point from now on. */
 struct hold {
     const char *point;
-    bool there, gone; /* a thread is held; it was let go */
+    bool there, gone, left; /* a thread is held; it was let go; it has gone on */
     struct hold *next;
 };
 
@@ -38,6 +38,8 @@ void hm_pause(const char *point)
         pthread_cond_broadcast(&holds_changed);
         while (!at->gone)
             pthread_cond_wait(&holds_changed, &holds_lock);
+        at->left = true;
+        pthread_cond_broadcast(&holds_changed);
     }
     pthread_mutex_unlock(&holds_lock);
 }
@@ -69,7 +71,7 @@ static void await(struct hold *this)
     }
 }
 
-/* The struct may go, too. */
+/* When this returns the struct may go, too. */
 static void let_go(struct hold *this)
 {
     pthread_mutex_lock(&holds_lock);
@@ -80,6 +82,8 @@ static void let_go(struct hold *this)
         }
     this->gone = true;
     pthread_cond_broadcast(&holds_changed);
+    while (this->there && !this->left)
+        pthread_cond_wait(&holds_changed, &holds_lock);
     pthread_mutex_unlock(&holds_lock);
 }
 

@@ -21,15 +21,15 @@
 #define HEADER 4096
 
 static const char *const STEPS[] = {
-    "no.room",        "room.parked",     "begun",          "finished",       "replayed",
-    "recall.replays", "recall.round",    "recall.frozen",  "recall.failed",  "planned",
-    "flipped",        "discarded",       "failed",         "thawed",         "written",
-    "copy.planned",   "copy.made",       "copy.made.open", "open.ended",     "copies.evicted",
-    "read.parked",    "ahead.parked",    "read.admitted",  "read.answered",  "ahead.admitted",
-    "direct.parked",  "direct.admitted", "write.parked",   "write.admitted", "write.applied",
-    "write.undone",   "back.parked",     "back.admitted",  "back.applied",   "gate.home",
-    "cut.truncate",   "cut.punch",       "cut.part",       "allocated",      "afar.written",
-    "kept.dropped",   "copies.ended",
+    "no.room",         "room.parked",   "begun",          "finished",       "replayed",
+    "recall.replays",  "recall.round",  "recall.frozen",  "recall.failed",  "planned",
+    "flipped",         "discarded",     "failed",         "thawed",         "written",
+    "copy.planned",    "copy.made",     "open.ended",     "copies.evicted", "read.parked",
+    "ahead.parked",    "read.admitted", "read.answered",  "ahead.admitted", "direct.parked",
+    "direct.admitted", "write.parked",  "write.admitted", "write.applied",  "write.undone",
+    "back.parked",     "back.admitted", "back.applied",   "gate.home",      "cut.truncate",
+    "cut.punch",       "cut.part",      "allocated",      "afar.written",   "kept.dropped",
+    "copies.ended",
 };
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 

@@ -34,7 +34,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 import psutil
-from mutants_of import Site, mutant, sites
+from mutants_of import Site, changes_code, mutant, sites
 
 from hmmfs import mountinfo
 from hmmfs.filesystem import linux
@@ -64,6 +64,7 @@ PROGRAMS = "tests/mount/test_programs.py tests/mount/test_hmm.py tests/mount/tes
 PROGRAMS_END = "tests/mount/test_program_endings.py tests/mount/test_home.py"
 SEEN = "tests/mount/test_every_number.py tests/mount/test_control_files.py tests/mount/test_smi.py"
 SEEN += " tests/mount/test_metrics.py"
+LAUNCHES = "tests/mount/test_launch.py tests/mount/test_advice.py tests/mount/test_errors_agree.py"
 PLACES = "tests/mount/test_placement.py tests/mount/test_capacity.py"
 ENDINGS = "tests/mount/test_endings.py tests/mount/test_ordinary_user.py"
 RULES = "tests/unit/test_policy_rules.py tests/mount/test_policies.py tests/mount/test_advice.py"
@@ -97,6 +98,10 @@ LAYERS = {
     "native/shared": [ALONE, FILES, PLACES, "tests/mount/test_numa.py tests/mount/test_times.py"],
     "hmmfs/": [UNIT, FILES, MOVING, SEEN],
     "hmmfs/cli": [UNIT, "tests/mount/test_errors_agree.py", FILES, SEEN],
+    "hmmfs/arguments": [UNIT, LAUNCHES],
+    "hmmfs/daemon": [UNIT, FILES, ENDINGS, SEEN, "tests/mount/test_kinds.py"],
+    "hmmfs/filesystem/mirrors": [UNIT, PROGRAMS],
+    "hmmfs/filesystem/xattrs": [UNIT, "tests/mount/test_copying.py tests/mount/test_advice.py"],
     "hmmfs/memory": [UNIT, FILES, "tests/mount/test_times.py", MOVING, SEEN],
     "hmmfs/policy": [UNIT, RULES],
     "hmmfs/inspect": [UNIT, SEEN, "tests/mount/test_record.py tests/mount/test_report.py"],
@@ -151,8 +156,8 @@ def draw(seed: int, count: int, only: str) -> list[Site]:
             break
         if name not in known:
             known[name] = sites(ROOT, name)
-        if known[name]:
-            drawn[chance.choice(known[name])] = None
+        if known[name] and changes_code(ROOT, site := chance.choice(known[name])):
+            drawn[site] = None
     return list(drawn)
 
 

@@ -3,6 +3,7 @@ cosmic-ray's; for C the ones here, by what stands in a line."""
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,6 +103,28 @@ def sites(root: Path, file: str) -> list[Site]:
         count = sum(len(_matches(line, rule)) for _, line in _c_lines(text))
         found += [Site(file, rule.name, number) for number in range(count)]
     return found
+
+
+def changes_code(root: Path, site: Site) -> bool:
+    """False: it is in an annotation, which nobody evaluates."""
+    if not site.file.endswith(".py"):
+        return True
+    text = (root / site.file).read_text()
+    return without_annotations(text) != without_annotations(_python_mutant(text, site))
+
+
+def without_annotations(text: str) -> str:
+    """What a module does, where its annotations are not evaluated."""
+    tree = ast.parse(text)
+    if "from __future__ import annotations" in text:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                node.returns = None
+            elif isinstance(node, ast.arg):
+                node.annotation = None
+            elif isinstance(node, ast.AnnAssign):
+                node.annotation = ast.Constant(None)
+    return ast.dump(tree)
 
 
 def mutant(root: Path, site: Site) -> tuple[int, str]:

@@ -258,3 +258,15 @@ def test_numbers_agree_again_when_an_unlinked_region_is_closed(mount: Mount) -> 
     timer.start()
     assert mount.disagreements() == []
     timer.join()
+
+
+def test_numa_maps_end_with_the_file(mount: Mount) -> None:
+    path = mount.region("a", 4 * M)
+    (mount.path / "state/a/advice").write_text(f"{2 * M}+{M} preferred_location=dev0")
+    path.write_bytes(b"x" * 4096)
+    os.truncate(path, 2 * M + 1)
+    numa_maps = mount.path / "state/a/numa_maps"
+    starts = [line.split()[:2] for line in numa_maps.read_text().splitlines()]
+    assert starts == [["000000000000", "default"], [f"{2 * M:012x}", "prefer:1"]]
+    os.truncate(path, 2 * M)
+    assert len(numa_maps.read_text().splitlines()) == 1

@@ -23,6 +23,7 @@ from conftest import (
 )
 
 import hmmfs
+from hmmfs import mountinfo
 from hmmfs.filesystem.mounting import unmount
 
 CONTROL = "/sys/fs/fuse/connections"
@@ -121,6 +122,21 @@ def test_the_daemon_ends_under_load(mount_factory: MountFactory, number: int) ->
         finally:
             end(child)
         assert child.returncode != 0
+
+
+@pytest.mark.warns("Programs still use")
+def test_the_mount_goes_at_once_and_a_program_may_end_in_peace(mount_factory: MountFactory) -> None:
+    mount = mount_factory(vram="8M")
+    path, pid = mount.region("a", 4096), mount.pid
+    with path.open("rb+") as file:
+        os.kill(pid, signal.SIGTERM)
+        # Long before the daemon loses its patience.
+        assert wait_until(lambda: mountinfo.find(str(mount.path)) is None, 1.5), "it is still there"
+        file.write(b"abc")
+        file.seek(0)
+        assert file.read(3) == b"abc"
+    assert wait_until(lambda: ended(pid), 10)
+    assert "Programs still use" not in mount.log.read_text()
 
 
 def test_unmounting_from_outside_ends_the_daemon(mount_factory: MountFactory) -> None:

@@ -92,13 +92,15 @@ def test_it_works(tmp_path: Path) -> None:
 
 # Loads and stores for ever on a page that a device takes for ever.
 USES = """
-import mmap, os, sys
+import mmap, os, sys, time
 name, how = sys.argv[1:]
 fd = os.open("mnt/regions/a", os.O_RDWR)
 submit = os.open("mnt/devices/dev0/submit", os.O_RDWR)
 if how == "maps":
     memory = mmap.mmap(fd, 1 << 20)
 open(name, "w").close()
+while how == "waits":
+    time.sleep(0.01)
 while True:
     if how == "maps":
         memory[0] = (memory[0] + 1) & 255
@@ -109,7 +111,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize("how", ["maps", "writes"])
+@pytest.mark.parametrize("how", ["maps", "writes", "waits"])
 @pytest.mark.parametrize("poll", [0, 50])
 def test_it_ends_while_programs_use_it(tmp_path: Path, how: str, poll: int) -> None:
     """Nobody may abort the connection there."""
@@ -126,6 +128,7 @@ def test_it_ends_while_programs_use_it(tmp_path: Path, how: str, poll: int) -> N
         kill $daemon
         for n in $(seq 1000); do kill -0 $daemon 2> /dev/null || break; sleep 0.01; done
         if kill -0 $daemon 2> /dev/null; then echo the daemon goes on; kill $one $two; fi
+        {"kill $one" if how == "waits" else ""}
         wait $one && echo the first goes on
         # It may have what it needs already: pages that it mapped stay its own.
         kill $two || true

@@ -496,7 +496,7 @@ static void report(void)
 
 int main(int argc, char **argv)
 {
-    struct hm_config config = {.nodes = 3, .threads = 1, .capacity = {8192, VRAM, VRAM}};
+    struct hm_config config = {.nodes = HM_MAX_NODES, .threads = 1, .capacity = {8192, VRAM, VRAM}};
     struct storm *storms = calloc(STORMS, sizeof(*storms));
     pthread_t door, events;
     int listener, before = descriptors(), status;

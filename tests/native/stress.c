@@ -517,7 +517,8 @@ static void *observer_main(void *arg)
 
 static void mount_core(uint32_t express)
 {
-    struct hm_config config = {.nodes = 3,
+    struct hm_config config = {.nodes =
+                                   HM_MAX_NODES, /* most have nothing, but tables end with them */
                                .threads = 2,
                                .readahead = 131072,
                                .express = express,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
+import threading
 
 import pytest
 
+from hmmfs.errors import HmmfsError
 from hmmfs.filesystem import mirrors
 
 
@@ -31,3 +34,21 @@ def test_only_a_signal_that_kills(monkeypatch: pytest.MonkeyPatch, line: str, nu
 def test_a_thread_that_is_there_and_one_that_is_gone() -> None:
     assert not mirrors.is_killed(os.getpid())
     assert mirrors.is_killed(2**22 + 1)  # past the largest number of a process
+
+
+def test_the_program_of_a_thread() -> None:
+    found: list[int] = []
+    thread = threading.Thread(
+        target=lambda: found.extend(
+            (threading.get_native_id(), mirrors.program_of(threading.get_native_id()))
+        )
+    )
+    thread.start()
+    thread.join()
+    assert found[0] != os.getpid() == found[1]
+
+
+def test_no_thread() -> None:
+    with pytest.raises(HmmfsError, match="There is no thread 4194305 here") as caught:
+        mirrors.program_of(4194305)  # one more than Linux has
+    assert caught.value.errno == errno.ESRCH

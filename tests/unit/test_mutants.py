@@ -58,3 +58,15 @@ def test_c(tool: ModuleType, tmp_path: Path) -> None:
         "arguments": ["core->used += hm_take(b, a);", "hm_release(1, core); /* all but 3 */"],
         "error": ["return 0;"],
     }
+
+
+def test_annotations_are_no_code(tool: ModuleType) -> None:
+    lazy = "from __future__ import annotations\n"
+    one, other = (
+        "def f(a: int | None) -> int: ...\nb: int | str = 1\n",
+        "def f(a: int + None): ...\nb: int = 1\n",
+    )
+    bare = tool.without_annotations
+    assert bare(lazy + one) == bare(lazy + other)
+    assert bare(one) != bare(other), "they are evaluated"
+    assert bare(lazy + one) != bare(lazy + one.replace("1", "2"))

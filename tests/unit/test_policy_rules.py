@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from hmmfs.errors import UsageError
 from hmmfs.memory import BLOCK_PAGES, CANDIDATE_DTYPE, HOST, BlockKey, Core
 from hmmfs.memory.core import page_words
 from hmmfs.policy import EvictionPolicy, Fault, Pages, Policies, named_eviction, named_prefetch
+from hmmfs.policy.placement import AccessCounter, FirstTouch, Never, Preferred
 from hmmfs.policy.prefetch import BUILT_IN
 
 KEY = BlockKey(1 << 32, 0)
@@ -245,6 +247,42 @@ def test_optimal_and_lru_of_pages(tmp_path: Path) -> None:
     trace.write_text("".join(f"0 {page}\n" for page in order))
     assert [misses("lru-page", order, room) for room in (3, 4)] == [9, 10]
     assert [misses(f"optimal trace={trace}", order, room) for room in (3, 4)] == [7, 6]
+
+
+def test_optimal_lets_all_go_that_came_without_a_fault(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    trace.write_text("0 1\n")
+    policy = named_eviction(f"optimal trace={trace}")
+    assert np.array_equal(policy.pages(KEY, pages((0, 2), (9, 1)), 1), pages((0, 2), (9, 1)))
+    policy.touched(KEY, pages((1, 1)), pages((1, 1)))
+    assert np.array_equal(policy.pages(KEY, pages((1, 1)), 1), pages((1, 1)))
+
+
+# ---- placement
+
+
+def test_counters_bring_a_group_at_their_threshold() -> None:
+    """Each group of 64 KiB counts a fault once, however many of its pages are touched."""
+    policy = AccessCounter(threshold=3)
+    there = pages((0, 64))
+    other = replace(fault(pages((40, 1)), resident=there), key=BlockKey(KEY.ino, 1))
+    for count in range(1, 5):
+        found = policy.brings(
+            fault(pages((17, 3), (63, 1)) if count == 2 else pages((17, 3)), resident=there)
+        )
+        ripe = pages((16, 16)) if count >= 3 else NOTHING
+        assert np.array_equal(found, ~there | ripe), count
+        assert np.array_equal(
+            policy.brings(other), ~there | (pages((32, 16)) if count >= 3 else NOTHING)
+        )
+
+
+def test_placement_of_what_is_nowhere_yet() -> None:
+    there = pages((0, 64))
+    touched = fault(pages((60, 8)), resident=there)
+    assert np.array_equal(FirstTouch().brings(touched), ALL)
+    assert np.array_equal(Preferred().brings(touched), ~there)
+    assert np.array_equal(Never().brings(touched), NOTHING)
 
 
 # ---- by name

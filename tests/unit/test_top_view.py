@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from hmmfs.inspect.top_view import View, _vram, bar
+from hmmfs.inspect.query import Earlier
+from hmmfs.inspect.top_view import View, _rate, _vram, bar
 from hmmfs.units import PAGE
 
 
@@ -46,3 +47,10 @@ def test_pages_of_no_region_with_a_name() -> None:
 def test_bar(shares: list[int], whole: int, said: str) -> None:
     parts = [("abcd"[at], "", share) for at, share in enumerate(shares)]
     assert bar(parts, whole, 4).plain == said
+
+
+def test_a_rate_is_of_the_number_at_the_end_of_the_keys() -> None:
+    now, then = ({"faults": {"total": n, "read": 7}} for n in (30, 10))
+    assert _rate(now, Earlier(then, 2.0), "faults", "total") == 10.0
+    assert _rate(now, Earlier({}, 2.0), "faults", "total") == 0.0
+    assert _rate(now, None, "faults", "total") == 0.0

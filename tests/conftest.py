@@ -23,7 +23,7 @@ QUICK = {
     "mount": (
         *("test_first", "test_files", "test_kinds", "test_recall", "test_launch", "test_advice"),
         *("test_policies", "test_control_files", "test_metrics", "test_smi"),
-        *("test_fsx_conforms", "test_times"),
+        *("test_fsx_conforms", "test_times", "test_every_number"),
     ),
 }
 

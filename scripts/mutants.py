@@ -53,6 +53,7 @@ ALONE = " ".join(
     for what in (
         *("refusals", "room", "the_audit_finds_each_kind_of_damage", "order_of_writes"),
         *("mappings", "nothing_is_lost_without_memory", "opens_while_copies_end"),
+        "thrashing_at_its_bounds",
     )
 )
 CONFORMANCE = " ".join(

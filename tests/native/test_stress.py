@@ -170,6 +170,11 @@ def test_refusals(build: Build) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_thrashing_at_its_bounds(build: Build) -> None:
+    done = run([build("thrash", "address")], LIMIT)
+    assert done.returncode == 0, done.stderr
+
+
 def test_room(build: Build) -> None:
     done = run([build("room", "address")], LIMIT)
     assert done.returncode == 0, done.stderr

@@ -89,8 +89,6 @@ static int64_t store(struct hm_region *region, uint64_t offset, const uint8_t *f
     /* The computer is out of memory: the file ends where its bytes do. */
     if (error && end > old && hm_region_size(region) > old)
         hm_shared_resize_locked(region, done && offset + done > old ? offset + done : old);
-    if (done)
-        hm_region_changed(region, true);
     pthread_mutex_unlock(&region->shared_lock);
     return done ? (int64_t)done : error;
 }

@@ -562,6 +562,21 @@ static uint64_t sum_of(int index)
     return sum;
 }
 
+/* What stat(2) says of a region at rest, which the gate answers. */
+static void check_attributes(int index)
+{
+    struct statx found;
+    uint64_t pages = 0;
+    int fd = open_region(index, 0);
+    CHECK(!statx(fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, &found), "statx");
+    for (uint32_t node = 0; node < HM_MAX_NODES; node++)
+        pages += records[index]->pages[node];
+    CHECK(found.stx_blocks * 512 == pages * HM_PAGE_SIZE, "%llu blocks, %llu pages",
+          (unsigned long long)found.stx_blocks, (unsigned long long)pages);
+    CHECK(found.stx_size == records[index]->size, "size");
+    close(fd);
+}
+
 static void report(const struct device *devices)
 {
     struct hm_stats stats;
@@ -569,6 +584,8 @@ static void report(const struct device *devices)
     uint64_t sum = sum_of(0);
     CHECK(sum == shared->adds, "%llu adds, sum %llu", (unsigned long long)shared->adds,
           (unsigned long long)sum);
+    for (int i = 0; i < REGIONS; i++)
+        check_attributes(i);
     hm_stats_get(core, &stats);
     printf("adds %llu loads %llu scribbles %llu jobs %llu busy %llu migrations %llu "
            "recalls %llu retries %llu discarded %llu skipped %llu\n",

@@ -104,7 +104,8 @@ def machine(
     base = tmp_path_factory.mktemp(request.param)
     (base / "source").write_bytes(PATTERN)
     sizes = {"host": HOST, "vram": VRAM, "devices": DEVICES}
-    with mounted(base, 4 * PATIENCE_S, **sizes, **KINDS[request.param]) as mount:
+    full = ("pages of the staging reserve stay in use",)
+    with mounted(base, 4 * PATIENCE_S, warns=full, **sizes, **KINDS[request.param]) as mount:
         witness = mount.regions / "witness"
         witness.write_bytes(PATTERN[:M])
         yield Machine(mount, request.param, witness, base / "source", program)
@@ -304,8 +305,8 @@ def test_no_way_to_write_takes_more_than_there_is(machine: Machine, region: Path
     assert machine.capacity - UNIT <= count <= machine.capacity
     with open(region, "rb") as file:
         assert file.read(count) == PATTERN[:count]
-    # While the last swap is under way some are in the staging reserve.
-    assert wait_until(lambda: machine.mount.residency("a")["pages_host"] * PAGE <= HOST)
+    # With all of it full the last swap may have to leave some in the staging reserve.
+    assert machine.mount.residency("a")["pages_host"] * PAGE <= HOST + BLOCK
 
 
 # ---- what is not written in order

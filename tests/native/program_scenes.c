@@ -141,6 +141,16 @@ static struct hm_job take(void)
     return of(a_move(1, 0, 1), HERE);
 }
 
+/* Its page has left the program, and is nowhere yet. */
+static struct hm_job begin_take(struct hold *moved)
+{
+    struct hm_job job = take();
+    hold(moved, "take.moved");
+    submit(job);
+    await(moved);
+    return job;
+}
+
 static bool is_taken(void)
 {
     return hm_region_is_touched(region, take().block) && region->blocks[take().block].device[0] & 1;
@@ -182,10 +192,7 @@ static void moved_while_it_is_taken(void)
     struct hm_job job;
     struct hold moved;
     begin_with_program();
-    job = take();
-    hold(&moved, "take.moved");
-    submit(job);
-    await(&moved);
+    job = begin_take(&moved);
     now(MOVE, HERE, 0);
     let_go(&moved);
     CHECK(!await_job(job.cookie), "take");
@@ -200,10 +207,7 @@ static void discarded_while_it_is_taken(void)
         load = {.kind = HM_JOB_READ, .cookie = ++uniques, .node = 1, .length = 1, .buffer = &byte};
     struct hold moved;
     begin_with_program();
-    job = take();
-    hold(&moved, "take.moved");
-    submit(job);
-    await(&moved);
+    job = begin_take(&moved);
     now(DISCARD, HERE, 0);
     let_go(&moved);
     CHECK(!await_job(job.cookie), "take");
@@ -282,10 +286,7 @@ static void fault_at_a_held_block(void)
     struct hm_job job;
     struct hold moved, freed;
     begin_with_program();
-    job = take();
-    hold(&moved, "take.moved");
-    submit(job);
-    await(&moved);
+    job = begin_take(&moved);
     begin_to(LOAD, HERE, 0);
     UNTIL(region->blocks[job.block].parked);
     hold(&freed, "job.freed");

@@ -180,10 +180,10 @@ static void count_copies(struct transaction *t, const struct hm_mask *made, uint
     t->record->last_migrated = hm_tick(t->core);
 }
 
-/* Recalled whoever has the file open: a worker reaches what is in its pool from the first byte on,
- * marked or not. An open for writing may be answered meanwhile, and a store to what the CPU has
- * would be said to nobody. */
-int hm_duplicate(struct transaction *t, const struct hm_mask *mask)
+/* It recalls the pages also where no file is open for writing. A worker reaches what is in its
+ * pool, marked or not; and an open may be answered meanwhile, after which nobody announces a store
+ * to what the CPU has. */
+static int make_copies(struct transaction *t, const struct hm_mask *mask)
 {
     struct hm_block *record = t->record;
     struct hm_mask rest;
@@ -233,4 +233,12 @@ int hm_duplicate(struct transaction *t, const struct hm_mask *mask)
         if (error)
             return error;
     }
+}
+
+int hm_duplicate(struct transaction *t, struct hm_mask *mask)
+{
+    int error = make_copies(t, mask);
+    struct hm_mask copied = hm_copies_on(t->region, t->block, t->job->node);
+    *mask = hm_without(*mask, &copied);
+    return error;
 }

@@ -71,11 +71,11 @@ static struct hm_mask placed(const struct transaction *t, const struct hm_mask *
     return place.bring;
 }
 
-/* Of read-mostly pages who asks for them gets copies; `mask` is left with the others, and with
- * those of which there can be none. */
+/* Of read-mostly pages who asks for them gets copies. `mask` keeps the others, and those that get
+ * none. */
 static int duplicate_asked(struct transaction *t, struct hm_mask *mask)
 {
-    struct hm_mask copy, had, mine = hm_owned(t->record, t->job->node);
+    struct hm_mask copy, mine = hm_owned(t->record, t->job->node);
     struct hm_advised said;
     int error;
     if (t->region->process || !hm_advised(t->region, t->block, t->job->node, &said))
@@ -87,9 +87,8 @@ static int duplicate_asked(struct transaction *t, struct hm_mask *mask)
     if (!hm_bits(copy.word))
         return 0;
     error = hm_duplicate(t, &copy);
-    had = hm_copies_on(t->region, t->block, t->job->node);
     HM_EACH_WORD (w)
-        mask->word[w] |= copy.word[w] & ~had.word[w];
+        mask->word[w] |= copy.word[w];
     return error;
 }
 

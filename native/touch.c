@@ -276,11 +276,10 @@ int hm_touch(struct transaction *t)
         if (error)
             return error;
         t->charged += hm_charge_faults(t->core, t->job->node, hm_bits(copied.word));
-        /* It becomes the device's: what the CPU had of a hole was zeros after all, and for what is
-         * another device's the host has no room. */
-        had = hm_copies_on(t->region, t->block, t->job->node);
+        /* These become the device's: holes that the CPU only had zeros of, and other devices'
+         * pages that the host has no room for. */
         HM_EACH_WORD (w)
-            window.word[w] |= copy.word[w] & ~had.word[w];
+            window.word[w] |= copy.word[w];
     }
     arriving = elsewhere(t, &window);
     t->blank = blank_pages(t, &stores);

@@ -50,9 +50,9 @@ int hm_label(struct transaction *t, struct hm_mask *mask);
 int hm_label_home(struct transaction *t, const struct hm_mask *mask);
 /* copies.c: bring devices' pages home within another job. -ENOBUFS: the host is full. */
 int hm_fetch_home(struct transaction *t, const struct hm_mask *mask);
-/* copies.c: give job->node copies of the pages that have bytes, but for other devices' if the host
- * has no room for them. As hm_bring. */
-int hm_duplicate(struct transaction *t, const struct hm_mask *mask);
+/* copies.c: give job->node copies of the pages that have bytes, and leave in the mask those that
+ * get none: holes, and other devices' if the host has no room for them. As hm_bring. */
+int hm_duplicate(struct transaction *t, struct hm_mask *mask);
 /* Mark before the first byte changes: from here on no kept copy may pass for the page. */
 void hm_mark_written(struct transaction *t, const struct hm_mask *mask);
 

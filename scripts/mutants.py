@@ -219,21 +219,22 @@ class Clone:
         while True:
             target.write_text(text)
             try:
-                found = self._try(site)
+                fate, by = self._try(site)
             finally:
                 self.clear()
                 target.write_text(before)
                 self.stale |= site.file.endswith(".c")
-            if found["fate"] != "found" or self.ended.is_set() or self._is_sound(str(found["by"])):
-                return result | found
+            if fate != "found" or self.ended.is_set() or self._is_sound(by):
+                return result | {"fate": fate} | ({"by": " ".join(by)} if by else {})
 
-    def _is_sound(self, test: str) -> bool:
-        """Whether it passes without a mutant. One that does not is left out from now on."""
+    def _is_sound(self, by: list[str]) -> bool:
+        """Whether a test, or a step of them, passes without a mutant. If not, it is left out from
+        now on."""
+        test = " ".join(by)
         if test not in self.sound | self.unsound:
             if self.stale:
                 self.builds()
-            words = [test] if "::" in test else test.split()
-            if self.run(["-m", "pytest", *OPTIONS, *words]) == 0:
+            if self.run(["-m", "pytest", *OPTIONS, *by]) == 0:
                 self.sound.add(test)
             else:
                 self.unsound.add(test)
@@ -256,23 +257,24 @@ class Clone:
         self.stale = False
         return self.run(["setup.py", "-q", "build_ext", "--inplace"]) == 0
 
-    def _try(self, site: Site) -> dict[str, object]:
+    def _try(self, site: Site) -> tuple[str, list[str]]:
+        """Its fate, and by which test it was found, or by which step that did not end."""
         if site.file.endswith(".c"):
             if not self.builds():
-                return {"fate": "stillborn"}
+                return "stillborn", []
         elif (self.stale and not self.builds()) or self.run(["-c", f"import {module(site.file)}"]):
-            return {"fate": "stillborn"}
+            return "stillborn", []
         left_out = [f"--deselect={test}" for test in self.unsound]
         for step in layer(site.file):
             if " ".join(step) in self.unsound:
                 continue
             status = self.run(["-m", "pytest", *OPTIONS, *left_out, *step])
-            if status == 0 or status == NO_TESTS:
+            if status in (0, NO_TESTS):
                 continue
             said = (self.path / "output").read_text(errors="replace")
             by = re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - |$)", said, re.MULTILINE)
-            return {"fate": "found", "by": by[1] if by else " ".join(step)}
-        return {"fate": "survived"}
+            return "found", [by[1]] if by else step
+        return "survived", []
 
 
 def report(results: list[dict[str, object]]) -> None:

@@ -3,14 +3,13 @@
  * interleavings.c.
  *
  *   program_scenes SCENE LIBRARY     (root: for userfaultfd's events) */
-#include "pauses.h"
+#include "orders.h"
 
 #include "../../native/process.h"
 #include "greeting.h"
 
 #include <fcntl.h>
 #include <signal.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
@@ -21,26 +20,13 @@
 /* ---- the program ------------------------------------------------------------------------------
  */
 
-enum deed { LOAD, STORE, MOVE, LEAVE, DISCARD, DISCARD_UNSAID };
-
-struct order {
-    _Atomic bool ready, given, done;
-    enum deed deed;
-    uint64_t address;
-    uint8_t byte; /* to be stored, or what was loaded */
-};
-
-static struct order *order; /* shared with the program */
 static pid_t program;
 
 static void carry_out(void)
 {
-    volatile uint8_t *byte = (volatile uint8_t *)order->address;
     void *at = (void *)order->address, *to = (void *)(order->address - HERE + THERE);
-    if (order->deed == LOAD)
-        order->byte = *byte;
-    else if (order->deed == STORE)
-        *byte = order->byte;
+    if (order->deed == LOAD || order->deed == STORE)
+        load_or_store(at);
     else if (order->deed == MOVE || order->deed == LEAVE) {
         int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
         flags |= order->deed == LEAVE ? MREMAP_DONTUNMAP : 0;
@@ -51,36 +37,13 @@ static void carry_out(void)
         CHECK(!syscall(SYS_madvise, at, PAGE, MADV_DONTNEED), "madvise");
 }
 
-static void obey(void)
+static _Noreturn void be_the_program(void)
 {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     CHECK(mmap((void *)HERE, HM_BLOCK_BYTES, PROT_READ | PROT_WRITE, flags, -1, 0) == (void *)HERE,
           "mmap");
-    atomic_store(&order->ready, true);
-    for (;; usleep(100)) {
-        if (!atomic_load(&order->given))
-            continue;
-        atomic_store(&order->given, false);
-        carry_out();
-        atomic_store(&order->done, true);
-    }
-}
-
-static void begin_to(enum deed deed, uint64_t address, uint8_t byte)
-{
-    order->deed = deed;
-    order->address = address;
-    order->byte = byte;
-    atomic_store(&order->done, false);
-    atomic_store(&order->given, true);
-}
-
-static uint8_t now(enum deed deed, uint64_t address, uint8_t byte)
-{
-    begin_to(deed, address, byte);
-    UNTIL(atomic_load(&order->done));
-    return order->byte;
+    obey(carry_out);
 }
 
 static const char *library;
@@ -95,8 +58,7 @@ static void begin_with_program(void)
     char name[64], number[16];
     pid_t pid;
     CHECK(memory >= 0 && !ftruncate(memory, PAGE), "memory");
-    order = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
-    CHECK(order != MAP_FAILED, "mmap");
+    share_orders(memory);
     listener = listen_at(name);
     snprintf(number, sizeof(number), "%d", memory);
     program = fork();
@@ -353,9 +315,8 @@ int main(int argc, char **argv)
 {
     CHECK(argc == 3, "usage: program_scenes SCENE LIBRARY");
     if (!strcmp(argv[1], "obey")) {
-        order = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, atoi(argv[2]), 0);
-        CHECK(order != MAP_FAILED, "mmap");
-        obey();
+        share_orders(atoi(argv[2]));
+        be_the_program();
     }
     library = argv[2];
     play(scenes, sizeof(scenes) / sizeof(*scenes), argv[1]);

@@ -2,7 +2,7 @@
  * it is told to. Otherwise as interleavings.c.
  *
  *   worker_scenes SCENE */
-#include "pauses.h"
+#include "orders.h"
 
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -21,28 +21,25 @@
 /* ---- the worker -------------------------------------------------------------------------------
  */
 
-struct order {
-    _Atomic bool given, done;
-    bool stores;
-    uint32_t page;
-    uint8_t byte; /* to be stored, or what was loaded */
-};
-
-static struct order *order; /* shared with the worker */
 static pid_t worker;
+static volatile uint8_t *window; /* the worker's */
 
 static void wake_up(int number)
 {
     (void)number;
 }
 
-static void work(int channel)
+static void carry_out(void)
+{
+    load_or_store(&window[order->address]);
+}
+
+static _Noreturn void work(int channel)
 {
     struct uffdio_api api = {UFFD_API, UFFD_FEATURE_PAGEFAULT_FLAG_WP, 0};
     struct uffdio_register range = {.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP};
     /* Nobody but itself uses its memory, and an ordinary user gets no other. */
     int pool, uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
-    volatile uint8_t *window;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     signal(SIGUSR1, wake_up);
     CHECK(uffd >= 0 && !ioctl(uffd, UFFDIO_API, &api), "userfaultfd");
@@ -52,38 +49,17 @@ static void work(int channel)
     range.range = (struct uffdio_range){(uintptr_t)window, BYTES};
     CHECK(!ioctl(uffd, UFFDIO_REGISTER, &range), "register");
     send_fd(channel, (uintptr_t)window, uffd);
-    for (;; usleep(100)) {
-        if (!atomic_load(&order->given))
-            continue;
-        atomic_store(&order->given, false);
-        if (order->stores)
-            window[(size_t)order->page * PAGE] = order->byte;
-        else
-            order->byte = window[(size_t)order->page * PAGE];
-        atomic_store(&order->done, true);
-    }
-}
-
-static void begin_to(bool stores, uint32_t page, uint8_t byte)
-{
-    order->stores = stores;
-    order->page = page;
-    order->byte = byte;
-    atomic_store(&order->done, false);
-    atomic_store(&order->given, true);
+    obey(carry_out);
 }
 
 static void worker_stores(uint32_t page, uint8_t byte)
 {
-    begin_to(true, page, byte);
-    UNTIL(atomic_load(&order->done));
+    now(STORE, (uint64_t)page * PAGE, byte);
 }
 
 static uint8_t worker_loads(uint32_t page)
 {
-    begin_to(false, page, 0);
-    UNTIL(atomic_load(&order->done));
-    return order->byte;
+    return now(LOAD, (uint64_t)page * PAGE, 0);
 }
 
 /* With a worker on device 1, which is forked before there are threads. */
@@ -92,8 +68,8 @@ static void begin_with_worker(void)
     static const struct hm_prefetch alone = {HM_PREFETCH_TABLE, {1, 1, 1, 1}};
     uint64_t address;
     int channel[2], uffd, pool;
-    order = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    CHECK(order != MAP_FAILED && !socketpair(AF_UNIX, SOCK_SEQPACKET, 0, channel), "shared");
+    share_orders(-1);
+    CHECK(!socketpair(AF_UNIX, SOCK_SEQPACKET, 0, channel), "socketpair");
     worker = fork();
     if (!worker)
         work(channel[1]);
@@ -127,7 +103,7 @@ static void store_while_it_is_copied(void)
     hold(&copied, "carry.copied");
     submit(move);
     await(&copied);
-    begin_to(true, 0, 'B');
+    begin_to(STORE, 0, 'B');
     CHECK(!happens(&order->done), "it stores to a page that has been copied");
     let_go(&copied);
     CHECK(!await_job(move.cookie), "migrate");
@@ -168,7 +144,7 @@ static void cut_before_the_wake(void)
     begin_with_worker();
     store(0, 1, 'A');
     hold(&flipped, "bring.flipped");
-    begin_to(false, 0, 1);
+    begin_to(LOAD, 0, 1);
     await(&flipped);
     CHECK(!hm_region_punch(core, INO, 0, PAGE), "punch");
     let_go(&flipped);
@@ -184,7 +160,7 @@ static void cut_before_it_is_handed_over(void)
     begin_with_worker();
     store(0, 1, 'A');
     hold(&planned, "bring.planned");
-    begin_to(false, 0, 1);
+    begin_to(LOAD, 0, 1);
     await(&planned);
     CHECK(!hm_region_punch(core, INO, 0, PAGE), "punch");
     let_go(&planned);
@@ -203,7 +179,7 @@ static void store_before_the_wake(void)
     CHECK(worker_loads(0) == 'A', "load");
     hold(&early, "touch.unmarked"); /* where the mistake is made */
     hold(&freed, "job.freed");
-    begin_to(true, 0, 'B');
+    begin_to(STORE, 0, 'B');
     UNTIL(is_held(&freed) || is_held(&early));
     CHECK(!kill(worker, SIGUSR1), "kill"); /* it tries again */
     UNTIL(atomic_load(&order->done));
@@ -218,7 +194,7 @@ static void woken_when_it_is_free(void)
     struct hold freed;
     begin_with_worker();
     hold(&freed, "job.freed");
-    begin_to(false, 0, 1);
+    begin_to(LOAD, 0, 1);
     await(&freed);
     CHECK(!happens(&order->done), "it goes on before its turn");
     let_go(&freed);

@@ -18,8 +18,8 @@ SILENCE = "it does not answer\n"
 
 
 def stacks(pid: int) -> str:
-    """Where each thread of a process and of its children is: in the kernel, of which root sees
-    more, and of the process itself in its own code, too."""
+    """Where each thread of a process and of its children is in the kernel; root sees more of that.
+    And where those of the process itself are in its own code."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         all_of_it = (process, *process.children(recursive=True))
@@ -100,7 +100,8 @@ def run(
     except subprocess.TimeoutExpired:
         where = stacks(child.pid)
         for one in psutil.Process(child.pid).children(recursive=True):
-            one.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
         child.kill()
         out, errors = child.communicate()
         raise AssertionError(

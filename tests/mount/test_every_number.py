@@ -1,5 +1,5 @@
-"""Each number of each view is that of the traffic, of which the test keeps books of its own: other
-amounts in each direction and on each of as many devices as there may be."""
+"""The test keeps its own books of the traffic, and compares every number of every view with them.
+The amounts differ by direction and by device, and there are as many devices as there may be."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def faults(machine: hmmfs.Machine, books: Books) -> None:
 
 
 def operations(mount: Mount, books: Books) -> None:
-    """dev5 fills what was nobody's, of which half is cut; dev6 has to evict for that."""
+    """dev5 fills new pages, and the test cuts half of them; dev6 evicts to fill a region."""
     mount.region("b", 16 * PAGE)
     mount.submit(5, "fill b 7")
     books.populate("b", "dev5", 16)

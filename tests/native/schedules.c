@@ -559,8 +559,8 @@ static void device_write(uint32_t page, uint32_t node, uint64_t bit)
         required[page] |= bit;
 }
 
-/* What a worker's instruction meets, at one moment: false: it faults. A page of its device's pool
- * is mapped for it, whoever's it is; it may be stored to while it is the device's, and dirty. */
+/* A worker's load or store, at one moment. False: it faults. The worker reaches every page that its
+ * device's pool has, and may store to those that the device owns and that are dirty. */
 static bool reaches(struct hm_region *region, uint32_t page, uint32_t node, uint64_t bit)
 {
     const struct hm_block *record = &region->blocks[0];
@@ -826,7 +826,7 @@ static void play(void)
     read_mostly = draw() % 4 == 0;
     if (read_mostly)
         CHECK(!hm_advise(core, INO, 0, PAGES, HM_ADVICE_READ_MOSTLY, 1), "advice");
-    if (draw() % 2) /* somebody else has it open all the while */
+    if (draw() % 2) /* another program has it open to the end */
         CHECK(!hm_region_writers(core, INO, 1), "open");
     first_bytes();
     make_programs();

@@ -131,7 +131,7 @@ static void pins(void)
     pinned_at = at - 10;
     moves(node, at);
     CHECK(both("pins") == 1 && is_pinned(), "it is not the host's");
-    CHECK(!moves(OTHER, at + 1) && !moves(ANOTHER, at + 2), "who uses it from afar waits");
+    CHECK(!moves(OTHER, at + 1) && !moves(ANOTHER, at + 2), "a node that uses it from afar waits");
     CHECK(!moves(node, pinned_at + 5000) && is_pinned(), "the pin ends early");
     CHECK(!moves(node, pinned_at + 5001) && !is_pinned(), "the pin goes on");
     end_core();

@@ -67,7 +67,7 @@ def grouped(count: int) -> str:
 def brief(count: float) -> str:
     """At most five characters, decimal: ``0``, ``9999``, ``12.3k``, ``412M``."""
     if count < 10_000:
-        return _short(count) if count < 1000 else f"{count:.0f}"
+        return _short(count)
     for unit in _DECIMAL:
         if count < 999.5:
             return f"{_short(count)}{unit}"

@@ -12,6 +12,8 @@ from hmmfs.inspect import words
     [
         (0, "0"),
         (7, "7"),
+        (0.5, "0.5"),
+        (12.54, "12.5"),
         (999, "999"),
         (1000, "1000"),
         (9999, "9999"),
@@ -30,7 +32,7 @@ from hmmfs.inspect import words
         (5 * 10**18, "5E"),
     ],
 )
-def test_brief(count: int, said: str) -> None:
+def test_brief(count: float, said: str) -> None:
     assert words.brief(count) == said
     assert len(said) <= 5
 

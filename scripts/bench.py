@@ -1,7 +1,7 @@
 """What scripts/bench runs: hmmfs against tmpfs, plain pyfuse3 and libfuse's low-level API in C.
 
 Every round measures every system once, so that a machine whose speed drifts does it to all alike;
-a row gives the median of the rounds with the least and the most. Nothing is asserted here.
+a row gives the median of the rounds with the least and the most. No time is asserted here.
 """
 
 from __future__ import annotations
@@ -247,6 +247,7 @@ def main() -> None:
         )
         keeping = enter(hmmfs("hmmfs", work / "k", "prefetch=none"))
         on_devices(bench, work, keeping, dataclasses.replace(ours, name="hmmfs keep_clean=off"))
+        copies(bench, enter(hmmfs("hmmfs", work / "r", "prefetch=none")))
         bare = System("bare loop", work)
         bench.measure(
             "migration, 2 MiB blocks",
@@ -392,6 +393,33 @@ def on_devices(bench: Bench, work: Path, keeping: System, freeing: System) -> No
         bench.measure("its faults a batch, 4 threads", "/ 100", [keeping], batches)
         bench.measure("axpy inside VRAM", "us", [ours, plain], lambda s: 1e3 * resident(s))
         bench.measure("axpy over 4 x VRAM", "MB/s", [ours, bare], streaming)
+
+
+def copies(bench: Bench, system: System) -> None:
+    """Copies of read-mostly pages beside moves of others. What the CPU has cached is recalled
+    before it is moved, and before it is copied, too."""
+    machine = hmmfs_api.connect(system.top)
+    order = np.random.default_rng(1).permutation(PAGES)
+    regions = {name: machine.region(name, PAGES * 4096) for name in ("copied", "moved")}
+    for region in regions.values():
+        bench.run("write", region.path, PAGES)
+
+    def fault(one: System) -> float:
+        how, _, is_cached = one.name.partition(", ")
+        region = regions[how]
+        region.advise("unset_read_mostly")  # ends the copies of the round before
+        region.migrate("dev0")
+        region.migrate("host")  # and so the CPU has none of it cached
+        if how == "copied":
+            region.advise("read_mostly")
+        if is_cached:
+            bench.run("read", region.path, PAGES)
+        arguments = (os.sched_getaffinity(0), hmmfs_api.reads(region), order)
+        return float(machine.dev0.launch(timed_touches, *arguments).wait())
+
+    names = ("copied, cached", "copied", "moved, cached", "moved")
+    systems = [System(name, system.file, system.pid) for name in names]
+    bench.measure("4 KiB fault of a device, read-mostly", "ns", systems, fault)
 
 
 # ---- programs' own memory

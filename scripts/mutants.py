@@ -5,8 +5,8 @@
 `count` changes are drawn by `seed` from all that can be made in native/ and hmmfs/, a file being as
 likely as it is long. Each is planted in a clone of what is committed, and the tests of its layer
 run there, the quick ones first, until one fails. `state` has a line of JSON for each that is done;
-it may be ended at any time, and goes on there. At the end: how many were found, and by file who
-survived.
+it may be ended at any time, and goes on there. At the end: how many were found, how many of them
+first by a test of `scripts/test --quick`, and by file who survived.
 
 A mutant is "found" if a test fails or takes too long, "stillborn" if it can't be compiled or
 imported, which says nothing of the tests, else it has "survived". What finds one is run once more
@@ -277,11 +277,21 @@ class Clone:
         return "survived", []
 
 
-def report(results: list[dict[str, object]]) -> None:
+def quick_tests() -> set[str]:
+    """Those that `scripts/test --quick` runs."""
+    command = [sys.executable, "-m", "pytest", "-q", "--quick", "--collect-only", "-n", "0"]
+    said = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return {line for line in said.splitlines() if "::" in line}
+
+
+def report(results: list[dict[str, object]], quick: set[str]) -> None:
     fates = Counter(str(result["fate"]) for result in results)
     counted = fates["found"] + fates["survived"]
     share = f"{100 * fates['found'] / counted:.0f} %" if counted else "none"
     print(f"{fates['found']} of {counted} found ({share}), {fates['stillborn']} stillborn")
+    first = sum(result.get("by") in quick for result in results)
+    if fates["found"]:
+        print(f"at least {100 * first / fates['found']:.0f} % of what was found, by --quick")
     by_file = defaultdict(list)
     for result in results:
         if result["fate"] == "survived":
@@ -346,7 +356,7 @@ def main() -> None:
         print("ended: the same command goes on here")
     finally:
         shutil.rmtree(top, ignore_errors=True)
-    report([done[tuple(site)] for site in drawn if tuple(site) in done])
+    report([done[tuple(site)] for site in drawn if tuple(site) in done], quick_tests())
 
 
 if __name__ == "__main__":

@@ -106,11 +106,15 @@ def sites(root: Path, file: str) -> list[Site]:
 
 
 def changes_code(root: Path, site: Site) -> bool:
-    """False: it is in an annotation, which nobody evaluates."""
+    """False: it is in an annotation, which nobody evaluates, or makes what is no Python, such as
+    the `|` of a case."""
     if not site.file.endswith(".py"):
         return True
     text = (root / site.file).read_text()
-    return without_annotations(text) != without_annotations(_python_mutant(text, site))
+    try:
+        return without_annotations(text) != without_annotations(_python_mutant(text, site))
+    except SyntaxError:
+        return False
 
 
 def without_annotations(text: str) -> str:

@@ -11,8 +11,9 @@ COMPLETIONS = "hmmfs/share/completions"
 # extension is built for a sanitizer.
 PRELOAD = Extension(
     "hmmfs.libhmmfs-run",
-    sources=["native/helper.c", "native/preload.c", "native/tools.c", "native/dump_pages.c"],
-    depends=["native/attach.h", "native/helper.h", "native/preload.h"],
+    sources=sorted(glob("native/preload/*.c")),
+    depends=sorted(glob("native/preload/*.h")),
+    include_dirs=["native"],
     define_macros=[("_GNU_SOURCE", "1")],
     extra_compile_args=[
         *["-O2", "-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra"],

@@ -1,10 +1,10 @@
 /* Pages of a program's own memory: taken to a device, given back, accessed where they are.
  *
- * Taking is done by the program's helper (preload.h), which moves the pages out of the program's
- * reach; what was moved is what is copied to the device, so nothing can change meanwhile. A touch
- * from then on is a fault, and waits for the transaction's end. Giving back is UFFDIO_COPY: the
- * program has the page when it has its bytes. Until the owner is flipped the device's memory has
- * them too; so a page is always whole somewhere.
+ * Taking is done by the program's helper (preload/preload.h), which moves the pages out of the
+ * program's reach; what was moved is what is copied to the device, so nothing can change meanwhile.
+ * A touch from then on is a fault, and waits for the transaction's end. Giving back is UFFDIO_COPY:
+ * the program has the page when it has its bytes. Until the owner is flipped the device's memory
+ * has them too; so a page is always whole somewhere.
  */
 #include "process.h"
 

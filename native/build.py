@@ -1,4 +1,5 @@
-"""Builds hmmfs._native: the C files beside this one, and the declarations of hmmfs.h.
+"""Builds hmmfs._native: the C files below this directory, and the declarations of
+include/hmmfs.h.
 
 cffi parses C but not its preprocessor, so the header's directives are left out here and its
 ``#define NAME number`` lines are kept as constants.
@@ -12,51 +13,13 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-SOURCES = [
-    "access.c",
-    "account.c",
-    "advice.c",
-    "afar.c",
-    "anonymous.c",
-    "copies.c",
-    "cost.c",
-    "directory.c",
-    "events.c",
-    "gate.c",
-    "jobs.c",
-    "labels.c",
-    "movers.c",
-    "operation.c",
-    "order.c",
-    "pending.c",
-    "placement.c",
-    "pool.c",
-    "prefetch.c",
-    "process.c",
-    "region.c",
-    "recall.c",
-    "relay.c",
-    "room.c",
-    "shared.c",
-    "shared_access.c",
-    "side.c",
-    "space.c",
-    "spares.c",
-    "stays.c",
-    "take.c",
-    "thrash.c",
-    "times.c",
-    "touch.c",
-    "trace.c",
-    "transaction.c",
-    "uffd.c",
-    "vma.c",
-]
+# All but the library of hmmfs run, which setup.py builds apart.
+SOURCES = sorted(path for path in HERE.rglob("*.c") if path.parent.name != "preload")
 
 
 def declarations() -> str:
     """The header as cffi wants it: constants first, then everything but directives."""
-    text = (HERE / "hmmfs.h").read_text()
+    text = (HERE / "include/hmmfs.h").read_text()
     constants = re.findall(r"^#define (HM_\w+) \d+$", text, flags=re.M)
     body = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
     return "\n".join(f"#define {name} ..." for name in constants) + "\n" + body
@@ -74,10 +37,10 @@ if sanitize:
     links += [f"-fsanitize={sanitize}"]
 ffi.set_source(
     "hmmfs._native",
-    '#include "hmmfs.h"',
-    sources=[os.path.relpath(HERE / name, ROOT) for name in SOURCES],
+    '#include "include/hmmfs.h"',
+    sources=[os.path.relpath(path, ROOT) for path in SOURCES],
     include_dirs=[os.path.relpath(HERE, ROOT)],
-    depends=[os.path.relpath(path, ROOT) for path in sorted(HERE.glob("*.h"))],
+    depends=[os.path.relpath(path, ROOT) for path in sorted(HERE.rglob("*.h"))],
     define_macros=[("_GNU_SOURCE", "1")],
     extra_compile_args=flags,
     extra_link_args=links,

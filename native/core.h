@@ -17,7 +17,7 @@
  */
 #ifndef HMMFS_CORE_H
 #define HMMFS_CORE_H
-#include "hmmfs.h"
+#include "include/hmmfs.h"
 #include "pause.h"
 #include "step.h"
 

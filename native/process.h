@@ -2,7 +2,7 @@
  * anonymous.c, pending.c, stays.c and vma.c. */
 #ifndef HMMFS_PROCESS_H
 #define HMMFS_PROCESS_H
-#include "preload.h"
+#include "preload/preload.h"
 #include "transaction.h"
 
 #include <linux/userfaultfd.h>

@@ -15,7 +15,7 @@
  * by waking it, whatever became of the page meanwhile: an access that still can't go on faults
  * anew.
  */
-#include "afar.h"
+#include "worker/afar.h"
 #include "core.h"
 
 #include <fcntl.h>

@@ -73,10 +73,9 @@ RULES = "tests/unit/test_policy_rules.py tests/mount/test_policies.py tests/moun
 UNIT = "tests/unit --ignore=tests/unit/test_packaging.py"
 LAYERS = {
     "native/": [PROTOCOL, ALONE, FILES, MOVING, CONFORMANCE, RULES, SEEN],
-    "native/pre": ["tests/native/test_preload.py", PROGRAMS],
-    "native/helper": ["tests/native/test_preload.py", PROGRAMS],
-    "native/tools": ["tests/mount/test_launchers.py"],
-    "native/dump": ["tests/mount/test_dumps.py"],
+    "native/preload/": ["tests/native/test_preload.py", PROGRAMS],
+    "native/preload/tools": ["tests/mount/test_launchers.py"],
+    "native/preload/dump": ["tests/mount/test_dumps.py"],
     **{
         f"native/{name}": [PROTOCOL, ALONE, PROGRAMS, PROGRAMS_END]
         for name in ("process", "pending", "space", "anonymous", "take", "stays", "vma")

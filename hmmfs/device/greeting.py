@@ -1,5 +1,5 @@
 """What a program under `hmmfs run` and the daemon say to each other at first, and who it is:
-the twin of native/preload.h."""
+the twin of native/preload/preload.h."""
 
 from __future__ import annotations
 

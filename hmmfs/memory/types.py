@@ -1,5 +1,5 @@
-"""What goes to the native core and comes from it: the enumerations and structs of native/hmmfs.h as
-Python sees them."""
+"""What goes to the native core and comes from it: the enumerations and structs of
+native/include/hmmfs.h as Python sees them."""
 
 from __future__ import annotations
 

@@ -11,9 +11,15 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 NATIVE = HERE.parents[1] / "native"
-SOURCES = [NATIVE / name for name in runpy.run_path(str(NATIVE / "build.py"))["SOURCES"]]
+SOURCES: list[Path] = runpy.run_path(str(NATIVE / "build.py"))["SOURCES"]
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-pthread"]
 TELLING = ["-DHM_STEPS", "-DHM_PAUSES", "-O2", "-g"]  # its steps: beside steps.c
+
+
+def source_of(name: str) -> Path:
+    """The core's file of that name: no two layers have files of one name."""
+    (path,) = (path for path in SOURCES if path.name == name)
+    return path
 
 
 def compile_into(directory: Path, flags: Iterable[str], sources: Iterable[Path]) -> list[Path]:

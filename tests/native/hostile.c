@@ -1,7 +1,7 @@
 /* native/uffd.c against a worker that writes to its socket what it likes: SECONDS, SEED. */
 #include "inside.h"
 
-#include "../../native/afar.h"
+#include "../../native/worker/afar.h"
 
 #include <fcntl.h>
 #include <linux/userfaultfd.h>

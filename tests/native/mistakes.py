@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from core_build import NATIVE, compile_into
+from core_build import compile_into, source_of
 
 
 class Mistake(NamedTuple):
@@ -383,7 +383,7 @@ FAULTY = {
 def spoil(name: str, directory: Path) -> Path:
     """The file with the mistake, made in the directory."""
     _, file, right, wrong, also = (MISTAKES | FAULTY)[name]
-    text = (NATIVE / file).read_text()
+    text = source_of(file).read_text()
     for before, after in ((right, wrong), also):
         assert not before or text.count(before) == 1, f"{file} has changed: make the mistake anew"
         text = text.replace(before, after) if before else text

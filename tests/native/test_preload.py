@@ -823,7 +823,12 @@ def test_mremap_of_what_is_registered_in_part(daemon: Daemon, program: Path) -> 
 def test_helper_refers_to_nothing_else(tmp_path: Path) -> None:
     """It has no thread control block: a call of the C library could crash."""
     command = ["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-fno-stack-protector"]
-    command += ["-fvisibility=hidden", "-c", str(ROOT / "native/helper.c")]
+    command += [
+        "-fvisibility=hidden",
+        f"-I{ROOT / 'native'}",
+        "-c",
+        str(ROOT / "native/preload/helper.c"),
+    ]
     subprocess.run([*command, "-o", tmp_path / "helper.o"], check=True)
     listed = subprocess.run(["nm", "-u", tmp_path / "helper.o"], capture_output=True, text=True)
     assert set(listed.stdout.split()) <= {"U", "_GLOBAL_OFFSET_TABLE_"}

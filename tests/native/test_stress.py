@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from core_build import FLAGS, HERE, NATIVE, SOURCES, compile_into
+from core_build import FLAGS, HERE, SOURCES, compile_into, source_of
 
 from hmmfs import mountinfo
 from hmmfs.filesystem import linux
@@ -132,7 +132,7 @@ def test_the_audit_finds_each_kind_of_damage(build: Build) -> None:
     done = run([build("audit", "address")], LIMIT)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    source = "".join((NATIVE / name).read_text() for name in ("room.c", "account.c"))
+    source = "".join(source_of(name).read_text() for name in ("room.c", "account.c"))
     calls = re.findall(r"\b(?:AUDIT|AGREE)\((?!a, cond|cond)(.*?)\);\n", source, re.DOTALL)
     sentences = ["".join(re.findall(r'"([^"]*)"', call)) for call in calls]
     assert len(sentences) > 15

@@ -1,31 +1,21 @@
-/* What `hmmfs run` preloads into a program, so that its memory is the devices' too.
- *
- * It connects to the mount's daemon and hands over what preload.h says: a userfaultfd and the
- * memory of requests. Two threads then do what only the program itself can (helper.c). Whatever
- * fails costs one sentence on standard error, and the program runs on by itself.
+/* A program is attached: it connects to the mount's daemon and hands over what preload.h says, a
+ * userfaultfd and the memory of requests. Whatever fails costs one sentence on standard error, and
+ * the program runs on by itself.
  *
  * A fork is attached anew, by itself: threads do not survive a fork, and its memory is another. It
  * may be one of many threads, so nothing here takes a lock or allocates. A program that replaces
- * this one is attached by its own copy of this library; vfork and posix_spawn need nothing.
- *
- * It also stands before open, for the device files of the kernel's HMM tests; before mremap, for
- * pages that the daemon has registered split the kernel's mappings, which mremap does not cross;
- * and before what changes mappings or discards pages, which taking pages has to know of.
- */
-#include "attach.h"
-#include "helper.h"
+ * this one is attached by its own copy of this library; vfork and posix_spawn need nothing. */
+#include "preload/attach.h"
+
+#include "preload/complain.h"
+#include "preload/dump_pages.h"
 
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <linux/futex.h>
 #include <linux/userfaultfd.h>
-#include <pthread.h>
-#include <stdarg.h>
-#include <stdbool.h>
 #include <stddef.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -49,9 +39,6 @@
 #endif
 #ifndef UFFD_FEATURE_POISON
 #define UFFD_FEATURE_POISON (1 << 14)
-#endif
-#ifndef PIDFD_THREAD
-#define PIDFD_THREAD O_EXCL
 #endif
 #define FEATURES                                                                                   \
     (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |         \
@@ -79,23 +66,8 @@ static struct hm_threads *threads; /* NULL: not attached */
 static pid_t attached;             /* whose they are */
 static char *own_memory;           /* OWN_BYTES that go with them */
 
-/* ---- sentences ---------------------------------------------------------------------------- */
-
-void hm_complain(const char *what, int error, const char *consequence)
-{
-    char line[512];
-    const char *why = strerrordesc_np(error);
-    const char *parts[] = {"hmmfs run: ", what,        " (", why ? why : "unknown error",
-                           "): ",         consequence, ".\n"};
-    size_t used = 0;
-    for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++)
-        for (const char *c = parts[i]; *c && used < sizeof(line); c++)
-            line[used++] = *c;
-    (void)!write(STDERR_FILENO, line, used);
-}
-
 /* NULL also in a child that a system call made: it has not inherited them, and we were not told. */
-static struct hm_threads *own_threads(void)
+struct hm_threads *hm_own_threads(void)
 {
     struct hm_threads *ours = __atomic_load_n(&threads, __ATOMIC_RELAXED);
     return ours && attached == getpid() ? ours : NULL;
@@ -361,7 +333,7 @@ static bool attach(struct attempt *attempt)
 
 bool hm_has_only_ours(void)
 {
-    struct hm_threads *ours = own_threads();
+    struct hm_threads *ours = hm_own_threads();
     struct stat tasks;
     nlink_t known = 3; /* of the directory itself: two links, and one for each thread */
     if (!ours)
@@ -395,7 +367,7 @@ static bool has_ended(int thread)
 bool hm_leave(void)
 {
     struct attempt attempt = NO_ATTEMPT;
-    struct hm_threads *ours = own_threads();
+    struct hm_threads *ours = hm_own_threads();
     struct hm_control *control = ours ? ours->link.control : NULL;
     struct timespec step = {.tv_nsec = 100000};
     int tries = LEAVE_SECONDS * 10000, error;
@@ -425,7 +397,7 @@ void hm_attach(void)
                     "that takes root or CAP_SYS_PTRACE, and Linux 6.8 or later");
 }
 
-static void attach_child(void)
+void hm_attach_child(void)
 {
     struct attempt attempt = NO_ATTEMPT;
     int kept = errno;
@@ -437,15 +409,14 @@ static void attach_child(void)
 }
 
 /* Forks of a program that has lost its daemon are not attached, and say nothing. */
-static void before_fork(void)
+void hm_before_fork(void)
 {
-    struct hm_threads *ours = own_threads();
+    struct hm_threads *ours = hm_own_threads();
     if (ours && __atomic_load_n(&ours->link.gone, __ATOMIC_ACQUIRE))
         __atomic_store_n(&threads, NULL, __ATOMIC_RELAXED);
 }
 
-/* False: the program is not under hmmfs run. */
-static bool read_settings(void)
+bool hm_read_settings(void)
 {
     const char *name = getenv("HMMFS_SOCKET"), *least = getenv("HMMFS_LEAST");
     const char *directory = getenv("HMMFS_DIR");
@@ -466,329 +437,15 @@ static bool read_settings(void)
     return true;
 }
 
-/* ---- before the C library's functions ----------------------------------------------------- */
-
-/* Looked up in the constructor, and by whoever is even before that. */
-static void *real(void **found, const char *name)
+void hm_tell_of_wiping(void)
 {
-    void *function = __atomic_load_n(found, __ATOMIC_RELAXED);
-    if (!function) {
-        function = dlsym(RTLD_NEXT, name);
-        __atomic_store_n(found, function, __ATOMIC_RELAXED);
-    }
-    return function;
-}
-
-/* Where a path leads here: the mount's file for a device file of the kernel's HMM tests, which is
- * /dev/hmm_dmirror and a number. */
-static const char *redirected(const char *path, char room[PATH_MAX])
-{
-    static const char prefix[] = "/dev/hmm_dmirror";
-    const char *number;
-    size_t digits;
-    __asm__("" : "+r"(path)); /* headers say that nobody gives NULL */
-    if (!path || !settings.directory[0] || strncmp(path, prefix, sizeof(prefix) - 1) != 0)
-        return path;
-    number = path + sizeof(prefix) - 1;
-    digits = strspn(number, "0123456789");
-    if (!digits || number[digits] || (number[0] == '0' && digits > 1))
-        return path;
-    if (snprintf(room, PATH_MAX, "%s/devices/dev%s/dmirror", settings.directory, number) >=
-        PATH_MAX)
-        return path;
-    return room;
-}
-
-#define MODE_OF(flags, mode)                                                                       \
-    do {                                                                                           \
-        if ((flags)&O_CREAT || ((flags)&O_TMPFILE) == O_TMPFILE) {                                 \
-            va_list rest;                                                                          \
-            va_start(rest, flags);                                                                 \
-            mode = va_arg(rest, mode_t);                                                           \
-            va_end(rest);                                                                          \
-        }                                                                                          \
-    } while (0)
-
-#define STAND_BEFORE_OPEN(name)                                                                    \
-    static void *real_##name;                                                                      \
-    EXPORTED int name(const char *path, int flags, ...)                                            \
-    {                                                                                              \
-        char room[PATH_MAX];                                                                       \
-        int (*next)(const char *, int, ...) = real(&real_##name, #name);                           \
-        mode_t mode = 0;                                                                           \
-        MODE_OF(flags, mode);                                                                      \
-        return next(redirected(path, room), flags, mode);                                          \
-    }
-
-#define STAND_BEFORE_OPENAT(name)                                                                  \
-    static void *real_##name;                                                                      \
-    EXPORTED int name(int directory, const char *path, int flags, ...)                             \
-    {                                                                                              \
-        char room[PATH_MAX];                                                                       \
-        int (*next)(int, const char *, int, ...) = real(&real_##name, #name);                      \
-        mode_t mode = 0;                                                                           \
-        MODE_OF(flags, mode);                                                                      \
-        return next(directory, redirected(path, room), flags, mode);                               \
-    }
-
-/* What open is with _FORTIFY_SOURCE. */
-#define STAND_BEFORE_OPEN_2(name)                                                                  \
-    static void *real_##name;                                                                      \
-    EXPORTED int name(const char *path, int flags);                                                \
-    int name(const char *path, int flags)                                                          \
-    {                                                                                              \
-        char room[PATH_MAX];                                                                       \
-        int (*next)(const char *, int) = real(&real_##name, #name);                                \
-        return next(redirected(path, room), flags);                                                \
-    }
-
-#define STAND_BEFORE_OPENAT_2(name)                                                                \
-    static void *real_##name;                                                                      \
-    EXPORTED int name(int directory, const char *path, int flags);                                 \
-    int name(int directory, const char *path, int flags)                                           \
-    {                                                                                              \
-        char room[PATH_MAX];                                                                       \
-        int (*next)(int, const char *, int) = real(&real_##name, #name);                           \
-        return next(directory, redirected(path, room), flags);                                     \
-    }
-
-STAND_BEFORE_OPEN(open)
-STAND_BEFORE_OPEN(open64)
-STAND_BEFORE_OPENAT(openat)
-STAND_BEFORE_OPENAT(openat64)
-STAND_BEFORE_OPEN_2(__open_2)
-STAND_BEFORE_OPEN_2(__open64_2)
-STAND_BEFORE_OPENAT_2(__openat_2)
-STAND_BEFORE_OPENAT_2(__openat64_2)
-
-/* The userfaultfd is in the threads' table: have it for a moment. Before Linux 6.9 that can't be
- * had, and the range stays in pieces. */
-static int borrow_uffd(const struct hm_link *link)
-{
-    int thread = (int)syscall(SYS_pidfd_open, link->guard, PIDFD_THREAD), uffd;
-    if (thread < 0)
-        return -1;
-    uffd = (int)syscall(SYS_pidfd_getfd, thread, link->uffd, 0);
-    close(thread);
-    return uffd;
-}
-
-/* Have all of a range registered alike, so that it is one mapping to the kernel. */
-static bool join(void *address, size_t length)
-{
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    struct uffdio_register request = {
-        .range = {(uint64_t)(uintptr_t)address, (length + page - 1) & ~(page - 1)},
-        .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP};
-    struct hm_threads *ours = own_threads();
-    int uffd, error;
-    if (!ours || ours->link.uffd < 0 || !length)
-        return false;
-    uffd = borrow_uffd(&ours->link);
-    if (uffd < 0)
-        return false;
-    error = ioctl(uffd, UFFDIO_REGISTER, &request);
-    close(uffd);
-    return error == 0;
-}
-
-/* The helper may be about to drop pages of a mapping, and the kernel would drop what replaces it.
- * It takes some 20 us, and not longer than the daemon needs to read an event. errno stays. NULL:
- * there is none. */
-static struct hm_control *begin_change(void)
-{
-    struct hm_threads *ours = own_threads();
-    struct timespec most = {.tv_sec = 1};
-    int kept = errno;
-    if (!ours || ours->link.uffd < 0)
-        return NULL;
-    __atomic_add_fetch(&ours->link.control->changes_begun, 1, __ATOMIC_SEQ_CST);
-    for (int tries = 0; tries < 3 && __atomic_load_n(&ours->link.dropping, __ATOMIC_SEQ_CST);
-         tries++)
-        syscall(SYS_futex, &ours->link.dropping, FUTEX_WAIT, 1, &most, NULL, 0);
-    errno = kept;
-    return ours->link.control;
-}
-
-static void end_change(struct hm_control *control)
-{
-    if (control)
-        __atomic_add_fetch(&control->changes_ended, 1, __ATOMIC_SEQ_CST);
-}
-
-/* Whoever allocates before the constructor has run may do so by these: nothing is looked up. */
-static void *real_mmap, *real_munmap;
-
-static void *map(void *address, size_t length, int protection, int flags, int fd, off64_t offset)
-{
-    void *(*next)(void *, size_t, int, int, int, off64_t) =
-        __atomic_load_n(&real_mmap, __ATOMIC_RELAXED);
-    struct hm_control *change = flags & MAP_FIXED ? begin_change() : NULL;
-    void *result;
-    if (next)
-        result = next(address, length, protection, flags, fd, offset);
-    else
-        result = (void *)syscall(SYS_mmap, address, length, protection, flags, fd, offset);
-    end_change(change);
-    return result;
-}
-
-EXPORTED void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset)
-{
-    return map(address, length, protection, flags, fd, offset);
-}
-
-EXPORTED void *mmap64(void *address, size_t length, int protection, int flags, int fd,
-                      off64_t offset)
-{
-    return map(address, length, protection, flags, fd, offset);
-}
-
-EXPORTED int munmap(void *address, size_t length)
-{
-    int (*next)(void *, size_t) = __atomic_load_n(&real_munmap, __ATOMIC_RELAXED);
-    struct hm_control *change = begin_change();
-    int result = next ? next(address, length) : (int)syscall(SYS_munmap, address, length);
-    end_change(change);
-    return result;
-}
-
-static void *real_mremap;
-
-/* From Linux 6.17 on a move of all of a range goes mapping by mapping, and stops at one that is
- * registered: what went before it has gone, and a second try would put what is left in its place.
- */
-static bool moves_in_parts(size_t length, size_t wanted, int flags)
-{
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    return flags & MREMAP_FIXED && (length + page - 1) / page == (wanted + page - 1) / page;
-}
-
-static void *remap(void *address, size_t length, size_t wanted, int flags, void *to)
-{
-    void *(*next)(void *, size_t, size_t, int, ...) = real(&real_mremap, "mremap");
-    int kept = errno;
-    void *result;
-    if (moves_in_parts(length, wanted, flags)) {
-        join(address, length);
-        errno = kept;
-        return next(address, length, wanted, flags, to);
-    }
-    result = next(address, length, wanted, flags, to);
-    if (result != MAP_FAILED || errno != EFAULT)
-        return result;
-    if (join(address, length)) {
-        errno = kept;
-        return next(address, length, wanted, flags, to);
-    }
-    errno = EFAULT;
-    return MAP_FAILED;
-}
-
-EXPORTED void *mremap(void *address, size_t length, size_t wanted, int flags, ...)
-{
-    struct hm_control *change;
-    void *to, *result;
-    va_list rest;
-    va_start(rest, flags);
-    to = va_arg(rest, void *);
-    va_end(rest);
-    change = begin_change();
-    result = remap(address, length, wanted, flags, to);
-    end_change(change);
-    return result;
-}
-
-static void *real_madvise;
-
-/* What headers lack: Linux 5.18, 6.13. */
-enum { DONTNEED_LOCKED = 24, GUARD_INSTALL = 102 };
-
-/* An entry for a range that is being discarded; NULL: there is none, so it is as if nobody told. */
-static struct hm_discarding *announce(uint64_t start, uint64_t end)
-{
-    struct hm_threads *ours = own_threads();
-    struct hm_discarding *all =
-        ours && ours->link.uffd >= 0 ? ours->link.control->discarding : NULL;
-    for (int i = 0; all && i < HM_PRELOAD_DISCARDS; i++) {
-        uint64_t nothing = 0;
-        if (!__atomic_compare_exchange_n(&all[i].start, &nothing, 1, false, __ATOMIC_SEQ_CST,
-                                         __ATOMIC_RELAXED))
-            continue;
-        __atomic_store_n(&all[i].end, end, __ATOMIC_RELAXED);
-        __atomic_store_n(&all[i].start, start, __ATOMIC_SEQ_CST);
-        return &all[i];
-    }
-    return NULL;
-}
-
-/* The kernel tells the daemon nothing of guards: so the pages are discarded, too, which it does
- * tell. One of them may come home, over its guard, until then. */
-static void tell_of_guards(int (*next)(void *, size_t, int), void *address, size_t length)
-{
-    int kept = errno;
-    next(address, length, DONTNEED_LOCKED);
-    next(address, length, GUARD_INSTALL);
-    errno = kept;
-}
-
-/* The daemon gives each child what devices have, but for such mappings; it looks for them only if
- * there may be any, which takes long. */
-static void tell_of_wiping(void)
-{
-    struct hm_threads *ours = own_threads();
+    struct hm_threads *ours = hm_own_threads();
     __atomic_store_n(&wipes, 1, __ATOMIC_RELAXED);
     if (ours)
         __atomic_store_n(&ours->link.control->wipes, 1, __ATOMIC_SEQ_CST);
 }
 
-/* The kernel tells the daemon of a discard before it does it, and not when it has. */
-EXPORTED int madvise(void *address, size_t length, int advice)
+const char *hm_mount_directory(void)
 {
-    int (*next)(void *, size_t, int) = real(&real_madvise, "madvise");
-    bool discards = advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_REMOVE ||
-                    advice == DONTNEED_LOCKED || advice == GUARD_INSTALL;
-    uint64_t start = (uint64_t)(uintptr_t)address, page = (uint64_t)sysconf(_SC_PAGESIZE);
-    struct hm_discarding *entry = NULL;
-    int result;
-    if (advice == MADV_WIPEONFORK)
-        tell_of_wiping();
-    if (discards && start && length)
-        entry = announce(start, (start + length + page - 1) & ~(page - 1));
-    result = next(address, length, advice);
-    /* ENOMEM: all is a guard that there is between holes. */
-    if (advice == GUARD_INSTALL && (!result || errno == ENOMEM) && own_threads())
-        tell_of_guards(next, address, length);
-    if (entry)
-        __atomic_store_n(&entry->start, 0, __ATOMIC_SEQ_CST);
-    return result;
-}
-
-/* ---- the constructor ---------------------------------------------------------------------- */
-
-static void find_real(void)
-{
-    real(&real_open, "open");
-    real(&real_open64, "open64");
-    real(&real_openat, "openat");
-    real(&real_openat64, "openat64");
-    real(&real___open_2, "__open_2");
-    real(&real___open64_2, "__open64_2");
-    real(&real___openat_2, "__openat_2");
-    real(&real___openat64_2, "__openat64_2");
-    real(&real_mremap, "mremap");
-    real(&real_madvise, "madvise");
-    real(&real_mmap, "mmap");
-    real(&real_munmap, "munmap");
-}
-
-__attribute__((constructor)) static void begin(void)
-{
-    int kept = errno;
-    find_real();
-    if (read_settings() && hm_can_attach()) {
-        hm_attach();
-        pthread_atfork(before_fork, NULL, attach_child);
-    }
-    errno = kept;
+    return settings.directory;
 }

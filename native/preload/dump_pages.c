@@ -1,6 +1,6 @@
 /* Pages by which the daemon learns of a core dump before it is written: hmmfs/filesystem/dumps.py.
  */
-#include "attach.h"
+#include "preload/dump_pages.h"
 
 #include <stddef.h>
 #include <sys/mman.h>

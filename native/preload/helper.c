@@ -15,7 +15,7 @@
  * no descriptor that it did not open, can close none of these, and none of its files is kept open.
  * For the same reason they have a directory of their own. All signals are blocked.
  */
-#include "helper.h"
+#include "preload/helper.h"
 
 #include <errno.h>
 #include <limits.h>

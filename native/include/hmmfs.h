@@ -444,8 +444,8 @@ int hm_audit(struct hm_core *core, char *text, size_t size);
 
 /* Give the region, which is made for that and has no file, the memory of a program: its offsets are
  * addresses modulo hm_region_max_bytes(). uffd, socket and control are what the program's library
- * sent (preload.h), or -1: then devices can reach the memory, but nothing of it moves. All of them
- * and pidfd belong to the core if this succeeds. EBUSY: the region is somebody's. */
+ * sent (preload/preload.h), or -1: then devices can reach the memory, but nothing of it moves. All
+ * of them and pidfd belong to the core if this succeeds. EBUSY: the region is somebody's. */
 struct hm_process_config {
     int32_t pid, pidfd, uffd, socket, control;
     uint32_t foreign; /* 1: of a user with fewer rights; only the memory that it has now is had */

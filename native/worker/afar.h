@@ -1,7 +1,7 @@
 /* What the core and the helper thread in a worker say to each other: see afar.c. */
 #ifndef HMMFS_AFAR_H
 #define HMMFS_AFAR_H
-#include "hmmfs.h"
+#include "include/hmmfs.h"
 
 /* Map [offset, offset+length) bytes of the region's file over its window. Sent back with an errno
  * (negative) when that can't be done. */

@@ -12,7 +12,7 @@
  * the page is; and what it says of protection to a part that was just replaced reaches nobody.
  *
  * It ends with the launch: a file kept open would keep the mount busy. */
-#include "afar.h"
+#include "worker/afar.h"
 
 #include <errno.h>
 #include <fcntl.h>

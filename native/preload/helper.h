@@ -1,7 +1,7 @@
 /* The threads that hmmfs run's library adds to a program: see helper.c. */
 #ifndef HMMFS_HELPER_H
 #define HMMFS_HELPER_H
-#include "preload.h"
+#include "preload/preload.h"
 
 #include <poll.h>
 #include <stdint.h>

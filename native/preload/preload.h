@@ -1,6 +1,6 @@
 /* What a program under `hmmfs run` and the daemon say to each other.
  *
- * The library (preload.c) connects to the mount's socket (SOCK_SEQPACKET, abstract), sends a hello
+ * The library (attach.c) connects to the mount's socket (SOCK_SEQPACKET, abstract), sends a hello
  * with its userfaultfd and the memory of `struct hm_control` as descriptors, and is answered with a
  * welcome. From then on the daemon sends the number of a slot whenever it has put a request there,
  * and nothing else ever comes. A slot's state is what both agree by; it is a shared futex:

@@ -70,3 +70,16 @@ def test_annotations_are_no_code(tool: ModuleType) -> None:
     assert bare(lazy + one) == bare(lazy + other)
     assert bare(one) != bare(other), "they are evaluated"
     assert bare(lazy + one) != bare(lazy + one.replace("1", "2"))
+
+
+def test_what_is_no_python_is_not_drawn(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.py").write_text("match 1:\n    case 1 | 2:\n        pass\n")
+    texts = iter(
+        ["match 1:\n    case 1 - 2:\n        pass\n", "match 1:\n    case 1:\n        pass\n"]
+    )
+    monkeypatch.setattr(tool, "_python_mutant", lambda text, site: next(texts))
+    site = tool.Site("a.py", "core/ReplaceBinaryOperator_BitOr_Sub", 0)
+    assert not tool.changes_code(tmp_path, site)
+    assert tool.changes_code(tmp_path, site)

@@ -1,0 +1,80 @@
+"""scripts/layers.py: each way to break the order of native/ is found, with its line."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def said_of(native: Path) -> list[str]:
+    command = [sys.executable, str(ROOT / "scripts/layers.py"), str(native)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == bool(done.stderr)
+    return done.stderr.splitlines()
+
+
+@pytest.fixture
+def native(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(ROOT / "native", tmp_path / "native"))
+
+
+def test_the_core_is_in_order(native: Path) -> None:
+    assert said_of(native) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        ("worker/afar.c", '#include "core.h"', "worker/ may not use what is above/: core.h"),
+        ("worker/afar.h", '#include "core.h"', "worker/ may not use what is above/: core.h"),
+        (
+            "worker/afar.c",
+            '#include "preload/preload.h"',
+            "worker/ may not use preload/: preload/preload.h",
+        ),
+        (
+            "preload/helper.c",
+            "void *x = hm_region_get;",
+            "preload/ may not use what is above/: hm_region_get",
+        ),
+        ("preload/tools.c", '#include "tools.h"', "There is no tools.h. "),
+        ("include/hmmfs.h", '#include "worker/afar.h"', "include/ may not use worker/: "),
+    ],
+)
+def test_what_is_above_is_not_used(native: Path, name: str, line: str, said: str) -> None:
+    path = native / name
+    lines = path.read_text().split("\n")
+    path.write_text("\n".join([*lines[:-1], line, ""]))
+    (found,) = said_of(native)
+    assert found.startswith(f"native/{name}:{len(lines)}: {said}")
+
+
+def test_comments_use_nothing(native: Path) -> None:
+    with (native / "worker/afar.c").open("a") as file:
+        file.write('/* as hm_region_get does\n#include "core.h"\n*/\n')
+    assert said_of(native) == []
+
+
+def test_a_circle(native: Path) -> None:
+    with (native / "preload/complain.c").open("a") as file:
+        file.write("void *x = hm_attach;\n")
+    (found,) = said_of(native)
+    place, _, names = found.partition(": These use each other: ")
+    assert place.startswith("native/preload/")
+    assert set(names.split(", ")) == {"preload/attach", "preload/complain"}
+
+
+def test_names_of_files_and_folders(native: Path) -> None:
+    (native / "worker/pool.c").touch()
+    (native / "elsewhere").mkdir()
+    (native / "elsewhere/new.c").touch()
+    assert said_of(native) == [
+        "native/elsewhere/new.c:1: scripts/layers.py does not say where elsewhere/ belongs.",
+        "native/worker/pool.c:1: pool.c has that name, too. Give it another.",
+    ]

@@ -332,9 +332,9 @@ int hm_stats_get(struct hm_core *core, struct hm_stats *out)
                              .jobs = c->jobs,
                              .regions = core->regions};
     out->cpu_faults = out->cpu_read_faults + out->cpu_write_faults;
-    pthread_mutex_lock(&core->trace.lock);
-    out->trace_recorded = core->trace.head;
-    pthread_mutex_unlock(&core->trace.lock);
+    pthread_mutex_lock(&core->trace->lock);
+    out->trace_recorded = core->trace->head;
+    pthread_mutex_unlock(&core->trace->lock);
     pthread_mutex_lock(&core->jobs_lock);
     out->movers = core->movers;
     pthread_mutex_unlock(&core->jobs_lock);

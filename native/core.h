@@ -364,7 +364,7 @@ struct hm_core {
     /* By pair of nodes, [one][two] and [two][one] the same 513 numbers, owned by the core; NULL:
      * no link. Written before there is anything to charge, so read without a lock. */
     uint32_t *links[HM_MAX_NODES][HM_MAX_NODES];
-    struct hm_device device[HM_MAX_NODES]; /* by node; the host's is not used */
+    struct hm_device *device; /* by node; the host's is not used */
     struct hm_counters count;
     struct hm_core_flows {
         hm_counter moved[HM_MAX_NODES][HM_MAX_NODES], carried[HM_MAX_NODES][HM_MAX_NODES];
@@ -372,7 +372,7 @@ struct hm_core {
         hm_counter link_ns[HM_MAX_NODES][HM_MAX_NODES];
         hm_counter in[HM_MAX_NODES][6], out[HM_MAX_NODES][6], faults[HM_MAX_NODES][10];
     } flows; /* struct hm_flows */
-    struct hm_trace trace;
+    struct hm_trace *trace;
     hm_counter ticks; /* of hm_tick */
     _Atomic(const struct hm_prefetch *) prefetch[HM_MAX_NODES];
     _Atomic(const struct hm_thrashing *) thrashing; /* NULL: nothing does */
@@ -440,7 +440,7 @@ static inline uint64_t hm_now(void)
 /* trace.c. Whether to make the effort of an event. */
 static inline bool hm_traced(const struct hm_region *region, enum hm_trace_kind kind)
 {
-    return atomic_load_explicit(&region->core->trace.mask, memory_order_relaxed) >> kind & 1 &&
+    return atomic_load_explicit(&region->core->trace->mask, memory_order_relaxed) >> kind & 1 &&
            !atomic_load_explicit(&region->untraced, memory_order_relaxed);
 }
 #define HM_NOWHERE 255 /* where an event names no node */
@@ -451,8 +451,8 @@ void hm_trace(struct hm_region *region, uint64_t block, const struct hm_mask *ma
 void hm_trace_cpu_fault(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
                         bool write, uint64_t began, bool ended);
 void hm_trace_gone(struct hm_region *region); /* remember what it was called */
-void hm_trace_init(struct hm_trace *trace);
-void hm_trace_deinit(struct hm_trace *trace);
+int hm_trace_init(struct hm_core *core);      /* -ENOMEM */
+void hm_trace_deinit(struct hm_core *core);
 
 /* account.c */
 void hm_count_moved(struct hm_core *core, uint32_t from, uint32_t to, uint32_t pages,
@@ -693,7 +693,8 @@ void hm_thaw(struct hm_block *record, struct hm_stripe *stripe);
 
 /* uffd.c: what the node's worker may do with pages of a block, which it maps or not. Called with
  * the stripe held or the block busy; 0, or -errno if the kernel refused. */
-void hm_devices_init(struct hm_core *core);
+int hm_devices_init(struct hm_core *core); /* -ENOMEM */
+void hm_devices_deinit(struct hm_core *core);
 int hm_window_protect(struct hm_region *region, uint32_t node, uint64_t block,
                       const struct hm_mask *mask); /* a store is a fault */
 int hm_window_let_store(struct hm_region *region, uint32_t node, uint64_t block,

@@ -50,9 +50,7 @@ int hm_core_create(const struct hm_config *config, struct hm_core **ret)
     pthread_cond_init(&core->jobs_ready, NULL);
     pthread_mutex_init(&core->events_lock, NULL);
     pthread_mutex_init(&core->spares_lock, NULL);
-    hm_trace_init(&core->trace);
     core->jobs_end = &core->jobs;
-    hm_devices_init(core);
     for (uint32_t i = 0; i < HM_STRIPES; i++) {
         struct hm_stripe *stripe = &core->stripes[i];
         pthread_mutex_init(&stripe->lock, NULL);
@@ -60,6 +58,11 @@ int hm_core_create(const struct hm_config *config, struct hm_core **ret)
         stripe->parked_end = &stripe->parked;
         stripe->deferred_end = &stripe->deferred;
     }
+    error = hm_trace_init(core);
+    if (!error)
+        error = hm_devices_init(core);
+    if (error)
+        goto fail;
     error = -ENOMEM;
     zeros = mmap(NULL, HM_ZERO_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (zeros == MAP_FAILED)
@@ -99,7 +102,7 @@ void hm_core_destroy(struct hm_core *core)
 {
     if (core->relay)
         hm_relay_stop(core->relay);
-    for (uint32_t node = 1; node < core->config.nodes; node++)
+    for (uint32_t node = 1; core->device && node < core->config.nodes; node++)
         hm_device_detach(core, node);
     for (uint32_t i = 0; i < HM_REGION_BUCKETS; i++)
         for (struct hm_region *region = core->buckets[i]; region; region = region->next)
@@ -136,7 +139,8 @@ void hm_core_destroy(struct hm_core *core)
     pthread_cond_destroy(&core->jobs_ready);
     pthread_mutex_destroy(&core->events_lock);
     pthread_mutex_destroy(&core->spares_lock);
-    hm_trace_deinit(&core->trace);
+    hm_trace_deinit(core);
+    hm_devices_deinit(core);
     free(core->list);
     hm_events_deinit(core);
     hm_spares_deinit(core);

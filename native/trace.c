@@ -18,23 +18,32 @@ struct hm_trace_name {
     char name[];
 };
 
-void hm_trace_init(struct hm_trace *trace)
+int hm_trace_init(struct hm_core *core)
 {
+    struct hm_trace *trace = calloc(1, sizeof(*trace));
+    if (!trace)
+        return -ENOMEM;
     pthread_mutex_init(&trace->lock, NULL);
     trace->kinds = ALL_KINDS;
+    core->trace = trace;
+    return 0;
 }
 
-void hm_trace_deinit(struct hm_trace *trace)
+void hm_trace_deinit(struct hm_core *core)
 {
+    struct hm_trace *trace = core->trace;
+    if (!trace)
+        return;
     pthread_mutex_destroy(&trace->lock);
     for (int i = 0; i < HM_TRACE_NAMES; i++)
         free(trace->gone[i]);
     free(trace->ring);
+    free(trace);
 }
 
 int hm_trace_resize(struct hm_core *core, uint32_t events)
 {
-    struct hm_trace *trace = &core->trace;
+    struct hm_trace *trace = core->trace;
     struct hm_trace_event *ring = NULL, *old;
     if (events > MAX_EVENTS || events & (events - 1))
         return -EINVAL;
@@ -56,7 +65,7 @@ int hm_trace_resize(struct hm_core *core, uint32_t events)
 
 int hm_trace_kinds(struct hm_core *core, uint32_t mask)
 {
-    struct hm_trace *trace = &core->trace;
+    struct hm_trace *trace = core->trace;
     pthread_mutex_lock(&trace->lock);
     trace->kinds = mask & ALL_KINDS;
     atomic_store(&trace->mask, trace->size ? trace->kinds : 0);
@@ -76,7 +85,7 @@ int hm_trace_region(struct hm_core *core, uint64_t ino, int on)
 
 static void record(struct hm_core *core, const struct hm_trace_event *event)
 {
-    struct hm_trace *trace = &core->trace;
+    struct hm_trace *trace = core->trace;
     bool wake = false;
     pthread_mutex_lock(&trace->lock);
     if (trace->size) {
@@ -150,7 +159,7 @@ void hm_trace_cpu_fault(struct hm_region *region, uint64_t block, const struct h
 
 uint64_t hm_trace_wake(struct hm_core *core, uint64_t from)
 {
-    struct hm_trace *trace = &core->trace;
+    struct hm_trace *trace = core->trace;
     uint64_t head;
     pthread_mutex_lock(&trace->lock);
     head = trace->head;
@@ -161,7 +170,7 @@ uint64_t hm_trace_wake(struct hm_core *core, uint64_t from)
 
 void hm_trace_clear(struct hm_core *core)
 {
-    struct hm_trace *trace = &core->trace;
+    struct hm_trace *trace = core->trace;
     pthread_mutex_lock(&trace->lock);
     trace->floor = trace->head;
     pthread_mutex_unlock(&trace->lock);
@@ -177,9 +186,9 @@ static uint64_t oldest_of(const struct hm_trace *trace)
 uint64_t hm_trace_oldest(struct hm_core *core)
 {
     uint64_t oldest;
-    pthread_mutex_lock(&core->trace.lock);
-    oldest = oldest_of(&core->trace);
-    pthread_mutex_unlock(&core->trace.lock);
+    pthread_mutex_lock(&core->trace->lock);
+    oldest = oldest_of(core->trace);
+    pthread_mutex_unlock(&core->trace->lock);
     return oldest;
 }
 
@@ -223,7 +232,7 @@ const char *hm_trace_kind_name(int kind)
 
 void hm_trace_gone(struct hm_region *region)
 {
-    struct hm_trace *trace = &region->core->trace;
+    struct hm_trace *trace = region->core->trace;
     struct hm_trace_name *made, *old;
     size_t length = strnlen(region->record->name, HM_NAME_MAX);
     made = malloc(sizeof(*made) + length + 1);
@@ -251,12 +260,12 @@ static bool name_of(struct hm_core *core, uint64_t ino, char name[HM_NAME_MAX + 
         hm_region_put(region);
         return true;
     }
-    pthread_mutex_lock(&core->trace.lock);
-    gone = core->trace.gone[ino % HM_TRACE_NAMES];
+    pthread_mutex_lock(&core->trace->lock);
+    gone = core->trace->gone[ino % HM_TRACE_NAMES];
     found = gone && gone->ino == ino;
     if (found)
         strcpy(name, gone->name);
-    pthread_mutex_unlock(&core->trace.lock);
+    pthread_mutex_unlock(&core->trace->lock);
     return found;
 }
 
@@ -334,7 +343,7 @@ static char *put_line(struct hm_core *core, char *out, const struct hm_trace_eve
 int64_t hm_trace_text(struct hm_core *core, uint64_t *cursor, uint64_t until, char *out,
                       size_t size)
 {
-    struct hm_trace *trace = &core->trace;
+    struct hm_trace *trace = core->trace;
     struct hm_trace_event events[BATCH];
     char *at = out;
     uint32_t n = 1;

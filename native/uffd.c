@@ -30,12 +30,23 @@
 
 #define BATCH 64 /* faults taken at a time */
 
-void hm_devices_init(struct hm_core *core)
+int hm_devices_init(struct hm_core *core)
 {
+    core->device = calloc(HM_MAX_NODES, sizeof(*core->device));
+    if (!core->device)
+        return -ENOMEM;
     for (uint32_t node = 0; node < HM_MAX_NODES; node++) {
         pthread_rwlock_init(&core->device[node].lock, NULL);
         core->device[node].uffd = core->device[node].stop_fd = core->device[node].afar = -1;
     }
+    return 0;
+}
+
+void hm_devices_deinit(struct hm_core *core)
+{
+    for (uint32_t node = 0; core->device && node < HM_MAX_NODES; node++)
+        pthread_rwlock_destroy(&core->device[node].lock);
+    free(core->device);
 }
 
 /* ---- what a worker may do ----------------------------------------------------------------- */

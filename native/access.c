@@ -12,8 +12,8 @@
  * before each of its rounds a recall replays what is parked on the pages; and one that straddles
  * blocks never waits for room, which could be made by a recall of its second block.
  */
-#include "core.h"
-#include "fuse_wire.h"
+#include "rest.h"
+#include "base/fuse_wire.h"
 
 #include <fcntl.h>
 #include <stdlib.h>

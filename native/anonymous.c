@@ -428,7 +428,7 @@ static void punch_later(struct transaction *t, const uint8_t owners[HM_BLOCK_PAG
     uint32_t i = 0;
     while (i < process->late_blocks && process->late_block[i] != t->block)
         i++;
-    if (i == HM_LATE_BLOCKS || hm_side_init(t->region, &process->late)) {
+    if (i == HM_LATE_BLOCKS || hm_side_init(&process->late)) {
         punch(t, owners, mask);
         return;
     }

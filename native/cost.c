@@ -4,7 +4,7 @@
  * what the cost model says, as if one came after the other. So it does not depend on how fast this
  * machine is, or on what else runs.
  */
-#include "core.h"
+#include "rest.h"
 
 #include <stdlib.h>
 

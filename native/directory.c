@@ -1,35 +1,8 @@
 /* The page directory: block records and what follows from their bits. Callers hold the stripe. */
-#include "core.h"
+#include "rest.h"
 
 #include <stdlib.h>
-
-bool hm_next_run(const uint64_t *words, uint32_t *first, uint32_t *count)
-{
-    uint32_t page = *first, end;
-    while (page < HM_BLOCK_PAGES) {
-        uint64_t rest = words[page / 64] >> (page % 64);
-        if (rest) {
-            page += (uint32_t)__builtin_ctzll(rest);
-            break;
-        }
-        page = (page / 64 + 1) * 64;
-    }
-    if (page >= HM_BLOCK_PAGES)
-        return false;
-    for (end = page; end < HM_BLOCK_PAGES;) {
-        uint64_t rest = ~words[end / 64] >> (end % 64);
-        if (rest) {
-            end += (uint32_t)__builtin_ctzll(rest);
-            break;
-        }
-        end = (end / 64 + 1) * 64;
-    }
-    if (end > HM_BLOCK_PAGES)
-        end = HM_BLOCK_PAGES;
-    *first = page;
-    *count = end - page;
-    return true;
-}
+#include <unistd.h>
 
 uint32_t hm_block_charge(const struct hm_region *region, const struct hm_block *block)
 {
@@ -122,6 +95,42 @@ bool hm_region_is_touched(struct hm_region *region, uint64_t block)
 {
     uint64_t word = __atomic_load_n(&region->touched[block / 64], __ATOMIC_ACQUIRE);
     return word >> (block % 64) & 1;
+}
+
+uint64_t hm_next_touched(struct hm_region *region, uint64_t from)
+{
+    while (from < HM_MAX_BLOCKS) {
+        /* Skip what was never written without reading it: a read would allocate a page. */
+        off_t data = from % 32768
+                         ? 0
+                         : lseek(region->directory_fd, (off_t)(HM_PAGE_SIZE + from / 8), SEEK_DATA);
+        if (data >= (off_t)HM_DIRECTORY_HEADER || data < 0)
+            return HM_MAX_BLOCKS;
+        if ((uint64_t)data > HM_PAGE_SIZE + from / 8) {
+            from = ((uint64_t)data - HM_PAGE_SIZE) / HM_PAGE_SIZE * 32768;
+            continue;
+        }
+        do {
+            uint64_t rest = __atomic_load_n(&region->touched[from / 64], __ATOMIC_ACQUIRE);
+            rest >>= from % 64;
+            if (rest)
+                return from + (uint64_t)__builtin_ctzll(rest);
+            from = (from / 64 + 1) * 64;
+        } while (from % 32768);
+    }
+    return HM_MAX_BLOCKS;
+}
+
+int hm_region_touched(struct hm_core *core, uint64_t ino, uint64_t from, uint64_t *out, int max)
+{
+    struct hm_region *region = hm_region_get(core, ino);
+    int n = 0;
+    if (!region)
+        return -ENOENT;
+    while (n < max && (from = hm_next_touched(region, from)) < HM_MAX_BLOCKS)
+        out[n++] = from++;
+    hm_region_put(region);
+    return n;
 }
 
 void hm_block_touch(struct hm_region *region, uint64_t block)

@@ -1,8 +1,8 @@
 /* The gate: native threads that own /dev/fuse. READ, WRITE, LSEEK, FALLOCATE and GETATTR on region
  * files are answered here; every other request goes to pyfuse3 through the relay.
  */
-#include "core.h"
-#include "fuse_wire.h"
+#include "rest.h"
+#include "base/fuse_wire.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -18,75 +18,6 @@
 #define FALLOC_PUNCH_HOLE 0x02
 #define FALLOC_ZERO_RANGE 0x10
 #define LEAVE_NS 10000000000ULL /* for what is being invalidated */
-
-/* ---- answers ------------------------------------------------------------------------------ */
-
-/* iov[0] is left free for the header. A failing write means that the kernel dropped the request:
- * the connection was aborted, or the program is gone. */
-void hm_reply(struct hm_core *core, uint64_t unique, int error, struct iovec *iov, int count)
-{
-    struct fuse_out_header header = {.unique = unique, .error = -error};
-    struct iovec only;
-    size_t length = sizeof(header);
-    if (!iov) {
-        iov = &only;
-        count = 1;
-    }
-    iov[0] = (struct iovec){&header, sizeof(header)};
-    for (int i = 1; i < count; i++)
-        length += iov[i].iov_len;
-    header.len = (uint32_t)length;
-    while (writev(core->fuse_fd, iov, count) < 0 && errno == EINTR)
-        ;
-}
-
-static void reply_bytes(struct hm_core *core, uint64_t unique, void *bytes, size_t length)
-{
-    struct iovec iov[2] = {{NULL, 0}, {bytes, length}};
-    hm_reply(core, unique, 0, iov, 2);
-}
-
-void hm_reply_write(struct hm_core *core, uint64_t unique, uint32_t size)
-{
-    struct fuse_write_out out = {.size = size};
-    reply_bytes(core, unique, &out, sizeof(out));
-}
-
-int hm_invalidate(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_t length)
-{
-    struct {
-        struct fuse_out_header header;
-        struct fuse_notify_inval_inode_out out;
-    } message = {{sizeof(message), FUSE_NOTIFY_INVAL_INODE, 0},
-                 {ino, (int64_t)offset, (int64_t)length}};
-    int error = 0;
-    if (core->fuse_fd < 0)
-        return 0;
-    atomic_fetch_add(&core->invalidating, 1);
-    if (atomic_load(&core->leaving))
-        error = -ENOTCONN;
-    while (!error && write(core->fuse_fd, &message, sizeof(message)) < 0) {
-        /* ENOENT: the kernel has no such inode, so nothing of it is cached. ENODEV, ENOTCONN:
-         * there is no CPU side any more. */
-        if (errno != EINTR && errno != EAGAIN)
-            error = -errno;
-    }
-    atomic_fetch_sub(&core->invalidating, 1);
-    return error;
-}
-
-int hm_reply_ioctl(struct hm_core *core, uint64_t unique, int error, const void *out, uint32_t size)
-{
-    struct fuse_ioctl_out head = {0};
-    struct iovec iov[3] = {{NULL, 0}, {&head, sizeof(head)}, {(void *)(uintptr_t)out, size}};
-    if (core->fuse_fd < 0)
-        return -ENOTCONN;
-    if (error)
-        hm_reply(core, unique, error, NULL, 0);
-    else
-        hm_reply(core, unique, 0, iov, size ? 3 : 2);
-    return 0;
-}
 
 /* ---- requests ----------------------------------------------------------------------------- */
 
@@ -205,7 +136,7 @@ static void answer_seek(struct hm_core *core, const struct hm_request *request)
         return;
     }
     out.offset = (uint64_t)found;
-    reply_bytes(core, request->unique, &out, sizeof(out));
+    hm_reply_bytes(core, request->unique, &out, sizeof(out));
 }
 
 static int fill_holes(struct hm_core *core, const struct hm_request *request)
@@ -271,7 +202,7 @@ static void answer_fallocate(struct hm_core *core, const struct hm_request *requ
 static void answer_poll(struct hm_core *core, const struct hm_request *request)
 {
     struct fuse_poll_out out = {.revents = POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM};
-    reply_bytes(core, request->unique, &out, sizeof(out));
+    hm_reply_bytes(core, request->unique, &out, sizeof(out));
 }
 
 static void put_time(int64_t ns, uint64_t *seconds, uint32_t *rest)
@@ -309,7 +240,7 @@ static void answer_getattr(struct hm_core *core, const struct hm_request *reques
     if (error)
         hm_reply(core, request->unique, -error, NULL, 0);
     else
-        reply_bytes(core, request->unique, &out, sizeof(out));
+        hm_reply_bytes(core, request->unique, &out, sizeof(out));
 }
 
 /* pyfuse3 has no handler for it, so the service gets it as an event. */
@@ -357,7 +288,7 @@ static bool answer_no_xattrs(struct hm_core *core, const struct hm_request *requ
     if (in.size)
         hm_reply(core, request->unique, 0, NULL, 0);
     else
-        reply_bytes(core, request->unique, &out, sizeof(out));
+        hm_reply_bytes(core, request->unique, &out, sizeof(out));
     return true;
 }
 

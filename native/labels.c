@@ -187,7 +187,7 @@ int hm_label(struct transaction *t, struct hm_mask *mask)
 {
     uint32_t node = t->job->node, claimed, pages = 0;
     struct hm_mask want, away, had;
-    int error = hm_side_init(t->region, &t->region->labels);
+    int error = hm_side_init(&t->region->labels);
     if (error)
         return error;
     want = strangers(t, mask);

@@ -1,5 +1,5 @@
 /* The movers: native threads that run jobs, and the queue that they take them from. */
-#include "core.h"
+#include "rest.h"
 
 #include <stdlib.h>
 

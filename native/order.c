@@ -9,7 +9,7 @@
  * gate thread has gone back to /dev/fuse since the newest WRITE remembered was read (what it reads
  * then is newer), and none is parked. An idle thread may hold that up, at 8 bytes a page written.
  */
-#include "core.h"
+#include "rest.h"
 
 #include <stdlib.h>
 

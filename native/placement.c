@@ -6,7 +6,7 @@
  * theirs, and they reach each other's only by moving it. What advice leaves open the node's
  * placement policy decides.
  */
-#include "core.h"
+#include "rest.h"
 
 #include <stdlib.h>
 

@@ -4,7 +4,7 @@
  * against each other. Here they take some 100 ns, so a fault under any of them is served without a
  * trip to Python.
  */
-#include "core.h"
+#include "rest.h"
 
 #include <stdlib.h>
 
@@ -130,32 +130,6 @@ int hm_prefetch_hint(const struct hm_prefetch *policy, const uint64_t resident[8
 }
 
 /* ---- which policy a node has ---------------------------------------------------------------- */
-
-struct hm_published {
-    struct hm_published *next;
-    uint64_t bytes[];
-};
-
-const void *hm_publish(struct hm_core *core, const void *bytes, size_t size)
-{
-    struct hm_published *made = malloc(sizeof(*made) + size);
-    if (!made)
-        return NULL;
-    memcpy(made->bytes, bytes, size);
-    made->next = atomic_load(&core->published);
-    while (!atomic_compare_exchange_weak(&core->published, &made->next, made))
-        ;
-    return made->bytes;
-}
-
-void hm_published_free(struct hm_core *core)
-{
-    struct hm_published *next;
-    for (struct hm_published *at = atomic_load(&core->published); at; at = next) {
-        next = at->next;
-        free(at);
-    }
-}
 
 int hm_prefetch_set(struct hm_core *core, uint32_t node, const struct hm_prefetch *policy)
 {

@@ -53,7 +53,7 @@ int hm_process_exclusive(struct hm_core *core, uint64_t ino, uint32_t node, uint
     if (!error && (!node || node >= core->config.nodes || block >= HM_MAX_BLOCKS))
         error = -EINVAL;
     if (!error && set)
-        error = hm_side_init(region, &process->exclusive);
+        error = hm_side_init(&process->exclusive);
     if (out)
         memset(out, 0, HM_WORDS * sizeof(*out));
     if (!error && hm_side(&process->exclusive, block) && hm_region_is_touched(region, block)) {

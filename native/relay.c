@@ -6,8 +6,8 @@
  * notifications to `notify`, because an INVAL_ENTRY can block on a directory lock that is held by
  * a request whose reply is queued behind it.
  */
-#include "core.h"
-#include "fuse_wire.h"
+#include "rest.h"
+#include "base/fuse_wire.h"
 
 #include <fcntl.h>
 #include <poll.h>

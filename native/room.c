@@ -1,5 +1,5 @@
 /* The core as a whole: making and ending it, room on the nodes, the audit. */
-#include "core.h"
+#include "rest.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,23 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define TABLE_BYTES (HM_PAGE_SIZE + HM_MAX_REGIONS * sizeof(struct hm_region_record))
-
 /* ---- a core ------------------------------------------------------------------------------- */
-
-static int table_open(struct hm_core *core)
-{
-    uint8_t *map;
-    core->table_fd = memfd_create("hmmfs-table", MFD_CLOEXEC);
-    if (core->table_fd < 0 || ftruncate(core->table_fd, TABLE_BYTES) < 0)
-        return -errno;
-    map = mmap(NULL, TABLE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, core->table_fd, 0);
-    if (map == MAP_FAILED)
-        return -errno;
-    *(uint64_t *)map = HM_DIRECTORY_MAGIC;
-    core->table = (struct hm_region_record *)(map + HM_PAGE_SIZE);
-    return 0;
-}
 
 int hm_core_create(const struct hm_config *config, struct hm_core **ret)
 {
@@ -41,10 +25,10 @@ int hm_core_create(const struct hm_config *config, struct hm_core **ret)
         return -ENOMEM;
     memset(core, 0, sizeof(*core));
     core->config = *config;
-    core->table_fd = core->event_fd = core->stop_fd = core->fuse_fd = -1;
+    core->region_free = hm_region_free;
+    core->event_fd = core->stop_fd = core->fuse_fd = -1;
     for (uint32_t node = 0; node < config->nodes; node++)
         core->nodes[node].capacity = config->capacity[node];
-    pthread_rwlock_init(&core->regions_lock, NULL);
     pthread_mutex_init(&core->list_lock, NULL);
     pthread_mutex_init(&core->jobs_lock, NULL);
     pthread_cond_init(&core->jobs_ready, NULL);
@@ -58,7 +42,9 @@ int hm_core_create(const struct hm_config *config, struct hm_core **ret)
         stripe->parked_end = &stripe->parked;
         stripe->deferred_end = &stripe->deferred;
     }
-    error = hm_trace_init(core);
+    error = hm_regions_init(core);
+    if (!error)
+        error = hm_trace_init(core);
     if (!error)
         error = hm_devices_init(core);
     if (error)
@@ -74,9 +60,7 @@ int hm_core_create(const struct hm_config *config, struct hm_core **ret)
         error = -errno;
         goto fail;
     }
-    error = table_open(core);
-    if (!error)
-        error = hm_events_init(core);
+    error = hm_events_init(core);
     if (!error)
         error = hm_spares_init(core);
     for (uint32_t node = 0; node < config->nodes && !error; node++)
@@ -125,15 +109,12 @@ void hm_core_destroy(struct hm_core *core)
         pthread_mutex_destroy(&stripe->lock);
         pthread_cond_destroy(&stripe->changed);
     }
-    if (core->table)
-        munmap((uint8_t *)core->table - HM_PAGE_SIZE, TABLE_BYTES);
+    hm_regions_deinit(core);
     if (core->zeros)
         munmap((void *)core->zeros, HM_ZERO_BYTES);
-    close_if_open(core->table_fd);
     close_if_open(core->event_fd);
     close_if_open(core->stop_fd);
     close_if_open(core->fuse_fd);
-    pthread_rwlock_destroy(&core->regions_lock);
     pthread_mutex_destroy(&core->list_lock);
     pthread_mutex_destroy(&core->jobs_lock);
     pthread_cond_destroy(&core->jobs_ready);
@@ -148,63 +129,6 @@ void hm_core_destroy(struct hm_core *core)
     hm_published_free(core);
     hm_links_free(core);
     free(core);
-}
-
-/* ---- room --------------------------------------------------------------------------------- */
-
-int hm_watermark(struct hm_core *core, uint32_t node, uint64_t pages)
-{
-    if (node >= core->config.nodes || pages > core->nodes[node].capacity)
-        return -EINVAL;
-    atomic_store(&core->nodes[node].watermark, pages);
-    return 0;
-}
-
-static void tell_if_low(struct hm_core *core, uint32_t node, uint64_t used)
-{
-    struct hm_node *n = &core->nodes[node];
-    uint64_t low = atomic_load_explicit(&n->watermark, memory_order_relaxed);
-    if (low && used + low > n->capacity && atomic_compare_exchange_strong(&n->watermark, &low, 0))
-        hm_event_push(core, &(struct hm_event){.kind = HM_EVENT_LOW, .node = node});
-}
-
-/* `used` pages of the node are in use now. */
-static void note_use(struct hm_core *core, uint32_t node, uint64_t used)
-{
-    struct hm_node *n = &core->nodes[node];
-    uint64_t peak = atomic_load_explicit(&n->peak, memory_order_relaxed);
-    tell_if_low(core, node, used);
-    while (peak < used && !atomic_compare_exchange_weak(&n->peak, &peak, used))
-        ;
-}
-
-int hm_reserve(struct hm_core *core, uint32_t node, uint64_t pages, int staging)
-{
-    struct hm_node *n;
-    uint64_t limit, used;
-    if (node >= core->config.nodes)
-        return -ENODEV;
-    n = &core->nodes[node];
-    limit = n->capacity + (staging && node == HM_HOST ? HM_BLOCK_PAGES : 0);
-    used = atomic_load_explicit(&n->used, memory_order_relaxed);
-    do {
-        if (pages && (used + pages > limit || used + pages < used))
-            return -ENOSPC;
-    } while (!atomic_compare_exchange_weak(&n->used, &used, used + pages));
-    note_use(core, node, used + pages);
-    return 0;
-}
-
-void hm_reserve_always(struct hm_core *core, uint32_t node, uint64_t pages)
-{
-    if (pages)
-        note_use(core, node, atomic_fetch_add(&core->nodes[node].used, pages) + pages);
-}
-
-void hm_release(struct hm_core *core, uint32_t node, uint64_t pages)
-{
-    if (pages)
-        atomic_fetch_sub(&core->nodes[node].used, pages);
 }
 
 /* Copies on the node and pages labelled as its, but for those of `pinned`; with HM_HOST the labels

@@ -12,7 +12,7 @@
  * which is the region's (a read past it must end there): whoever works on the bytes does it by
  * pread and pwrite, never through a mapping, which a truncate could pull away.
  */
-#include "fuse_wire.h"
+#include "base/fuse_wire.h"
 #include "transaction.h"
 
 #include <stdio.h>
@@ -252,7 +252,7 @@ int hm_shared_resize_locked(struct hm_region *region, uint64_t size)
     if (has > had)
         label(region, had, has, share);
     else if (has < had)
-        error = hm_region_cut(region, has * HM_PAGE_SIZE, HM_MAX_BYTES);
+        error = hm_cut_range(region, has * HM_PAGE_SIZE, HM_MAX_BYTES, true);
     return error;
 }
 

@@ -12,8 +12,8 @@
  * READ is refused with EINVAL, after which sendfile(2) and splice(2) say to use read and write. It
  * is told by the owner of locks, which only a READ into a program's memory names.
  */
-#include "core.h"
-#include "fuse_wire.h"
+#include "rest.h"
+#include "base/fuse_wire.h"
 
 #include <stdlib.h>
 #include <unistd.h>

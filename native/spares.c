@@ -1,6 +1,6 @@
 /* Memory for requests that are put aside. Without any, a READ takes one of the places that are kept
  * for that: an error would be a SIGBUS for the program that touched a page. */
-#include "core.h"
+#include "rest.h"
 
 #include <stdlib.h>
 

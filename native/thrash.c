@@ -6,7 +6,7 @@
  * reached from afar; what has been mapped so stays mapped until its launch ends, even if the pin
  * ends before.
  */
-#include "core.h"
+#include "rest.h"
 
 #include <stdlib.h>
 

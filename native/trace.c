@@ -5,7 +5,7 @@
  * that a device's fault takes on one CPU, and of these there are four. Without a ring, or with all
  * kinds filtered out, it is one load.
  */
-#include "core.h"
+#include "rest.h"
 
 #include <stdio.h>
 #include <stdlib.h>

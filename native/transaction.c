@@ -8,18 +8,6 @@
 
 #include <unistd.h>
 
-static uint64_t page_offset(uint64_t block, uint32_t page)
-{
-    return block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE;
-}
-
-void hm_punch_runs(struct hm_region *region, uint32_t node, uint64_t block, const uint64_t *words)
-{
-    for (uint32_t first = 0, count; hm_next_run(words, &first, &count); first += count)
-        hm_pool_punch(&region->pools[node], page_offset(block, first),
-                      (uint64_t)count * HM_PAGE_SIZE);
-}
-
 /* ---- migration ---------------------------------------------------------------------------- */
 
 struct plan {
@@ -30,14 +18,6 @@ struct plan {
     uint32_t moves, copies, fills;
     uint8_t from[HM_BLOCK_PAGES]; /* owners when planned: a truncate changes the record's */
 };
-
-struct hm_mask hm_inside_file(struct hm_region *region, uint64_t block)
-{
-    uint64_t size = hm_region_size(region);
-    uint64_t base = block * HM_BLOCK_BYTES;
-    uint64_t pages = size > base ? (size - base + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE : 0;
-    return hm_mask_range(0, pages < HM_BLOCK_PAGES ? (uint32_t)pages : HM_BLOCK_PAGES);
-}
 
 struct hm_mask hm_stay(const struct transaction *t)
 {
@@ -95,7 +75,7 @@ static int copy_pages(struct transaction *t, const struct plan *plan, const stru
         while (n < count && plan->from[first + n] == from)
             n++;
         count = n;
-        error = hm_pool_copy(to, &t->region->pools[from], page_offset(t->block, first),
+        error = hm_pool_copy(to, &t->region->pools[from], hm_page_offset(t->block, first),
                              (size_t)count * HM_PAGE_SIZE);
         if (error)
             return error;
@@ -130,8 +110,8 @@ static void hand_over(struct transaction *t, const struct plan *plan, struct hm_
         HM_EACH_PAGE (page, mask->word) {
             const uint8_t *from = t->core->zeros;
             if (!pass)
-                from =
-                    hm_pool_map(&t->region->pools[plan->from[page]], page_offset(t->block, page));
+                from = hm_pool_map(&t->region->pools[plan->from[page]],
+                                   hm_page_offset(t->block, page));
             if (!from || hm_window_copy(t->region, t->job->node, t->block, page, 1, from))
                 return;
             mask->word[page / 64] &= ~(1ULL << (page % 64));
@@ -162,7 +142,7 @@ static int carry(struct transaction *t, const struct plan *plan)
     if (t->job->kind == HM_JOB_TOUCH)
         for (; !error && hm_next_run(zeros.word, &first, &count); first += count)
             error =
-                hm_pool_zero(pool, page_offset(t->block, first), (uint64_t)count * HM_PAGE_SIZE);
+                hm_pool_zero(pool, hm_page_offset(t->block, first), (uint64_t)count * HM_PAGE_SIZE);
     return error;
 }
 

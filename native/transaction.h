@@ -1,7 +1,7 @@
 /* A job on one block while it runs: shared by the files that carry jobs out, and nobody else. */
 #ifndef HMMFS_TRANSACTION_H
 #define HMMFS_TRANSACTION_H
-#include "core.h"
+#include "rest.h"
 
 /* Why a job moves pages, and for whom: HM_HOST stands for programs. */
 struct cause {

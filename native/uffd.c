@@ -16,7 +16,7 @@
  * anew.
  */
 #include "worker/afar.h"
-#include "core.h"
+#include "rest.h"
 
 #include <fcntl.h>
 #include <linux/userfaultfd.h>

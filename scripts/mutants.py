@@ -85,6 +85,7 @@ LAYERS = {
     "native/advice": [RULES, ALONE],
     "native/thrash": [RULES, ALONE],
     "native/prefetch": ["tests/unit/test_policy_rules.py", RULES, ALONE],
+    "native/base/fuse": [PROTOCOL, ALONE, FILES, CONFORMANCE],
     "native/gate": [
         "tests/native/test_gate_parser.py",
         ALONE,
@@ -92,7 +93,8 @@ LAYERS = {
         "tests/mount/test_names.py",
         ENDINGS,
     ],
-    "native/times": [ALONE, "tests/mount/test_times.py"],
+    "native/base/times": [ALONE, "tests/mount/test_times.py"],
+    "native/set_times": [ALONE, "tests/mount/test_times.py"],
     "native/copies": [PROTOCOL, ALONE, "tests/mount/test_read_mostly.py", FILES, CONFORMANCE],
     "native/labels": [ALONE, FILES, PLACES, SEEN],
     "native/shared": [ALONE, FILES, PLACES, "tests/mount/test_numa.py tests/mount/test_times.py"],

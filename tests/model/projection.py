@@ -1,5 +1,5 @@
 """The model's steps as one page sees them, by the names that the native core has for them
-(native/step.h). What the core did is looked for among them.
+(native/base/step.h). What the core did is looked for among them.
 
 What the model does in one step the core may tell in two (a transaction takes the block, then begins
 the first round of its recall); then the state between is made here. Bytes, and what the kernel and

@@ -87,7 +87,7 @@ static void damage_blocks(void)
     DAMAGE("the CPU may store to a page that dev0 has a copy of",
            (block->cached[0] |= 8, region->writers = 1 | HM_COPIES_ENDED),
            (block->cached[0] &= ~8ULL, region->writers = 0));
-    CHECK(!hm_side_init(region, &region->labels), "memory");
+    CHECK(!hm_side_init(&region->labels), "memory");
     labels = hm_side(&region->labels, 0);
     DAMAGE("dev0 labels a page that is not the host's", labels->on[1][0] = 4, labels->on[1][0] = 0);
 }

@@ -1,6 +1,6 @@
 /* Threads of the core as coroutines of one thread: which goes on is decided by a seed wherever a
- * thread takes or gives back a lock, and at each point of native/pause.h. So a schedule can be had
- * again, and some hundred thousand be tried in minutes.
+ * thread takes or gives back a lock, and at each point of native/base/pause.h. So a schedule can be
+ * had again, and some hundred thousand be tried in minutes.
  *
  * The choice is that of PCT (Burckhardt et al., ASPLOS 2010): each has a priority by chance, the
  * highest goes on. At `changes` steps, chosen before, the one that goes on falls to the lowest. A

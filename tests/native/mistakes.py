@@ -152,7 +152,7 @@ MISTAKES = {
     ),
     "allocate_frozen": Mistake(
         "allocated_while_frozen",
-        "region.c",
+        "extent.c",
         "    while (record->state == HM_FROZEN)\n",
         "    while (false)\n",
     ),

@@ -1,5 +1,5 @@
 /* native/order.c by itself: which pages of a WRITE are left out, and what is forgotten when. */
-#include "../../native/core.h"
+#include "../../native/rest.h"
 
 #include <stdio.h>
 #include <stdlib.h>

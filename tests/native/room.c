@@ -1,6 +1,6 @@
 /* native/room.c by itself: reservations, what the audit says of a node that had too much, and what
  * a block offers to who makes room. */
-#include "../../native/core.h"
+#include "../../native/rest.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,14 +1,15 @@
-/* Collects what native/step.h tells: of every step that a core takes, as each page of the block saw
- * it, whether it was seen before. A file that is mapped, $HMMFS_STEPS.PID, has them at any moment,
- * however the process ends; tests/model/conformance.py reads it, and says there what is in it.
+/* Collects what native/base/step.h tells: of every step that a core takes, as each page of the
+ * block saw it, whether it was seen before. A file that is mapped, $HMMFS_STEPS.PID, has them at
+ * any moment, however the process ends; tests/model/conformance.py reads it, and says there what is
+ * in it.
  *
  * What a page sees: its own bits, and what is true of its block. A page's owner and its copies are
  * seen relative to where the transaction brings pages. */
 #ifndef HM_STEPS
 #define HM_STEPS /* for all of the core, too */
 #endif
-#include "../../native/core.h"
-#include "../../native/fuse_wire.h"
+#include "../../native/rest.h"
+#include "../../native/base/fuse_wire.h"
 
 #include <fcntl.h>
 #include <stdio.h>

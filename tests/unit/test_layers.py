@@ -31,8 +31,9 @@ def test_the_core_is_in_order(native: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "line", "said"),
     [
-        ("worker/afar.c", '#include "core.h"', "worker/ may not use what is above/: core.h"),
-        ("worker/afar.h", '#include "core.h"', "worker/ may not use what is above/: core.h"),
+        ("worker/afar.c", '#include "base/core.h"', "worker/ may not use base/: base/core.h"),
+        ("base/pool.h", '#include "rest.h"', "base/ may not use what is above/: rest.h"),
+        ("base/pool.c", "hm_audit(0, 0, 0);", "base/ may not use what is above/: hm_audit"),
         (
             "worker/afar.c",
             '#include "preload/preload.h"',
@@ -41,7 +42,7 @@ def test_the_core_is_in_order(native: Path) -> None:
         (
             "preload/helper.c",
             "void *x = hm_region_get;",
-            "preload/ may not use what is above/: hm_region_get",
+            "preload/ may not use base/: hm_region_get",
         ),
         ("preload/tools.c", '#include "tools.h"', "There is no tools.h. "),
         ("include/hmmfs.h", '#include "worker/afar.h"', "include/ may not use worker/: "),
@@ -76,5 +77,5 @@ def test_names_of_files_and_folders(native: Path) -> None:
     (native / "elsewhere/new.c").touch()
     assert said_of(native) == [
         "native/elsewhere/new.c:1: scripts/layers.py does not say where elsewhere/ belongs.",
-        "native/worker/pool.c:1: pool.c has that name, too. Give it another.",
+        "native/worker/pool.c:1: base/pool.c has that name, too. Give it another.",
     ]

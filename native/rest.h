@@ -17,9 +17,18 @@
  */
 #ifndef HMMFS_CORE_H
 #define HMMFS_CORE_H
+#include "base/capacity.h"
+#include "base/core.h"
+#include "base/events.h"
+#include "base/fuse.h"
+#include "base/page_sets.h"
+#include "base/pool.h"
+#include "base/published.h"
+#include "base/region.h"
+#include "base/times.h"
 #include "include/hmmfs.h"
-#include "pause.h"
-#include "step.h"
+#include "base/pause.h"
+#include "base/step.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -29,23 +38,10 @@
 #include <sys/uio.h>
 #include <time.h>
 
-#define HM_STRIPES 512
 #define HM_INLINE_PAGES 16 /* a copy of 64 KiB takes some 25 us: the most a stripe is held for */
-#define HM_MAX_BYTES (1ULL << 44)
-#define HM_BLOCK_BYTES ((uint64_t)HM_BLOCK_PAGES * HM_PAGE_SIZE)
-#define HM_MAX_BLOCKS (HM_MAX_BYTES / HM_BLOCK_BYTES)
-#define HM_CHUNK_BYTES (1ULL << 30)
-#define HM_CHUNKS (HM_MAX_BYTES / HM_CHUNK_BYTES)
 #define HM_DIRECTORY_HEADER                                                                        \
     (1ULL << 21) /* version, then from 4096 on the bitmap of touched blocks */
 #define HM_DIRECTORY_BYTES (HM_DIRECTORY_HEADER + HM_MAX_BLOCKS * sizeof(struct hm_block))
-#define HM_DIRECTORY_MAGIC 0x31726964736d6d68ULL /* "hmmsdir1" */
-#define HM_MAX_REGIONS 8192                      /* each takes 8 GiB of address space */
-#define HM_REGION_BUCKETS 1024
-#define HM_MAX_MOVERS 64
-#define HM_EVENTS                                                                                  \
-    (1u << 18)             /* 56 MiB of address space, and memory for the most that ever waited    \
-                            */
 #define HM_SPARES 1024     /* requests that can be parked without memory */
 #define HM_RECALL_ROUNDS 4 /* over all pages at once, then one page at a time */
 #define HM_RECALL_TRIES 256
@@ -55,197 +51,6 @@
 #define HM_ZERO_BYTES HM_BLOCK_BYTES
 
 _Static_assert(sizeof(struct hm_block) == 1024, "four records a page of the directory");
-_Static_assert(sizeof(struct hm_region_record) == 528, "the layout a successor reads");
-
-typedef _Atomic uint64_t hm_counter;
-
-static inline void hm_count(hm_counter *counter, uint64_t by)
-{
-    atomic_fetch_add_explicit(counter, by, memory_order_relaxed);
-}
-
-/* ---- a set of the pages of one block ------------------------------------------------------ */
-
-struct hm_mask {
-    uint64_t word[HM_WORDS];
-};
-
-/* Of a block, a mask for each node; and the table of these by block, NULL until first used. */
-struct hm_side {
-    uint64_t on[HM_MAX_NODES][HM_WORDS];
-};
-typedef _Atomic(struct hm_side *) hm_side_table;
-
-static inline struct hm_mask hm_mask_range(uint32_t first, uint32_t count)
-{
-    struct hm_mask mask = {{0}};
-    for (uint32_t w = first / 64; count && w < HM_WORDS; w++) {
-        uint32_t low = first % 64, n = count < 64 - low ? count : 64 - low;
-        mask.word[w] = (n == 64 ? ~0ULL : ((1ULL << n) - 1)) << low;
-        first += n;
-        count -= n;
-    }
-    return mask;
-}
-
-/* The set bits of a word. Not the builtin: without -mpopcnt that is a call for each word. */
-static inline uint32_t hm_popcount(uint64_t x)
-{
-    x -= x >> 1 & 0x5555555555555555u;
-    x = (x & 0x3333333333333333u) + (x >> 2 & 0x3333333333333333u);
-    x = (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fu;
-    return (uint32_t)(x * 0x0101010101010101u >> 56);
-}
-
-static inline uint32_t hm_bits(const uint64_t *words)
-{
-    uint32_t n = 0;
-    for (int w = 0; w < HM_WORDS; w++)
-        n += words[w] ? hm_popcount(words[w]) : 0;
-    return n;
-}
-
-static inline bool hm_any(const uint64_t *a, const uint64_t *b)
-{
-    uint64_t any = 0;
-    for (int w = 0; w < HM_WORDS; w++)
-        any |= a[w] & b[w];
-    return any != 0;
-}
-
-static inline bool hm_test(const uint64_t *words, uint32_t page)
-{
-    return words[page / 64] >> (page % 64) & 1;
-}
-
-/* The next run of set bits at or after *first: false when there is none. */
-bool hm_next_run(const uint64_t *words, uint32_t *first, uint32_t *count);
-
-#define HM_EACH_WORD(w) for (int w = 0; w < HM_WORDS; w++)
-
-/* The pages of a mask, ascending. Most masks of a fault have one page of 512. */
-#define HM_EACH_PAGE(page, words)                                                                  \
-    for (uint32_t page = hm_next_page((words), 0); page < HM_BLOCK_PAGES;                          \
-         page = hm_next_page((words), page + 1))
-
-static inline uint32_t hm_next_page(const uint64_t *words, uint32_t page)
-{
-    for (uint32_t w = page / 64; w < HM_WORDS; w++, page = w * 64) {
-        uint64_t left = words[w] >> (page % 64);
-        if (left)
-            return page + (uint32_t)__builtin_ctzll(left);
-    }
-    return HM_BLOCK_PAGES;
-}
-
-/* ---- pools -------------------------------------------------------------------------------- */
-
-/* A region's bytes on one node: a memfd with the region's own offsets, as long as the largest
- * region and never shortened (punched only), mapped 1 GiB at a time when first touched. */
-struct hm_pool {
-    _Atomic int fd; /* -1 until first use */
-    _Atomic(uint8_t *) *chunks;
-    _Atomic uint64_t chunks_end; /* no chunk is mapped from here on */
-    _Atomic uint64_t unpunched;  /* punches that the kernel refused */
-};
-
-int hm_pool_open(struct hm_pool *pool, const char *name);
-void hm_pool_close(struct hm_pool *pool);
-/* The mapping of [offset, offset+length), which lies in one block. NULL: no address space. */
-uint8_t *hm_pool_map(struct hm_pool *pool, uint64_t offset);
-/* A memfd refuses no punch, so an error is not undone anywhere: it goes to whoever asked for the
- * hole, and the audit tells that the pool holds what nobody owns. */
-int hm_pool_punch(struct hm_pool *pool, uint64_t offset, uint64_t length);
-int hm_pool_write(struct hm_pool *pool, uint64_t offset, const void *bytes, size_t length);
-/* Read bytes of one page where they can't be mapped, and say in iov where they are now. */
-int hm_pool_read(struct hm_pool *pool, uint64_t offset, void *bytes, size_t length,
-                 struct iovec *iov);
-/* hm_pool_write for pages that are there, in one block; it also works if they are punched
- * meanwhile. */
-int hm_pool_store(struct hm_pool *pool, uint64_t offset, const void *bytes, size_t length);
-/* Give holes pages of zeros. */
-int hm_pool_zero(struct hm_pool *pool, uint64_t offset, uint64_t length);
-int hm_pool_copy(struct hm_pool *to, struct hm_pool *from, uint64_t offset, size_t length);
-uint64_t hm_pool_allocated(struct hm_pool *pool); /* pages */
-bool hm_pool_is_hole(const struct hm_pool *pool, uint64_t offset);
-uint64_t hm_pool_length(struct hm_pool *pool); /* bytes */
-/* Address space that reads as zeros and takes memory where it is written; NULL: there is none. */
-void *hm_reserve_memory(size_t bytes);
-void hm_free_memory(void *memory, size_t bytes);
-
-/* ---- regions ------------------------------------------------------------------------------ */
-
-struct hm_region {
-    struct hm_core *core;                  /* its windows: see uffd.c */
-    _Atomic uint64_t window[HM_MAX_NODES]; /* where the node's worker maps it; 0: it does not */
-    struct hm_region *next;                /* in its bucket */
-    _Atomic uint32_t refs;
-    uint64_t ino;
-    uint32_t index; /* of its record */
-    struct hm_region_record *record;
-    int directory_fd;
-    uint8_t *directory;
-    uint64_t *touched; /* bitmap of blocks with a record */
-    struct hm_block *blocks;
-    enum hm_kind kind;
-    uint32_t dax_node; /* DAX: the device that its pages are on; 0: it has had none */
-    struct hm_numa {
-        uint32_t mode, nodes;    /* enum hm_numa_mode; by node */
-    } numa;                      /* coherent: where new pages are said to be; with shared_lock */
-    int backing_id;              /* shared: what the kernel calls its memfd; 0: nothing yet */
-    pthread_mutex_t shared_lock; /* shared: its size, and writes to it from here; then a stripe */
-    _Atomic uint32_t writers;    /* files open for writing, and HM_COPIES_ENDED */
-    hm_side_table copies;        /* NULL: nothing was ever read-mostly */
-    hm_side_table labels;        /* NULL: no page was ever labelled */
-    _Atomic(struct hm_process *) process; /* whose own memory this is; NULL: it is a file's */
-    pthread_mutex_t pools_lock;           /* guards the making of a pool; reading one needs none */
-    _Atomic uint32_t advised; /* ranges in `advice` that say more than what was prefetched */
-    pthread_rwlock_t advice_lock;
-    _Atomic(struct hm_history **) history; /* by block; NULL: nothing is remembered */
-    struct hm_history *histories;          /* all there are; guarded by pools_lock */
-    struct hm_advice *advice;              /* sorted by first, disjoint, none that says nothing */
-    uint32_t advice_used;
-    struct hm_pool pools[HM_MAX_NODES];
-    _Atomic bool untraced; /* a filter leaves its events out */
-    struct hm_region_accounts {
-        hm_counter faults[HM_MAX_NODES][10];
-        hm_counter evicted[HM_MAX_NODES], refaulted[HM_MAX_NODES], thrashed[HM_MAX_NODES];
-        hm_counter shared[HM_MAX_NODES], refaulted_at[HM_MAX_NODES], shared_at[HM_MAX_NODES];
-    } accounts; /* struct hm_region_flows */
-};
-
-/* Bit of `writers`: no page that the page cache may have has copies. Set and cleared in copies.c.
- */
-#define HM_COPIES_ENDED (1u << 31)
-
-/* Coherent and DAX regions: see shared.c. */
-static inline bool hm_is_shared(const struct hm_region *region)
-{
-    return region->kind != HM_KIND_PRIVATE;
-}
-
-struct hm_region *hm_region_get(struct hm_core *core, uint64_t ino);
-void hm_region_put(struct hm_region *region);
-bool hm_region_is_touched(struct hm_region *region, uint64_t block);
-/* times.c. Its bytes changed now (or, without `bytes`, only what is known of it): mtime and ctime.
- */
-void hm_region_changed(struct hm_region *region, bool bytes);
-void hm_times_begin(struct hm_region_record *record);
-struct stat;
-void hm_times_copy(struct hm_region *region,
-                   const struct stat *status);                        /* of a shared one's memfd */
-static inline uint64_t hm_region_size(const struct hm_region *region) /* bytes */
-{
-    return __atomic_load_n(&region->record->size, __ATOMIC_ACQUIRE);
-}
-
-static inline uint64_t hm_region_pages(const struct hm_region *region, uint32_t node)
-{
-    return __atomic_load_n(&region->record->pages[node], __ATOMIC_RELAXED);
-}
-
-/* The pool of a node, made at first use; NULL with errno when it can't be. */
-struct hm_pool *hm_region_pool(struct hm_region *region, uint32_t node);
 
 /* ---- stripes ------------------------------------------------------------------------------ */
 
@@ -262,44 +67,6 @@ struct hm_parked {
 struct hm_queued_job {
     struct hm_queued_job *next;
     struct hm_job job;
-};
-
-struct hm_stripe {
-    pthread_mutex_t lock;
-    pthread_cond_t changed; /* inflight or writing of a block went down, or it is frozen no more */
-    struct hm_parked *parked, **parked_end;
-    struct hm_queued_job *deferred, **deferred_end;
-    struct hm_written *written; /* order.c */
-    /* Pages of one contended block that are proven clean while the rest of its recall goes on:
-     * READs of them wait already. A WRITE must not: the program may hold the lock of a folio
-     * that is still to be invalidated. frozen_ino 0: none. */
-    uint64_t frozen_ino, frozen_block;
-    struct hm_mask frozen;
-#ifdef HM_STEPS
-    struct hm_shadow *shadows; /* of the test: its blocks as they were after their last step */
-#endif
-} __attribute__((aligned(64)));
-
-struct hm_node {
-    hm_counter used, peak, pages_in, pages_out, copies_made, copies_saved;
-    hm_counter populated_pages, dropped_pages, shared_pages;
-    hm_counter evicted_blocks, evicted_pages, faults, fault_batches, operations, mapped_pages;
-    hm_counter refaulted_pages, thrashed_pages;
-    hm_counter fault_ns, copy_in_ns, copy_out_ns;
-    hm_counter copies_begun, copies_ended, labelled;
-    hm_counter thrashing_pages, throttles, thrash_pins, throttle_ns;
-    uint64_t capacity;
-    _Atomic bool excluded; /* nothing comes here that could be elsewhere */
-    hm_counter
-        watermark;       /* free pages below which the service is told; 0: it is not, or has been */
-    uint32_t fault_cost; /* ns of one; written before there is anything to charge */
-};
-
-struct hm_counters {
-    hm_counter reads, writes, read_bytes, written_bytes, express_faults, service_faults;
-    hm_counter parked, replayed, readahead_refused, no_room, recalls, recall_retries;
-    hm_counter recalled_pages, recalls_failed, migrations, migrations_discarded;
-    hm_counter stale_writes_skipped, relayed, relay_queued, interrupts, jobs;
 };
 
 struct hm_window {
@@ -344,98 +111,12 @@ struct hm_trace {
     struct hm_trace_name *gone[HM_TRACE_NAMES]; /* of regions that went, by inode number */
 };
 
-struct hm_listed {
-    struct hm_region *region;
-    uint64_t block;
-};
-
-struct hm_relay;
-
 struct hm_gate_thread {
     struct hm_core *core;
     pthread_t thread;
     uint8_t *pages;   /* for a request, with a page before it */
     hm_counter floor; /* what it reads next was queued after all WRITEs up to this one */
 };
-
-struct hm_core {
-    struct hm_config config;
-    struct hm_node nodes[HM_MAX_NODES];
-    /* By pair of nodes, [one][two] and [two][one] the same 513 numbers, owned by the core; NULL:
-     * no link. Written before there is anything to charge, so read without a lock. */
-    uint32_t *links[HM_MAX_NODES][HM_MAX_NODES];
-    struct hm_device *device; /* by node; the host's is not used */
-    struct hm_counters count;
-    struct hm_core_flows {
-        hm_counter moved[HM_MAX_NODES][HM_MAX_NODES], carried[HM_MAX_NODES][HM_MAX_NODES];
-        hm_counter linked[HM_MAX_NODES][HM_MAX_NODES], copies[HM_MAX_NODES][HM_MAX_NODES];
-        hm_counter link_ns[HM_MAX_NODES][HM_MAX_NODES];
-        hm_counter in[HM_MAX_NODES][6], out[HM_MAX_NODES][6], faults[HM_MAX_NODES][10];
-    } flows; /* struct hm_flows */
-    struct hm_trace *trace;
-    hm_counter ticks; /* of hm_tick */
-    _Atomic(const struct hm_prefetch *) prefetch[HM_MAX_NODES];
-    _Atomic(const struct hm_thrashing *) thrashing; /* NULL: nothing does */
-    hm_counter clock;                               /* ns of simulated time, all that was charged */
-    _Atomic uint32_t placement[HM_MAX_NODES];       /* the kind, and from bit 8 on the threshold */
-    struct hm_published *_Atomic published;
-    const uint8_t *zeros; /* HM_ZERO_BYTES that read as zeros */
-
-    pthread_rwlock_t regions_lock;
-    struct hm_region *buckets[HM_REGION_BUCKETS];
-    int table_fd;
-    struct hm_region_record *table;
-    uint32_t table_used; /* records ever used; guarded by regions_lock */
-    hm_counter regions;
-    hm_counter dying; /* regions that nobody finds any more and whose pages still go */
-
-    struct hm_stripe stripes[HM_STRIPES];
-
-    pthread_mutex_t list_lock; /* guards list, list_used, list_room and each record's slot */
-    struct hm_listed *list;
-    uint32_t list_used, list_room;
-
-    pthread_mutex_t jobs_lock; /* guards the queue and what counts it */
-    pthread_cond_t jobs_ready;
-    struct hm_queued_job *jobs, **jobs_end;
-    pthread_t mover[HM_MAX_MOVERS];
-    uint32_t movers, movers_idle, jobs_waiting;
-    bool stopping;
-
-    pthread_mutex_t events_lock; /* guards the ring and whether event_fd is signalled */
-    struct hm_event *events;     /* HM_EVENTS, address space that is used from the start again */
-    uint32_t events_head, events_used;
-    int event_fd;
-
-    int fuse_fd; /* -1 before hm_gate_start */
-    int stop_fd; /* eventfd: ends threads that poll */
-    struct hm_gate_thread *gate;
-    uint32_t gate_threads;
-    pthread_mutex_t spares_lock; /* guards the list; taken last */
-    struct hm_parked *spares;    /* for READs, whose program would get SIGBUS without memory */
-    struct hm_parked *all_spares;
-    hm_counter written_up_to; /* the newest WRITE read from /dev/fuse */
-    hm_counter parked_writes; /* parked, or taken from there and not carried out yet */
-    _Atomic uint32_t gate_running;
-    _Atomic uint32_t invalidating; /* threads that tell the kernel what to drop */
-    _Atomic bool leaving;          /* hm_gate_leave: no more of these, then no more requests */
-    _Atomic uint32_t spinner;      /* one gate thread spins at a time */
-    struct hm_relay *relay;
-};
-
-/* The next of the numbers that order accesses and migrations. Not a clock: two runs with one order
- * of accesses evict the same blocks. */
-static inline uint64_t hm_tick(struct hm_core *core)
-{
-    return 1 + atomic_fetch_add_explicit(&core->ticks, 1, memory_order_relaxed);
-}
-
-static inline uint64_t hm_now(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 /* trace.c. Whether to make the effort of an event. */
 static inline bool hm_traced(const struct hm_region *region, enum hm_trace_kind kind)
@@ -460,12 +141,6 @@ void hm_count_moved(struct hm_core *core, uint32_t from, uint32_t to, uint32_t p
 void hm_count_faults(struct hm_region *region, uint32_t node, enum hm_fault_count what,
                      uint32_t faults);
 
-static inline struct hm_stripe *hm_stripe_of(struct hm_core *core, uint64_t ino, uint64_t block)
-{
-    uint64_t key = (ino * 0x9e3779b97f4a7c15ULL) ^ (block * 0xc2b2ae3d27d4eb4fULL);
-    return &core->stripes[(key >> 40) % HM_STRIPES];
-}
-
 /* Whether pages of the mask are frozen: a READ of them waits for the transaction's end. */
 static inline bool hm_frozen(const struct hm_stripe *stripe, uint64_t ino, uint64_t block,
                              const struct hm_block *record, const struct hm_mask *mask)
@@ -476,29 +151,12 @@ static inline bool hm_frozen(const struct hm_stripe *stripe, uint64_t ino, uint6
            hm_any(stripe->frozen.word, mask->word);
 }
 
+bool hm_region_is_touched(struct hm_region *region, uint64_t block); /* directory.c */
+/* The first touched block at or after from; HM_MAX_BLOCKS when there is none. */
+uint64_t hm_next_touched(struct hm_region *region, uint64_t from);
 /* directory.c: called with the block's stripe held */
 struct hm_mask hm_owned(const struct hm_block *block,
-                        uint32_t node); /* pages that are the node's */
-static inline struct hm_mask hm_both(const struct hm_mask *one, const struct hm_mask *two)
-{
-    struct hm_mask mask;
-    HM_EACH_WORD (w)
-        mask.word[w] = one->word[w] & two->word[w];
-    return mask;
-}
-
-static inline void hm_set(struct hm_mask *mask, uint32_t page)
-{
-    mask->word[page / 64] |= 1ULL << (page % 64);
-}
-
-/* One mask without the pages of another. */
-static inline struct hm_mask hm_without(struct hm_mask mask, const struct hm_mask *other)
-{
-    HM_EACH_WORD (w)
-        mask.word[w] &= ~other->word[w];
-    return mask;
-}
+                        uint32_t node);                        /* pages that are the node's */
 void hm_block_touch(struct hm_region *region, uint64_t block); /* mark and list it */
 /* Host pages that it holds. A program's own memory is not charged, nor what is taken from it. */
 uint32_t hm_block_charge(const struct hm_region *region, const struct hm_block *block);
@@ -593,14 +251,6 @@ struct hm_mask hm_thrash_is_pinned(struct hm_region *region, uint64_t block,
                                    const struct hm_mask *mask);
 void hm_thrash_free(struct hm_history *history);
 
-/* side.c: made at first use (-ENOMEM), and freed with the region; the rest with the stripe held */
-int hm_side_init(struct hm_region *region, hm_side_table *table);
-void hm_side_deinit(hm_side_table *table);
-struct hm_side *hm_side(const hm_side_table *table, uint64_t block); /* NULL: it was never used */
-struct hm_mask hm_side_on(const hm_side_table *table, uint64_t block, uint32_t node);
-/* Take pages out of the node's mask; returns those that were in it. */
-struct hm_mask hm_side_take(struct hm_side *side, uint32_t node, const struct hm_mask *mask);
-
 /* copies.c, with the stripe held: the pages of a block of which a node has a copy */
 struct hm_mask hm_copies_on(const struct hm_region *region, uint64_t block, uint32_t node);
 void hm_copies_set(struct hm_region *region, uint64_t block, uint32_t node,
@@ -609,7 +259,6 @@ void hm_copies_set(struct hm_region *region, uint64_t block, uint32_t node,
 uint32_t hm_collapse(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
                      uint32_t only);
 void hm_collapse_all(struct hm_region *region); /* takes the stripes itself */
-void hm_punch_runs(struct hm_region *region, uint32_t node, uint64_t block, const uint64_t *words);
 
 /* labels.c, with the stripe held. Whether the region's pages on the node are the host's, with a
  * label. */
@@ -635,11 +284,6 @@ void hm_spares_deinit(struct hm_core *core);
 struct hm_mask hm_prefetch_window(const struct hm_prefetch *policy, const struct hm_mask *resident,
                                   const struct hm_mask *touched, const struct hm_mask *inside,
                                   uint32_t faults, struct hm_stride *stride);
-/* A copy of bytes that stays as it is until the core ends: for settings that anybody may be reading
- * while they are replaced. NULL: no memory. */
-const void *hm_publish(struct hm_core *core, const void *bytes, size_t size);
-void hm_published_free(struct hm_core *core);
-
 /* shared.c */
 int hm_shared_init(struct hm_region *region);
 void hm_shared_deinit(struct hm_region *region);
@@ -649,8 +293,11 @@ int hm_shared_backing(struct hm_region *region); /* the kernel's number for its 
 /* shared_access.c: what the kernel does not pass through; answers the request */
 void hm_shared_access(struct hm_core *core, const struct hm_request *request, bool write);
 void hm_shared_copy(struct hm_core *core, const struct hm_request *request);
-/* region.c: cut [start, end) bytes, whole pages, out of the directory */
-int hm_region_cut(struct hm_region *region, uint64_t start, uint64_t end);
+/* regions.c: what core->region_free is */
+void hm_region_free(struct hm_region *region);
+/* extent.c: cut [start, end) bytes out of the directory, all of it, also where a block can't be
+ * cut: the first error */
+int hm_cut_range(struct hm_region *region, uint64_t start, uint64_t end, bool forget_cached);
 
 /* order.c: called with the stripe held, but the first */
 void hm_order_read(struct hm_core *core, uint64_t unique); /* a WRITE was read from /dev/fuse */
@@ -662,19 +309,11 @@ int hm_order_remember(struct hm_core *core, struct hm_stripe *stripe, uint64_t i
                       const struct hm_mask *whole, uint64_t unique);
 void hm_order_free(struct hm_stripe *stripe);
 
-/* region.c: zero [from, to) of one page in every copy of it; the stripe is held */
+/* extent.c: zero [from, to) of one page in every copy of it; the stripe is held */
 int hm_zero_part(struct hm_region *region, uint64_t from, uint64_t to);
 
 /* For readers that do without the stripe: stale numbers cost them time, never a page. */
 #define HM_UNLOCKED __attribute__((no_sanitize("thread")))
-
-/* room.c: add to a node's use without asking; for bytes that must not be refused: what the page
- * cache writes back, whose room was taken when it was read */
-void hm_reserve_always(struct hm_core *core, uint32_t node, uint64_t pages);
-
-/* transaction.c: the pages of the block before the end of the file. An operation that began before
- * a truncate makes none past it. */
-struct hm_mask hm_inside_file(struct hm_region *region, uint64_t block);
 
 int hm_movers_start(struct hm_core *core); /* movers.c, with the next two */
 void hm_movers_stop(struct hm_core *core);
@@ -731,16 +370,6 @@ bool hm_run(struct hm_core *core, struct hm_queued_job *queued);
 bool hm_touch_now(struct hm_core *core, const struct hm_job *job);
 /* Have the service deal with a worker's faults: see HM_EVENT_TOUCH. */
 void hm_touch_report(struct hm_core *core, const struct hm_job *job, int result, uint32_t need);
-
-/* events.c. Loses nothing and needs no memory; -ENOMEM at the start. */
-int hm_events_init(struct hm_core *core);
-void hm_events_deinit(struct hm_core *core);
-void hm_event_push(struct hm_core *core, const struct hm_event *event);
-
-/* gate.c */
-void hm_reply(struct hm_core *core, uint64_t unique, int error, struct iovec *iov, int count);
-void hm_reply_write(struct hm_core *core, uint64_t unique, uint32_t size);
-int hm_invalidate(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_t length);
 
 /* relay.c */
 int hm_relay_start(struct hm_core *core, int fd, struct hm_relay **ret);

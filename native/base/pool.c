@@ -1,8 +1,9 @@
-/* Pools: the memfds that hold the bytes of a region, one for each node. */
-#include "core.h"
+#include "base/pool.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>

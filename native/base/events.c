@@ -3,9 +3,18 @@
  * Losing an event would leave a program waiting for ever, and many are pushed where a stripe is
  * held that the service may need: so a push asks for no memory, and waits for nobody but other
  * pushes. The ring has room for more than there are programs, workers and jobs to tell of. */
-#include "core.h"
+#include "base/events.h"
+
+#include "base/core.h"
+#include "base/pool.h"
+
+#include <errno.h>
 
 #include <unistd.h>
+
+#define HM_EVENTS                                                                                  \
+    (1u << 18) /* 56 MiB of address space, and memory for the most that ever waited                \
+                */
 
 int hm_events_init(struct hm_core *core)
 {

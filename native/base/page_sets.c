@@ -1,27 +1,23 @@
-/* Masks of pages by block and node, beside a region's records: which pages a device has copies of
- * (copies.c), and which are labelled as its own (labels.c). Few regions have either, so a table is
- * address space from the first use on and memory where it is written.
- *
- * A block's masks are read and changed with its stripe held. */
-#include "core.h"
+#include "base/page_sets.h"
+
+#include "base/pool.h"
+
+#include <errno.h>
+#include <string.h>
 
 #define SIDE_BYTES (HM_MAX_BLOCKS * sizeof(struct hm_side))
 
-int hm_side_init(struct hm_region *region, hm_side_table *table)
+int hm_side_init(hm_side_table *table)
 {
-    int error = 0;
+    struct hm_side *made, *nothing = NULL;
     if (atomic_load(table))
         return 0;
-    pthread_mutex_lock(&region->pools_lock);
-    if (!atomic_load(table)) {
-        void *map = hm_reserve_memory(SIDE_BYTES);
-        if (map)
-            atomic_store(table, map);
-        else
-            error = -ENOMEM;
-    }
-    pthread_mutex_unlock(&region->pools_lock);
-    return error;
+    made = hm_reserve_memory(SIDE_BYTES);
+    if (!made)
+        return -ENOMEM;
+    if (!atomic_compare_exchange_strong(table, &nothing, made))
+        hm_free_memory(made, SIDE_BYTES);
+    return 0;
 }
 
 void hm_side_deinit(hm_side_table *table)

@@ -26,6 +26,9 @@
 #include "base/published.h"
 #include "base/region.h"
 #include "base/times.h"
+#include "books/cost.h"
+#include "books/counters.h"
+#include "books/trace.h"
 #include "include/hmmfs.h"
 #include "base/pause.h"
 #include "base/step.h"
@@ -96,50 +99,12 @@ struct hm_device {
     uint32_t windows_used;
 };
 
-#define HM_TRACE_NAMES 4096 /* inode numbers are given out one after the other */
-
-/* trace.c */
-struct hm_trace {
-    pthread_mutex_t lock; /* guards the ring, its size, head, floor and whether somebody is to be
-                             woken; the last lock that a thread takes but for events_lock */
-    struct hm_trace_event *ring;
-    uint32_t size;         /* a power of two, or 0 */
-    uint64_t head, floor;  /* numbers of the next event, and of the oldest that may be read */
-    bool wake;             /* HM_EVENT_TRACE is to be sent with the next event */
-    _Atomic uint32_t mask; /* of kinds; 0 while there is no ring */
-    uint32_t kinds;
-    struct hm_trace_name *gone[HM_TRACE_NAMES]; /* of regions that went, by inode number */
-};
-
 struct hm_gate_thread {
     struct hm_core *core;
     pthread_t thread;
     uint8_t *pages;   /* for a request, with a page before it */
     hm_counter floor; /* what it reads next was queued after all WRITEs up to this one */
 };
-
-/* trace.c. Whether to make the effort of an event. */
-static inline bool hm_traced(const struct hm_region *region, enum hm_trace_kind kind)
-{
-    return atomic_load_explicit(&region->core->trace->mask, memory_order_relaxed) >> kind & 1 &&
-           !atomic_load_explicit(&region->untraced, memory_order_relaxed);
-}
-#define HM_NOWHERE 255 /* where an event names no node */
-/* The pages of a mask, from the first to the last of them. Nothing for an empty mask. */
-void hm_trace(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
-              struct hm_trace_event event);
-/* A program's fault, which the host serves: that it began, or that it has ended. */
-void hm_trace_cpu_fault(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
-                        bool write, uint64_t began, bool ended);
-void hm_trace_gone(struct hm_region *region); /* remember what it was called */
-int hm_trace_init(struct hm_core *core);      /* -ENOMEM */
-void hm_trace_deinit(struct hm_core *core);
-
-/* account.c */
-void hm_count_moved(struct hm_core *core, uint32_t from, uint32_t to, uint32_t pages,
-                    enum hm_trigger trigger);
-void hm_count_faults(struct hm_region *region, uint32_t node, enum hm_fault_count what,
-                     uint32_t faults);
 
 /* Whether pages of the mask are frozen: a READ of them waits for the transaction's end. */
 static inline bool hm_frozen(const struct hm_stripe *stripe, uint64_t ino, uint64_t block,
@@ -187,14 +152,6 @@ void hm_fail_parked(struct hm_region *region, uint64_t block, int error);
 void hm_process_deinit(struct hm_region *region);
 /* What is to be punched late goes now: a worker is about to have a window on it, say. */
 void hm_process_punch(struct hm_region *region);
-
-/* cost.c: each returns the ns charged. Charge the simulated clock, and the links, for copies to
- * `to` by owners before it (hm_carried of account.c is who calls it), and for faults that brought
- * pages to a node. */
-uint64_t hm_charge_copies(struct hm_core *core, uint32_t from, uint32_t to,
-                          const struct hm_mask *copied);
-uint64_t hm_charge_faults(struct hm_core *core, uint32_t node, uint32_t faults);
-void hm_links_free(struct hm_core *core);
 
 /* advice.c: what was said of the pages of a block, as `node` has to see it */
 struct hm_advised {
@@ -293,8 +250,6 @@ int hm_shared_backing(struct hm_region *region); /* the kernel's number for its 
 /* shared_access.c: what the kernel does not pass through; answers the request */
 void hm_shared_access(struct hm_core *core, const struct hm_request *request, bool write);
 void hm_shared_copy(struct hm_core *core, const struct hm_request *request);
-/* regions.c: what core->region_free is */
-void hm_region_free(struct hm_region *region);
 /* extent.c: cut [start, end) bytes out of the directory, all of it, also where a block can't be
  * cut: the first error */
 int hm_cut_range(struct hm_region *region, uint64_t start, uint64_t end, bool forget_cached);
@@ -311,9 +266,6 @@ void hm_order_free(struct hm_stripe *stripe);
 
 /* extent.c: zero [from, to) of one page in every copy of it; the stripe is held */
 int hm_zero_part(struct hm_region *region, uint64_t from, uint64_t to);
-
-/* For readers that do without the stripe: stale numbers cost them time, never a page. */
-#define HM_UNLOCKED __attribute__((no_sanitize("thread")))
 
 int hm_movers_start(struct hm_core *core); /* movers.c, with the next two */
 void hm_movers_stop(struct hm_core *core);
@@ -356,11 +308,6 @@ struct hm_mask hm_window_afar(struct hm_region *region, uint32_t node, uint64_t 
 struct hm_mask hm_window_discards(struct hm_region *region, uint32_t node, uint64_t block);
 void hm_window_had(struct hm_region *region, uint32_t node, uint64_t block,
                    const struct hm_mask *mask);
-
-/* account.c: whether what came, went and is there agrees for a node; `resident` pages are. A
- * sentence in text if not. */
-bool hm_books_agree(struct hm_core *core, uint32_t node, uint64_t resident, char *text,
-                    size_t size);
 
 /* jobs.c: run a job; whether it has ended. One that waits for its block runs when that is
  * free. */

@@ -71,7 +71,7 @@ int hm_shared_operate(struct transaction *t);
  * the block busy; 0: proven clean, the block is FROZEN. -EBUSY: the CPU keeps taking them back. */
 int hm_recall(struct transaction *t, const struct hm_mask *mask);
 
-/* account.c */
+/* journal.c */
 struct cause hm_cause(const struct hm_job *job);
 /* Pages begin to move to job->node, by owners; returns when. Or, with when they began, they failed
  * to. */

@@ -80,8 +80,8 @@ LAYERS = {
         f"native/{name}": [PROTOCOL, ALONE, PROGRAMS, PROGRAMS_END]
         for name in ("process", "pending", "space", "anonymous", "take", "stays", "vma")
     },
-    "native/trace": ["tests/mount/test_tracing.py", ALONE, SEEN],
-    "native/account": [PROTOCOL, ALONE, SEEN],
+    "native/books/trace": ["tests/mount/test_tracing.py", ALONE, SEEN],
+    "native/books/": [PROTOCOL, ALONE, SEEN],
     "native/advice": [RULES, ALONE],
     "native/thrash": [RULES, ALONE],
     "native/prefetch": ["tests/unit/test_policy_rules.py", RULES, ALONE],

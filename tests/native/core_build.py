@@ -12,7 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 NATIVE = HERE.parents[1] / "native"
 SOURCES: list[Path] = runpy.run_path(str(NATIVE / "build.py"))["SOURCES"]
-FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-pthread"]
+FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-pthread", f"-I{NATIVE}"]
 TELLING = ["-DHM_STEPS", "-DHM_PAUSES", "-O2", "-g"]  # its steps: beside steps.c
 
 
@@ -27,7 +27,7 @@ def compile_into(directory: Path, flags: Iterable[str], sources: Iterable[Path])
     directory.mkdir(exist_ok=True)
 
     def one(source: Path) -> Path:
-        command = ["gcc", *FLAGS, f"-I{NATIVE}", *flags, "-c", source]
+        command = ["gcc", *FLAGS, *flags, "-c", source]
         subprocess.run(command, check=True, cwd=directory)
         return directory / f"{source.stem}.o"
 

@@ -132,7 +132,7 @@ def test_the_audit_finds_each_kind_of_damage(build: Build) -> None:
     done = run([build("audit", "address")], LIMIT)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    source = "".join(source_of(name).read_text() for name in ("room.c", "account.c"))
+    source = "".join(source_of(name).read_text() for name in ("audit.c", "counters.c"))
     calls = re.findall(r"\b(?:AUDIT|AGREE)\((?!a, cond|cond)(.*?)\);\n", source, re.DOTALL)
     sentences = ["".join(re.findall(r'"([^"]*)"', call)) for call in calls]
     assert len(sentences) > 15

@@ -4,9 +4,12 @@
  * what the cost model says, as if one came after the other. So it does not depend on how fast this
  * machine is, or on what else runs.
  */
-#include "rest.h"
+#include "books/cost.h"
+
+#include <errno.h>
 
 #include <stdlib.h>
+#include <string.h>
 
 int hm_fault_cost_set(struct hm_core *core, uint32_t node, uint32_t ns)
 {

@@ -1,4 +1,6 @@
-/* A region is made, ends, and where its pages are. */
+/* Regions are made and end. */
+#include "core/regions.h"
+
 #include "rest.h"
 
 #include <fcntl.h>
@@ -99,38 +101,6 @@ struct hm_block *hm_region_blocks(struct hm_core *core, uint64_t ino)
     if (region)
         hm_region_put(region);
     return blocks;
-}
-
-int hm_region_residency(struct hm_core *core, uint64_t ino, uint64_t out[22])
-{
-    struct hm_region *region = hm_region_get(core, ino);
-    if (!region)
-        return -ENOENT;
-    memset(out, 0, 22 * sizeof(*out));
-    for (uint64_t b = 0; (b = hm_next_touched(region, b)) < HM_MAX_BLOCKS; b++) {
-        struct hm_stripe *stripe = hm_stripe_of(core, ino, b);
-        const struct hm_block *block = &region->blocks[b];
-        pthread_mutex_lock(&stripe->lock);
-        for (uint32_t node = 0; node < HM_MAX_NODES; node++) {
-            struct hm_mask copies = hm_copies_on(region, b, node);
-            out[node] += block->pages[node];
-            out[21] += hm_bits(copies.word);
-            copies = hm_labels_on(region, b, node);
-            out[node] += hm_bits(copies.word);
-        }
-        out[HM_HOST] -= hm_labelled(region, b);
-        HM_EACH_WORD (w) {
-            uint64_t seen = block->cached[w] | block->recalling[w];
-            out[16] += hm_popcount(block->dirty[w] & ~block->device[w]);
-            out[17] += hm_popcount(block->dirty[w] & block->device[w]);
-            out[18] += hm_popcount(seen);
-            out[19] += hm_popcount(block->kept[w]);
-            out[20] += hm_popcount(seen & ~block->present[w]);
-        }
-        pthread_mutex_unlock(&stripe->lock);
-    }
-    hm_region_put(region);
-    return 0;
 }
 
 int hm_region_destroy(struct hm_core *core, uint64_t ino)

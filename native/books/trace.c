@@ -5,7 +5,12 @@
  * that a device's fault takes on one CPU, and of these there are four. Without a ring, or with all
  * kinds filtered out, it is one load.
  */
-#include "rest.h"
+#include "books/trace.h"
+
+#include "base/events.h"
+
+#include <errno.h>
+#include <string.h>
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,0 +1,121 @@
+/* What may leave a node: blocks to evict, and kept copies to drop. */
+#include "rest.h"
+
+#include <stdlib.h>
+
+/* Copies on the node and pages labelled as its, but for those of `pinned`; with HM_HOST the labels
+ * of all devices. */
+HM_UNLOCKED static uint32_t lent(const struct hm_listed *at, uint32_t node,
+                                 const struct hm_mask *pinned)
+{
+    const struct hm_side *copies = atomic_load(&at->region->copies);
+    const struct hm_side *labels = atomic_load(&at->region->labels);
+    uint32_t pages = 0;
+    for (uint32_t other = 1; other < at->region->core->config.nodes; other++) {
+        if (node != HM_HOST && node != other)
+            continue;
+        HM_EACH_WORD (w) {
+            uint64_t copied = copies && node ? copies[at->block].on[other][w] : 0;
+            uint64_t labelled = labels ? labels[at->block].on[other][w] : 0;
+            pages += hm_popcount(copied) + hm_popcount(labelled & ~pinned->word[w]);
+        }
+    }
+    return pages;
+}
+
+/* Pages on the node that may leave it. */
+HM_UNLOCKED static uint32_t movable(const struct hm_listed *at, uint32_t node)
+{
+    const struct hm_block *block = &at->region->blocks[at->block];
+    struct hm_mask pinned = {{0}};
+    uint32_t pages = block->pages[node], away;
+    if (at->region->advised)
+        pinned = hm_pinned(at->region, at->block);
+    HM_EACH_PAGE (page, pinned.word)
+        pages -= pages && hm_test(block->present, page) && block->owner[page] == node;
+    away = lent(at, node, &pinned);
+    if (node != HM_HOST)
+        return pages + away;
+    return pages - (pages < away ? pages : away); /* one may be older than the other */
+}
+
+HM_UNLOCKED static struct hm_candidate candidate_of(const struct hm_listed *at, uint32_t node)
+{
+    const struct hm_block *block = &at->region->blocks[at->block];
+    struct hm_candidate found = {.ino = at->region->ino,
+                                 .block = at->block,
+                                 .last_cpu = block->last_cpu,
+                                 .last_device = block->last_device,
+                                 .last_migrated = block->last_migrated,
+                                 .arrived = block->arrived,
+                                 .uses = block->uses,
+                                 .pages = movable(at, node),
+                                 .held = block->busy || block->parked ||
+                                         at->region->kind == HM_KIND_DAX};
+    if (node == HM_HOST)
+        HM_EACH_WORD (w) {
+            uint64_t seen = block->cached[w] | block->recalling[w];
+            found.reserved += hm_popcount(seen & ~block->present[w]);
+            found.kept += hm_popcount(block->kept[w]);
+        }
+    return found;
+}
+
+int hm_candidates(struct hm_core *core, uint32_t node, struct hm_candidate *out, int max)
+{
+    int n = 0;
+    if (node >= core->config.nodes)
+        return -ENODEV;
+    pthread_mutex_lock(&core->list_lock);
+    for (uint32_t i = 0; i < core->list_used && n < max; i++) {
+        struct hm_candidate found = candidate_of(&core->list[i], node);
+        if (found.pages || found.reserved || found.kept)
+            out[n++] = found;
+    }
+    pthread_mutex_unlock(&core->list_lock);
+    return n;
+}
+
+/* Punch the kept copies of one block; a busy block is somebody's to decide about. */
+static uint32_t drop_kept(struct hm_region *region, uint64_t block)
+{
+    struct hm_block *record = &region->blocks[block];
+    struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
+    uint32_t dropped = 0, first = 0, count;
+    pthread_mutex_lock(&stripe->lock);
+    if (!record->busy) {
+        for (; hm_next_run(record->kept, &first, &count); first += count)
+            hm_pool_punch(&region->pools[HM_HOST],
+                          block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE,
+                          (uint64_t)count * HM_PAGE_SIZE);
+        dropped = hm_bits(record->kept);
+        memset(record->kept, 0, sizeof(record->kept));
+        hm_step(region, block, "kept.dropped", HM_BY_GATE, NULL);
+        hm_release(region->core, HM_HOST, dropped);
+    }
+    pthread_mutex_unlock(&stripe->lock);
+    return dropped;
+}
+
+int64_t hm_drop_kept(struct hm_core *core, uint64_t pages)
+{
+    int64_t dropped = 0;
+    int max, found;
+    struct hm_candidate *all;
+    pthread_mutex_lock(&core->list_lock);
+    max = (int)core->list_used;
+    pthread_mutex_unlock(&core->list_lock);
+    all = malloc(((size_t)max + 1) * sizeof(*all));
+    if (!all)
+        return -ENOMEM;
+    found = hm_candidates(core, HM_HOST, all, max);
+    for (int i = 0; i < found && (uint64_t)dropped < pages; i++) {
+        struct hm_region *region = all[i].kept ? hm_region_get(core, all[i].ino) : NULL;
+        if (region) {
+            dropped += drop_kept(region, all[i].block);
+            hm_region_put(region);
+        }
+    }
+    free(all);
+    return dropped;
+}

@@ -29,6 +29,17 @@
 #include "books/cost.h"
 #include "books/counters.h"
 #include "books/trace.h"
+#include "directory/copies.h"
+#include "directory/cut.h"
+#include "directory/labels.h"
+#include "directory/records.h"
+#include "directory/shared_size.h"
+#include "directory/windows.h"
+#include "rules/advice.h"
+#include "rules/history.h"
+#include "rules/placement.h"
+#include "rules/prefetch.h"
+#include "rules/thrash.h"
 #include "include/hmmfs.h"
 #include "base/pause.h"
 #include "base/step.h"
@@ -42,9 +53,6 @@
 #include <time.h>
 
 #define HM_INLINE_PAGES 16 /* a copy of 64 KiB takes some 25 us: the most a stripe is held for */
-#define HM_DIRECTORY_HEADER                                                                        \
-    (1ULL << 21) /* version, then from 4096 on the bitmap of touched blocks */
-#define HM_DIRECTORY_BYTES (HM_DIRECTORY_HEADER + HM_MAX_BLOCKS * sizeof(struct hm_block))
 #define HM_SPARES 1024     /* requests that can be parked without memory */
 #define HM_RECALL_ROUNDS 4 /* over all pages at once, then one page at a time */
 #define HM_RECALL_TRIES 256
@@ -52,8 +60,6 @@
 #define HM_MAX_WRITE (1u << 20)
 #define HM_REQUEST_BYTES (HM_MAX_WRITE + 4096)
 #define HM_ZERO_BYTES HM_BLOCK_BYTES
-
-_Static_assert(sizeof(struct hm_block) == 1024, "four records a page of the directory");
 
 /* ---- stripes ------------------------------------------------------------------------------ */
 
@@ -70,33 +76,6 @@ struct hm_parked {
 struct hm_queued_job {
     struct hm_queued_job *next;
     struct hm_job job;
-};
-
-struct hm_window {
-    uint64_t ino, address, bytes;
-    /* Pages below `discard` that the worker has not had since that was said need not be copied to
-     * it; `had` has a bit for each (a page written, evicted and touched again holds the kernel's
-     * own bytes). The words of a block change with the block busy; NULL: nothing is discarded. */
-    uint64_t discard;
-    uint64_t *had;
-    /* Pages that the worker was asked to map from afar, a bit for each; atomic. They don't come to
-     * the device by its faults while they are: it would go on to use them on the host. */
-    uint64_t *afar;
-};
-
-/* The worker of a device, while there is one. */
-struct hm_device {
-    struct hm_core *core;
-    pthread_rwlock_t lock;   /* guards uffd and windows; held across ioctls that wait for nobody */
-    int uffd;                /* -1: no worker */
-    int afar;                /* the socket to its helper; -1: it has none */
-    _Atomic uint32_t worker; /* workers attached so far; written with the lock, before a thread of
-                                the new one is there */
-    _Atomic bool reaches;    /* whether any window has pages mapped from afar */
-    int stop_fd;
-    pthread_t thread;
-    struct hm_window *windows;
-    uint32_t windows_used;
 };
 
 struct hm_gate_thread {
@@ -116,25 +95,6 @@ static inline bool hm_frozen(const struct hm_stripe *stripe, uint64_t ino, uint6
            hm_any(stripe->frozen.word, mask->word);
 }
 
-bool hm_region_is_touched(struct hm_region *region, uint64_t block); /* directory.c */
-/* The first touched block at or after from; HM_MAX_BLOCKS when there is none. */
-uint64_t hm_next_touched(struct hm_region *region, uint64_t from);
-/* directory.c: called with the block's stripe held */
-struct hm_mask hm_owned(const struct hm_block *block,
-                        uint32_t node);                        /* pages that are the node's */
-void hm_block_touch(struct hm_region *region, uint64_t block); /* mark and list it */
-/* Host pages that it holds. A program's own memory is not charged, nor what is taken from it. */
-uint32_t hm_block_charge(const struct hm_region *region, const struct hm_block *block);
-void hm_unlist(struct hm_region *region); /* needs no stripe */
-bool hm_block_empty(const struct hm_block *block);
-/* Forget the pages of the mask, punch them everywhere, give their room back; bumps generation. */
-int hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
-                 bool forget_cached);
-void hm_block_pages(struct hm_region *region, struct hm_block *record, uint32_t node, int64_t by);
-/* The same for pages that come out of nothing. */
-void hm_block_populate(struct hm_region *region, struct hm_block *record, uint32_t node,
-                       uint32_t pages);
-
 /* access.c: a READ or WRITE, from the gate or replayed; answers it, parks it or refuses it */
 void hm_access(struct hm_core *core, const struct hm_request *request);
 /* A user without privileges changes a file's bytes: its set-user-ID bits go, as on any file system.
@@ -153,107 +113,15 @@ void hm_process_deinit(struct hm_region *region);
 /* What is to be punched late goes now: a worker is about to have a window on it, say. */
 void hm_process_punch(struct hm_region *region);
 
-/* advice.c: what was said of the pages of a block, as `node` has to see it */
-struct hm_advised {
-    struct hm_mask read_mostly, pinned, no_migrate;
-    struct hm_mask here;      /* preferred location: the node */
-    struct hm_mask at_host;   /* preferred location: the host */
-    struct hm_mask elsewhere; /* preferred location: another device */
-    struct hm_mask mapped;    /* accessed by the node */
-};
-/* False: nothing was said of the block, and `out` is empty. */
-bool hm_advised(struct hm_region *region, uint64_t block, uint32_t node, struct hm_advised *out);
-/* The window of a fault where a granularity was said for the pages touched; else as it is. */
-void hm_advised_window(struct hm_region *region, uint64_t block, const struct hm_mask *touched,
-                       struct hm_mask *window);
-/* Pages that stay where they are. */
-struct hm_mask hm_pinned(struct hm_region *region, uint64_t block);
-void hm_advice_free(struct hm_region *region);
-
-/* placement.c: where a device's access to pages finds them */
-struct hm_placement {
-    struct hm_mask bring;  /* on the device */
-    struct hm_mask afar;   /* on the host, where the device reaches them */
-    struct hm_mask refuse; /* nowhere: they are pinned to another node */
-};
-/* With the stripe held. count: these are touches, which a policy may count. left: what a policy in
- * Python leaves where it is; NULL: it was not asked. */
-struct hm_placement hm_place(struct hm_region *region, uint64_t block, uint32_t node,
-                             const struct hm_mask *mask, bool count, const uint64_t *left);
-/* Of the 64 KiB around pages that are reached from afar, what is mapped with them. */
-struct hm_mask hm_afar_window(struct hm_region *region, uint64_t block, uint32_t node,
-                              const struct hm_mask *afar);
-/* What is remembered of a block, made at first use; with the stripe held. NULL: no memory. */
-struct hm_history {
-    struct hm_history *next;                              /* of the region's */
-    uint16_t accesses[HM_MAX_NODES][HM_BLOCK_PAGES / 16]; /* from afar, by 64 KiB */
-    /* thrash.c: who last moved pages here by a fault, when; since when it thrashes, or 0 */
-    uint64_t last, last_thrashing;
-    uint32_t last_processor, resets, pins;
-    struct hm_thrashing_page *pages; /* NULL: only one processor did, or seldom */
-};
-struct hm_history *hm_history(struct hm_region *region, uint64_t block);
-void hm_history_free(struct hm_region *region);
-
-/* thrash.c, with the stripe held. Pages moved to the node, by its fault or because somebody asked.
- */
-void hm_thrash_note(struct hm_region *region, uint64_t block, uint32_t node,
-                    const struct hm_mask *moved, bool by_fault);
-/* The node has a fault on the pages. It may have to wait, which takes simulated time, and pages may
- * be pinned. */
-void hm_thrash_fault(struct hm_region *region, uint64_t block, uint32_t node,
-                     const struct hm_mask *touched);
-/* The pages of the mask that are pinned to the host. */
-struct hm_mask hm_thrash_is_pinned(struct hm_region *region, uint64_t block,
-                                   const struct hm_mask *mask);
-void hm_thrash_free(struct hm_history *history);
-
-/* copies.c, with the stripe held: the pages of a block of which a node has a copy */
-struct hm_mask hm_copies_on(const struct hm_region *region, uint64_t block, uint32_t node);
-void hm_copies_set(struct hm_region *region, uint64_t block, uint32_t node,
-                   const struct hm_mask *mask, bool there);
-/* End the copies of the pages: on one device, or with HM_HOST on all. Returns how many. */
-uint32_t hm_collapse(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
-                     uint32_t only);
-void hm_collapse_all(struct hm_region *region); /* takes the stripes itself */
-
-/* labels.c, with the stripe held. Whether the region's pages on the node are the host's, with a
- * label. */
-bool hm_labels(const struct hm_region *region, uint32_t node);
-struct hm_mask hm_labels_on(const struct hm_region *region, uint64_t block, uint32_t node);
-struct hm_mask hm_said_on(struct hm_region *region, uint64_t block, uint32_t node); /* or owned */
-uint32_t hm_labelled(const struct hm_region *region, uint64_t block); /* pages, on any device */
-/* The pages that have a label, of any device. */
-struct hm_mask hm_all_labels(const struct hm_region *region, uint64_t block);
-/* Take all labels off. Returns how many; `of` gets them by device, whose room for them stays taken
- * until hm_release_labels: the host's pool holds the pages, and the host may have no room left. */
-uint32_t hm_unlabel(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
-                    uint32_t of[HM_MAX_NODES]);
-void hm_release_labels(struct hm_core *core, const uint32_t of[HM_MAX_NODES]);
-
 /* spares.c: a place for a request, with its bytes in `data`; NULL: no memory. */
 struct hm_parked *hm_aside(struct hm_core *core, const struct hm_request *request);
 void hm_unparked(struct hm_core *core, struct hm_parked *parked); /* it is over: free it */
 int hm_spares_init(struct hm_core *core);                         /* -ENOMEM */
 void hm_spares_deinit(struct hm_core *core);
 
-/* prefetch.c */
-struct hm_mask hm_prefetch_window(const struct hm_prefetch *policy, const struct hm_mask *resident,
-                                  const struct hm_mask *touched, const struct hm_mask *inside,
-                                  uint32_t faults, struct hm_stride *stride);
-/* shared.c */
-int hm_shared_init(struct hm_region *region);
-void hm_shared_deinit(struct hm_region *region);
-int hm_shared_resize(struct hm_region *region, uint64_t size);
-int hm_shared_resize_locked(struct hm_region *region, uint64_t size); /* with shared_lock */
-int hm_shared_backing(struct hm_region *region); /* the kernel's number for its memfd, or -errno */
 /* shared_access.c: what the kernel does not pass through; answers the request */
 void hm_shared_access(struct hm_core *core, const struct hm_request *request, bool write);
 void hm_shared_copy(struct hm_core *core, const struct hm_request *request);
-/* extent.c: cut [start, end) bytes out of the directory, all of it, also where a block can't be
- * cut: the first error */
-int hm_cut_range(struct hm_region *region, uint64_t start, uint64_t end, bool forget_cached);
-
 /* order.c: called with the stripe held, but the first */
 void hm_order_read(struct hm_core *core, uint64_t unique); /* a WRITE was read from /dev/fuse */
 /* The pages of the mask that a newer WRITE than `unique` has written. */
@@ -263,9 +131,6 @@ struct hm_mask hm_order_overtaken(struct hm_stripe *stripe, uint64_t ino, uint64
 int hm_order_remember(struct hm_core *core, struct hm_stripe *stripe, uint64_t ino, uint64_t block,
                       const struct hm_mask *whole, uint64_t unique);
 void hm_order_free(struct hm_stripe *stripe);
-
-/* extent.c: zero [from, to) of one page in every copy of it; the stripe is held */
-int hm_zero_part(struct hm_region *region, uint64_t from, uint64_t to);
 
 int hm_movers_start(struct hm_core *core); /* movers.c, with the next two */
 void hm_movers_stop(struct hm_core *core);
@@ -281,33 +146,6 @@ int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask
                   enum hm_room room);
 /* Nothing has to wait for the block's transaction any more, FALLOCATE included. */
 void hm_thaw(struct hm_block *record, struct hm_stripe *stripe);
-
-/* uffd.c: what the node's worker may do with pages of a block, which it maps or not. Called with
- * the stripe held or the block busy; 0, or -errno if the kernel refused. */
-int hm_devices_init(struct hm_core *core); /* -ENOMEM */
-void hm_devices_deinit(struct hm_core *core);
-int hm_window_protect(struct hm_region *region, uint32_t node, uint64_t block,
-                      const struct hm_mask *mask); /* a store is a fault */
-int hm_window_let_store(struct hm_region *region, uint32_t node, uint64_t block,
-                        const struct hm_mask *mask);
-int hm_window_wake(struct hm_region *region, uint32_t node, uint64_t block,
-                   const struct hm_mask *mask);
-/* Give the worker pages that its pool has not, write-protected: one call instead of a protection
- * and a copy into the pool. -ESRCH: there is no window, or no worker any more; any other error
- * leaves part of it done, as a copy does. */
-int hm_window_copy(struct hm_region *region, uint32_t node, uint64_t block, uint32_t first,
-                   uint32_t count, const void *from);
-/* Have the worker map pages from afar and wake who waits for them. -EBUSY: later. -ENOTCONN: it
- * can't. -ESRCH: it is not the worker of that number any more. Waits for nobody; called without a
- * stripe and with no block busy. */
-int hm_window_map_afar(struct hm_region *region, uint32_t node, uint64_t block,
-                       const struct hm_mask *mask, uint32_t worker);
-/* The pages of the block that the worker has been asked to map. */
-struct hm_mask hm_window_afar(struct hm_region *region, uint32_t node, uint64_t block);
-/* The pages of the block that may come as zeros; and that these are there now. */
-struct hm_mask hm_window_discards(struct hm_region *region, uint32_t node, uint64_t block);
-void hm_window_had(struct hm_region *region, uint32_t node, uint64_t block,
-                   const struct hm_mask *mask);
 
 /* jobs.c: run a job; whether it has ended. One that waits for its block runs when that is
  * free. */

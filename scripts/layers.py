@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # From bottom to top; "" is what lies in native/ itself.
-FOLDERS = ("include", "worker", "preload", "base", "books", "", "core")
+FOLDERS = ("include", "worker", "preload", "base", "books", "directory", "rules", "", "core")
 # Outside the core: what runs in other processes. The core uses their headers for what both say.
 ALONE = ("worker", "preload")
 

@@ -1,9 +1,9 @@
 """Where a page comes to be that a device touches and no advice tells of.
 
 Devices reach the host's memory from afar, so a page need not move to be used. What advice says, and
-in which order the rules go, is in native/placement.c, which carries the built-in policies out; what
-stands here is the same for everybody to read. A policy of yours is asked for each fault, which
-makes the fault some 100 us longer.
+in which order the rules go, is in native/rules/placement.c, which carries the built-in policies
+out; what stands here is the same for everybody to read. A policy of yours is asked for each fault,
+which makes the fault some 100 us longer.
 
 An access is counted when it is a fault: what a launch has mapped from afar it uses unseen until it
 ends. So the counters count launches that touch the 64 KiB, where hardware counts loads and stores.

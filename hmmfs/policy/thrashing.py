@@ -1,6 +1,6 @@
 """What is done about pages that the CPU and devices keep taking from each other.
 
-The rules are in native/thrash.c. Their time is the simulated clock.
+The rules are in native/rules/thrash.c. Their time is the simulated clock.
 """
 
 from __future__ import annotations

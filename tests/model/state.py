@@ -55,7 +55,7 @@ class Protocol:
     fill_writable: bool = False  # a page arrives without protection: its first store is no fault
     wake_arrived: bool = False  # wake only who waits for a page that is there now
 
-    # Copies of read-mostly pages (native/copies.c).
+    # Copies of read-mostly pages (native/directory/copies.c).
     read_keeps_copies: bool = False  # what a READ hands out while a file is open for writing
     write_keeps_copies: bool = False  # a WRITE leaves the copies of its pages
     open_keeps_copies: bool = False  # an open for writing is answered with copies left

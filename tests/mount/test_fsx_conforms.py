@@ -40,7 +40,9 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     told = directory / "steps.o"
     source = ROOT / "tests/native/steps.c"
-    subprocess.run(["gcc", *FLAGS.split(), f"-I{ROOT}/native", "-c", source, "-o", told], check=True)
+    subprocess.run(
+        ["gcc", *FLAGS.split(), f"-I{ROOT}/native", "-c", source, "-o", told], check=True
+    )
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--build-lib", str(directory)]
     command += ["--build-temp", str(directory / "temp")]
     flags = {"CFLAGS": "-DHM_STEPS", "LDFLAGS": str(told)}

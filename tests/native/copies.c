@@ -1,5 +1,5 @@
-/* native/copies.c by itself: opens for writing while copies of read-mostly pages still end. What
- * must happen in between is held up by locks that this test takes. */
+/* native/directory/copies.c by itself: opens for writing while copies of read-mostly pages still
+ * end. What must happen in between is held up by locks that this test takes. */
 #include "inside.h"
 
 #define BLOCKS 8

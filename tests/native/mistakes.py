@@ -198,13 +198,13 @@ MISTAKES = {
     ),
     "copy_unrecalled": Mistake(
         "open_while_it_is_copied",
-        "copies.c",
+        "duplicate.c",
         "            error = hm_recall(t, mask);\n",
         "            error = hm_recall(t, &(struct hm_mask){{0}});\n",
     ),
     "copy_of_a_cut_page": Mistake(
         "cut_while_it_is_duplicated",
-        "copies.c",
+        "duplicate.c",
         "        if (!error && record->generation == generation) {\n            count_copies",
         "        if (!error) {\n            count_copies",
     ),
@@ -227,7 +227,7 @@ MISTAKES = {
     ),
     "fill_writable": Mistake(
         "first_store",
-        "uffd.c",
+        "windows.c",
         "UFFDIO_COPY_MODE_WP | UFFDIO_COPY_MODE_DONTWAKE",
         "UFFDIO_COPY_MODE_DONTWAKE",
     ),

@@ -1,4 +1,4 @@
-/* native/thrash.c at its exact bounds. Time is the simulated clock, which is set here. */
+/* native/rules/thrash.c at its exact bounds. Time is the simulated clock, which is set here. */
 #include "inside.h"
 
 #include <string.h>

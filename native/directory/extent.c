@@ -1,66 +1,14 @@
 /* How long a region is, and its holes: truncate, punch, allocate, seek. */
-#include "rest.h"
+#include "base/capacity.h"
+#include "base/step.h"
+#include "base/times.h"
+#include "directory/cut.h"
+#include "directory/records.h"
+#include "directory/shared_size.h"
 
+#include <errno.h>
+#include <string.h>
 #include <unistd.h>
-
-int hm_zero_part(struct hm_region *region, uint64_t from, uint64_t to)
-{
-    static const uint8_t zeros[HM_PAGE_SIZE];
-    struct hm_block *block = &region->blocks[from / HM_BLOCK_BYTES];
-    uint32_t page = (uint32_t)(from / HM_PAGE_SIZE % HM_BLOCK_PAGES);
-    struct hm_mask one;
-    int error = 0;
-    block->generation++;
-    one = hm_mask_range(page, 1);
-    hm_collapse(region, from / HM_BLOCK_BYTES, &one, HM_HOST);
-    hm_step(region, from / HM_BLOCK_BYTES, "cut.part", HM_BY_GATE, NULL);
-    if (!hm_test(block->present, page))
-        return 0;
-    error = hm_pool_write(&region->pools[block->owner[page]], from, zeros, to - from);
-    if (!error && hm_test(block->kept, page))
-        error = hm_pool_write(&region->pools[HM_HOST], from, zeros, to - from);
-    return error;
-}
-
-/* Cut [start, end) bytes out of one touched block. */
-static int cut_block(struct hm_region *region, uint64_t start, uint64_t end, bool forget_cached)
-{
-    uint64_t block = start / HM_BLOCK_BYTES;
-    uint64_t base = block * HM_BLOCK_BYTES;
-    uint64_t first = (start + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE * HM_PAGE_SIZE;
-    uint64_t last = end / HM_PAGE_SIZE * HM_PAGE_SIZE;
-    struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
-    int error = 0;
-    pthread_mutex_lock(&stripe->lock);
-    if (first > last) { /* inside one page */
-        error = hm_zero_part(region, start, end);
-    } else {
-        if (start < first)
-            error = hm_zero_part(region, start, first);
-        if (!error && last < end)
-            error = hm_zero_part(region, last, end);
-        if (!error && first < last) {
-            struct hm_mask mask = hm_mask_range((uint32_t)((first - base) / HM_PAGE_SIZE),
-                                                (uint32_t)((last - first) / HM_PAGE_SIZE));
-            error = hm_block_cut(region, block, &mask, forget_cached);
-        }
-    }
-    pthread_mutex_unlock(&stripe->lock);
-    return error;
-}
-
-int hm_cut_range(struct hm_region *region, uint64_t start, uint64_t end, bool forget_cached)
-{
-    int error = 0;
-    for (uint64_t b = start / HM_BLOCK_BYTES;
-         (b = hm_next_touched(region, b)) < HM_MAX_BLOCKS && b * HM_BLOCK_BYTES < end; b++) {
-        uint64_t from = b * HM_BLOCK_BYTES, to = from + HM_BLOCK_BYTES;
-        int failed =
-            cut_block(region, from > start ? from : start, to < end ? to : end, forget_cached);
-        error = error ? error : failed;
-    }
-    return error;
-}
 
 int hm_region_truncate(struct hm_core *core, uint64_t ino, uint64_t size)
 {

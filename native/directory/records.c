@@ -1,5 +1,6 @@
-/* The page directory: block records and what follows from their bits. Callers hold the stripe. */
-#include "rest.h"
+#include "directory/records.h"
+
+#include <errno.h>
 
 #include <stdlib.h>
 #include <unistd.h>
@@ -73,6 +74,12 @@ static void list_remove(struct hm_core *core, struct hm_block *record)
         set_slot(record, 0);
     }
     pthread_mutex_unlock(&core->list_lock);
+}
+
+void hm_block_forget(struct hm_core *core, struct hm_block *record)
+{
+    if (hm_block_empty(record) && !record->busy && !record->parked && !record->inflight)
+        list_remove(core, record);
 }
 
 void hm_unlist(struct hm_region *region)
@@ -153,84 +160,4 @@ void hm_block_populate(struct hm_region *region, struct hm_block *record, uint32
 {
     hm_block_pages(region, record, node, pages);
     hm_count(&region->core->nodes[node].populated_pages, pages);
-}
-
-/* A page that is cut and stays cached becomes a hole that the host has room for. Pages with a label
- * have their room on a device: take the host's for them or, where it has none, make them zeros
- * instead of cutting them. Returns how many pages of room were taken. */
-static uint32_t room_of_labelled(struct hm_region *region, uint64_t block, struct hm_mask *mask)
-{
-    struct hm_block *record = &region->blocks[block];
-    struct hm_mask labelled = hm_all_labels(region, block);
-    uint32_t pages, first = 0, count;
-    HM_EACH_WORD (w)
-        labelled.word[w] &= mask->word[w] & (record->cached[w] | record->recalling[w]);
-    pages = hm_bits(labelled.word);
-    if (!pages || !hm_reserve(region->core, HM_HOST, pages, 0))
-        return pages;
-    for (; hm_next_run(labelled.word, &first, &count); first += count)
-        for (uint32_t page = first; page < first + count; page++) {
-            uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE;
-            hm_zero_part(region, offset, offset + HM_PAGE_SIZE);
-        }
-    *mask = hm_without(*mask, &labelled);
-    return 0;
-}
-
-int hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask *pages,
-                 bool forget_cached)
-{
-    struct hm_core *core = region->core;
-    struct hm_block *record = &region->blocks[block];
-    uint32_t before = hm_block_charge(region, record), taken, labelled, first = 0, count;
-    uint32_t gone[HM_MAX_NODES] = {0}, of[HM_MAX_NODES];
-    struct hm_mask cut = *pages, *mask = &cut;
-    int error = 0;
-    record->generation++;
-    hm_collapse(region, block, pages, HM_HOST);
-    taken = forget_cached ? 0 : room_of_labelled(region, block, mask);
-    labelled = hm_unlabel(region, block, mask, of);
-    while (hm_next_run(mask->word, &first, &count)) {
-        uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE;
-        for (uint32_t page = first; page < first + count; page++) {
-            if (hm_test(record->present, page))
-                gone[record->owner[page]]++;
-            record->owner[page] = HM_HOST;
-        }
-        for (uint32_t node = 0; node < core->config.nodes; node++)
-            if (!hm_is_shared(region)) { /* whose memfd ends where the file does */
-                int refused =
-                    hm_pool_punch(&region->pools[node], offset, (uint64_t)count * HM_PAGE_SIZE);
-                error = error ? error : refused;
-            }
-        first += count;
-    }
-    HM_EACH_WORD (w) {
-        uint64_t keep = ~mask->word[w];
-        record->present[w] &= keep;
-        record->device[w] &= keep;
-        record->dirty[w] &= keep;
-        record->kept[w] &= keep;
-        if (forget_cached) {
-            record->cached[w] &= keep;
-            record->recalling[w] &= keep;
-        }
-    }
-    for (uint32_t node = 0; node < core->config.nodes; node++) {
-        if (gone[node])
-            hm_block_pages(region, record, node, -(int64_t)gone[node]);
-        hm_count(&core->nodes[node].dropped_pages, gone[node] + of[node]);
-        if (node != HM_HOST)
-            hm_release(core, node, gone[node]);
-    }
-    for (uint32_t node = 1; node < core->config.nodes;
-         node++) /* which they were not said to be on */
-        atomic_fetch_sub(&core->nodes[HM_HOST].dropped_pages, of[node]);
-    hm_release_labels(core, of);
-    /* Pages that stay cached become holes with a reservation, so the charge never grows here. */
-    hm_release(core, HM_HOST, before + taken - labelled - hm_block_charge(region, record));
-    hm_step(region, block, forget_cached ? "cut.truncate" : "cut.punch", HM_BY_GATE, mask);
-    if (hm_block_empty(record) && !record->busy && !record->parked && !record->inflight)
-        list_remove(core, record);
-    return error;
 }

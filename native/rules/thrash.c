@@ -6,7 +6,14 @@
  * reached from afar; what has been mapped so stays mapped until its launch ends, even if the pin
  * ends before.
  */
-#include "rest.h"
+#include "rules/thrash.h"
+
+#include "base/published.h"
+#include "books/trace.h"
+#include "rules/advice.h"
+#include "rules/history.h"
+
+#include <errno.h>
 
 #include <stdlib.h>
 
@@ -251,9 +258,4 @@ struct hm_mask hm_thrash_is_pinned(struct hm_region *region, uint64_t block,
             if (history->pages[page].pinned == 1 + HM_HOST)
                 pinned.word[page / 64] |= 1ULL << (page % 64);
     return pinned;
-}
-
-void hm_thrash_free(struct hm_history *history)
-{
-    free(history->pages);
 }

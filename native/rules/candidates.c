@@ -1,7 +1,14 @@
 /* What may leave a node: blocks to evict, and kept copies to drop. */
-#include "rest.h"
+#include "base/capacity.h"
+#include "base/step.h"
+#include "directory/copies.h"
+#include "directory/records.h"
+#include "rules/advice.h"
+
+#include <errno.h>
 
 #include <stdlib.h>
+#include <string.h>
 
 /* Copies on the node and pages labelled as its, but for those of `pinned`; with HM_HOST the labels
  * of all devices. */

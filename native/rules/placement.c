@@ -6,9 +6,16 @@
  * theirs, and they reach each other's only by moving it. What advice leaves open the node's
  * placement policy decides.
  */
-#include "rest.h"
+#include "rules/placement.h"
 
-#include <stdlib.h>
+#include "directory/labels.h"
+#include "directory/records.h"
+#include "directory/windows.h"
+#include "rules/advice.h"
+#include "rules/history.h"
+#include "rules/thrash.h"
+
+#include <errno.h>
 
 #define GROUP_PAGES 16 /* accesses from afar are counted, and mapped, by 64 KiB */
 
@@ -157,46 +164,4 @@ struct hm_mask hm_afar_window(struct hm_region *region, uint64_t block, uint32_t
     HM_EACH_WORD (w)
         window.word[w] = place.afar.word[w] | afar->word[w];
     return window;
-}
-
-/* ---- what is remembered of a block's past --------------------------------------------------- */
-
-#define BLOCK_POINTERS (HM_MAX_BLOCKS * sizeof(struct hm_history *))
-
-struct hm_history *hm_history(struct hm_region *region, uint64_t block)
-{
-    struct hm_history **table = atomic_load(&region->history), *made;
-    if (!table) {
-        void *map;
-        pthread_mutex_lock(&region->pools_lock);
-        table = atomic_load(&region->history);
-        map = table ? NULL : hm_reserve_memory(BLOCK_POINTERS);
-        if (map)
-            atomic_store(&region->history, map);
-        table = atomic_load(&region->history);
-        pthread_mutex_unlock(&region->pools_lock);
-        if (!table)
-            return NULL;
-    }
-    if (table[block])
-        return table[block];
-    made = calloc(1, sizeof(*made));
-    if (!made)
-        return NULL;
-    pthread_mutex_lock(&region->pools_lock);
-    made->next = region->histories;
-    region->histories = made;
-    pthread_mutex_unlock(&region->pools_lock);
-    return table[block] = made;
-}
-
-void hm_history_free(struct hm_region *region)
-{
-    struct hm_history *next;
-    for (struct hm_history *at = region->histories; at; at = next) {
-        next = at->next;
-        hm_thrash_free(at);
-        free(at);
-    }
-    hm_free_memory(atomic_load(&region->history), BLOCK_POINTERS);
 }

@@ -4,9 +4,14 @@
  * there is one; without any, a fault pays for one load. How the words came to mean what they mean
  * is in hmmfs/policy/README.md.
  */
-#include "rest.h"
+#include "rules/advice.h"
+
+#include "directory/copies.h"
+
+#include <errno.h>
 
 #include <stdlib.h>
+#include <string.h>
 
 #define MAX_PAGE (HM_MAX_BYTES / HM_PAGE_SIZE)
 #define MAX_RANGES 4096 /* each change looks at all of them */

@@ -4,7 +4,13 @@
  * against each other. Here they take some 100 ns, so a fault under any of them is served without a
  * trip to Python.
  */
-#include "rest.h"
+#include "rules/prefetch.h"
+
+#include "base/core.h"
+#include "base/published.h"
+
+#include <errno.h>
+#include <string.h>
 
 #include <stdlib.h>
 

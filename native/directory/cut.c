@@ -1,0 +1,145 @@
+#include "directory/cut.h"
+
+#include "base/capacity.h"
+#include "base/step.h"
+#include "directory/copies.h"
+#include "directory/labels.h"
+#include "directory/records.h"
+
+int hm_zero_part(struct hm_region *region, uint64_t from, uint64_t to)
+{
+    static const uint8_t zeros[HM_PAGE_SIZE];
+    struct hm_block *block = &region->blocks[from / HM_BLOCK_BYTES];
+    uint32_t page = (uint32_t)(from / HM_PAGE_SIZE % HM_BLOCK_PAGES);
+    struct hm_mask one;
+    int error = 0;
+    block->generation++;
+    one = hm_mask_range(page, 1);
+    hm_collapse(region, from / HM_BLOCK_BYTES, &one, HM_HOST);
+    hm_step(region, from / HM_BLOCK_BYTES, "cut.part", HM_BY_GATE, NULL);
+    if (!hm_test(block->present, page))
+        return 0;
+    error = hm_pool_write(&region->pools[block->owner[page]], from, zeros, to - from);
+    if (!error && hm_test(block->kept, page))
+        error = hm_pool_write(&region->pools[HM_HOST], from, zeros, to - from);
+    return error;
+}
+
+/* A page that is cut and stays cached becomes a hole that the host has room for. Pages with a label
+ * have their room on a device: take the host's for them or, where it has none, make them zeros
+ * instead of cutting them. Returns how many pages of room were taken. */
+static uint32_t room_of_labelled(struct hm_region *region, uint64_t block, struct hm_mask *mask)
+{
+    struct hm_block *record = &region->blocks[block];
+    struct hm_mask labelled = hm_all_labels(region, block);
+    uint32_t pages, first = 0, count;
+    HM_EACH_WORD (w)
+        labelled.word[w] &= mask->word[w] & (record->cached[w] | record->recalling[w]);
+    pages = hm_bits(labelled.word);
+    if (!pages || !hm_reserve(region->core, HM_HOST, pages, 0))
+        return pages;
+    for (; hm_next_run(labelled.word, &first, &count); first += count)
+        for (uint32_t page = first; page < first + count; page++) {
+            uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE;
+            hm_zero_part(region, offset, offset + HM_PAGE_SIZE);
+        }
+    *mask = hm_without(*mask, &labelled);
+    return 0;
+}
+
+int hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask *pages,
+                 bool forget_cached)
+{
+    struct hm_core *core = region->core;
+    struct hm_block *record = &region->blocks[block];
+    uint32_t before = hm_block_charge(region, record), taken, labelled, first = 0, count;
+    uint32_t gone[HM_MAX_NODES] = {0}, of[HM_MAX_NODES];
+    struct hm_mask cut = *pages, *mask = &cut;
+    int error = 0;
+    record->generation++;
+    hm_collapse(region, block, pages, HM_HOST);
+    taken = forget_cached ? 0 : room_of_labelled(region, block, mask);
+    labelled = hm_unlabel(region, block, mask, of);
+    while (hm_next_run(mask->word, &first, &count)) {
+        uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE;
+        for (uint32_t page = first; page < first + count; page++) {
+            if (hm_test(record->present, page))
+                gone[record->owner[page]]++;
+            record->owner[page] = HM_HOST;
+        }
+        for (uint32_t node = 0; node < core->config.nodes; node++)
+            if (!hm_is_shared(region)) { /* whose memfd ends where the file does */
+                int refused =
+                    hm_pool_punch(&region->pools[node], offset, (uint64_t)count * HM_PAGE_SIZE);
+                error = error ? error : refused;
+            }
+        first += count;
+    }
+    HM_EACH_WORD (w) {
+        uint64_t keep = ~mask->word[w];
+        record->present[w] &= keep;
+        record->device[w] &= keep;
+        record->dirty[w] &= keep;
+        record->kept[w] &= keep;
+        if (forget_cached) {
+            record->cached[w] &= keep;
+            record->recalling[w] &= keep;
+        }
+    }
+    for (uint32_t node = 0; node < core->config.nodes; node++) {
+        if (gone[node])
+            hm_block_pages(region, record, node, -(int64_t)gone[node]);
+        hm_count(&core->nodes[node].dropped_pages, gone[node] + of[node]);
+        if (node != HM_HOST)
+            hm_release(core, node, gone[node]);
+    }
+    for (uint32_t node = 1; node < core->config.nodes;
+         node++) /* which they were not said to be on */
+        atomic_fetch_sub(&core->nodes[HM_HOST].dropped_pages, of[node]);
+    hm_release_labels(core, of);
+    /* Pages that stay cached become holes with a reservation, so the charge never grows here. */
+    hm_release(core, HM_HOST, before + taken - labelled - hm_block_charge(region, record));
+    hm_step(region, block, forget_cached ? "cut.truncate" : "cut.punch", HM_BY_GATE, mask);
+    hm_block_forget(core, record);
+    return error;
+}
+
+/* Cut [start, end) bytes out of one touched block. */
+static int cut_block(struct hm_region *region, uint64_t start, uint64_t end, bool forget_cached)
+{
+    uint64_t block = start / HM_BLOCK_BYTES;
+    uint64_t base = block * HM_BLOCK_BYTES;
+    uint64_t first = (start + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE * HM_PAGE_SIZE;
+    uint64_t last = end / HM_PAGE_SIZE * HM_PAGE_SIZE;
+    struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
+    int error = 0;
+    pthread_mutex_lock(&stripe->lock);
+    if (first > last) { /* inside one page */
+        error = hm_zero_part(region, start, end);
+    } else {
+        if (start < first)
+            error = hm_zero_part(region, start, first);
+        if (!error && last < end)
+            error = hm_zero_part(region, last, end);
+        if (!error && first < last) {
+            struct hm_mask mask = hm_mask_range((uint32_t)((first - base) / HM_PAGE_SIZE),
+                                                (uint32_t)((last - first) / HM_PAGE_SIZE));
+            error = hm_block_cut(region, block, &mask, forget_cached);
+        }
+    }
+    pthread_mutex_unlock(&stripe->lock);
+    return error;
+}
+
+int hm_cut_range(struct hm_region *region, uint64_t start, uint64_t end, bool forget_cached)
+{
+    int error = 0;
+    for (uint64_t b = start / HM_BLOCK_BYTES;
+         (b = hm_next_touched(region, b)) < HM_MAX_BLOCKS && b * HM_BLOCK_BYTES < end; b++) {
+        uint64_t from = b * HM_BLOCK_BYTES, to = from + HM_BLOCK_BYTES;
+        int failed =
+            cut_block(region, from > start ? from : start, to < end ? to : end, forget_cached);
+        error = error ? error : failed;
+    }
+    return error;
+}

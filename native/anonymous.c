@@ -6,12 +6,23 @@
  * the program has the page when it has its bytes. Until the owner is flipped the device's memory
  * has them too; so a page is always whole somewhere.
  */
+#include "base/pause.h"
+#include "books/counters.h"
+#include "directory/cut.h"
+#include "directory/records.h"
+#include "directory/windows.h"
 #include "process.h"
+#include "transaction/journal.h"
+#include "transaction/migrate.h"
+#include "transaction/operation.h"
 
+#include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 #include <zlib.h>
 
@@ -608,7 +619,9 @@ static int access_device(struct transaction *t, uint32_t at, uint32_t length)
     return 0;
 }
 
-bool hm_process_must_stay(struct transaction *t, const struct hm_mask *mask)
+/* Whether pages of the mask stay in the program, so that an operation uses them there. The stripe
+ * is dropped meanwhile. */
+static bool must_stay(struct transaction *t, const struct hm_mask *mask)
 {
     struct hm_process *process = t->region->process;
     struct hm_mask stays = {{0}}, shown, absent;
@@ -624,7 +637,7 @@ bool hm_process_must_stay(struct transaction *t, const struct hm_mask *mask)
     return hm_any(stays.word, absent.word) || hm_any(shown.word, absent.word);
 }
 
-int hm_process_remote(struct transaction *t)
+static int remote(struct transaction *t)
 {
     const struct hm_job *job = t->job;
     uint32_t first = job->offset / HM_PAGE_SIZE;
@@ -673,4 +686,13 @@ int hm_process_remote(struct transaction *t)
     }
     pthread_mutex_lock(&t->stripe->lock);
     return error;
+}
+
+int hm_process_operate(struct transaction *t, const struct hm_mask *mask)
+{
+    int error;
+    if (t->job->flags & HM_JOB_REMOTE || must_stay(t, mask))
+        return remote(t);
+    error = stores_of(t->job) ? hm_process_may_write(t, mask) : 0;
+    return error ? error : hm_operate(t, mask);
 }

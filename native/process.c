@@ -12,10 +12,22 @@
  */
 #include "process.h"
 
+#include "base/events.h"
+#include "base/pause.h"
+#include "books/cost.h"
+#include "books/counters.h"
+#include "books/trace.h"
+#include "directory/records.h"
+#include "rules/prefetch.h"
+#include "transaction/journal.h"
+#include "transaction/kinds.h"
+
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -320,8 +332,11 @@ static bool is_settled(const struct hm_process *process, uint64_t block)
     return !hm_process_waits(process, start, start + HM_BLOCK_BYTES);
 }
 
-bool hm_process_settle(struct hm_process *process, uint64_t block)
+/* The thread alone may come too late, time after time, where processors are few and the program
+ * changes its mappings all the while. */
+static bool settle(struct hm_region *region, uint64_t block)
 {
+    struct hm_process *process = region->process;
     bool settled;
     if (process->uffd < 0)
         return true;
@@ -332,8 +347,10 @@ bool hm_process_settle(struct hm_process *process, uint64_t block)
     return settled;
 }
 
-bool hm_process_is_settled(struct hm_process *process, uint64_t block)
+/* False, too, if somebody takes pages just now. */
+static bool is_settled_now(struct hm_region *region, uint64_t block)
 {
+    struct hm_process *process = region->process;
     bool settled;
     if (process->uffd < 0)
         return true;
@@ -344,7 +361,8 @@ bool hm_process_is_settled(struct hm_process *process, uint64_t block)
     return settled;
 }
 
-void hm_process_let_go(struct hm_region *region, uint64_t block)
+/* Who waits for the block may try again. */
+static void let_go(struct hm_region *region, uint64_t block)
 {
     struct hm_process *process = region->process;
     struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
@@ -360,6 +378,14 @@ void hm_process_let_go(struct hm_region *region, uint64_t block)
     if (write(process->poke, &one, sizeof(one)) < 0)
         return; /* it is signalled already */
 }
+
+static const struct hm_kind_ops program_ops = {.changes_unseen = true,
+                                               .settle = settle,
+                                               .is_settled = is_settled_now,
+                                               .freed = let_go,
+                                               .bring = hm_process_bring,
+                                               .may_write = hm_process_may_write,
+                                               .operate = hm_process_operate};
 
 /* ---- the thread ----------------------------------------------------------------------------- */
 
@@ -519,9 +545,11 @@ int hm_process_attach(struct hm_core *core, uint64_t ino, const struct hm_proces
     if (!error) {
         __atomic_store_n(&region->record->size, HM_MAX_BYTES, __ATOMIC_RELEASE);
         region->process = process;
+        region->ops = &program_ops;
         error = -pthread_create(&process->thread, NULL, process_thread, process);
     }
     if (error) {
+        region->ops = &hm_private_ops;
         region->process = NULL;
         close_all(process);
         process_free(process);

@@ -3,7 +3,8 @@
 #ifndef HMMFS_PROCESS_H
 #define HMMFS_PROCESS_H
 #include "preload/preload.h"
-#include "transaction.h"
+#include "base/page_sets.h"
+#include "transaction/transaction.h"
 
 #include <linux/userfaultfd.h>
 #include <sys/types.h>
@@ -166,15 +167,10 @@ void hm_process_fill(struct hm_process *process, uint64_t address, uint32_t page
 /* process.c */
 /* Pages leave the devices that have them, which had them for themselves no longer. */
 void hm_process_revoke(struct hm_process *process, uint64_t block, const struct hm_mask *mask);
-/* Before a transaction begins: what the kernel has told is dealt with, which it would have to wait
- * for with its block held. The thread alone may come too late, time after time, where processors
- * are few and the program changes its mappings all the while. False: some of it concerns the block
- * and waits for another, so that the directory does not know what the program has there. */
-bool hm_process_settle(struct hm_process *process, uint64_t block);
-/* The same where nobody may wait, with the stripe: false, too, if somebody takes pages just now. */
-bool hm_process_is_settled(struct hm_process *process, uint64_t block);
-/* A transaction on the block has ended: who waits for it may try again. */
-void hm_process_let_go(struct hm_region *region, uint64_t block);
+void hm_process_deinit(struct hm_region *region);
+/* What is to be punched late goes now: a worker is about to have a window on it, say. */
+void hm_process_punch(struct hm_region *region);
+
 /* Punch what is late, all of it, but for blocks that a transaction holds. The lock is held. */
 void hm_process_flush(struct hm_process *process);
 /* And of a block that a transaction holds, with the stripe, which is dropped meanwhile. */
@@ -231,13 +227,10 @@ struct hm_mask hm_take_discarded(const struct transaction *t, const struct hm_ma
 int hm_stays_for_kernel(struct hm_process *process, uint64_t block, struct hm_mask *out);
 struct hm_mask hm_stays_for_ps(struct hm_process *process, uint64_t block);
 
-/* anonymous.c: as hm_bring and hm_operate, for pages of a program. */
+/* anonymous.c: hm_kind_ops of a program's memory. */
 int hm_process_bring(struct transaction *t, const struct hm_mask *mask, bool populate,
                      uint32_t limit);
-int hm_process_remote(struct transaction *t);
-/* Whether pages of the mask stay in the program, so that an operation uses them there. The stripe
- * is dropped meanwhile. */
-bool hm_process_must_stay(struct transaction *t, const struct hm_mask *mask);
+int hm_process_operate(struct transaction *t, const struct hm_mask *mask);
 /* Give device-owned pages of the mask back; the process's lock and the stripe are held, and with
  * `busy` the block. Which were given comes back in the mask. */
 int hm_process_home(struct transaction *t, struct hm_mask *mask);

@@ -1,7 +1,11 @@
 /* A program's address space: what its addresses are to the devices, and what becomes of pages when
  * the program changes its mappings. */
+#include "directory/cut.h"
+#include "directory/records.h"
+#include "directory/windows.h"
 #include "process.h"
 
+#include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>

@@ -12,13 +12,16 @@
  * The arguments and the environment stay, too, for ps to show; but not from a kernel that works on
  * the page: main's first variables are beside them.
  */
+#include "directory/records.h"
 #include "process.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 

@@ -1,13 +1,18 @@
 /* Taking pages from a program: what its helper is asked for, and what becomes of it. */
+#include "base/pause.h"
 #include "process.h"
+#include "transaction/jobs.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <poll.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #define ANSWER_MS 1000 /* a helper has this long to begin; a stopped program's does not */

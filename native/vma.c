@@ -1,9 +1,12 @@
 /* What a program has mapped, as the kernel tells: /proc/PID/maps and pagemap. */
+#include "directory/records.h"
 #include "process.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 

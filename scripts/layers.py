@@ -18,7 +18,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # From bottom to top; "" is what lies in native/ itself.
-FOLDERS = ("include", "worker", "preload", "base", "books", "directory", "rules", "", "core")
+FOLDERS = (
+    "include",
+    "worker",
+    "preload",
+    "base",
+    "books",
+    "directory",
+    "rules",
+    "transaction",
+    "gate",
+    "",
+    "device",
+    "core",
+)
 # Outside the core: what runs in other processes. The core uses their headers for what both say.
 ALONE = ("worker", "preload")
 

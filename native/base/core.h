@@ -1,4 +1,20 @@
-/* The core: what hangs off it, and of the folders above only that they have something. */
+/* The core: what hangs off it, and of the folders above only that they have something.
+ *
+ * Locks, in the order in which they are taken; a thread holds at most one stripe:
+ *   process->lock        what a program did to its memory, and what is done to it (process.h)
+ *   region->shared_lock  the size of a coherent or DAX region
+ *   core->regions_lock   the table ino -> region; held for look-ups, never across a wait
+ *   stripe->lock         the block records that hash to the stripe, its parked requests, deferred
+ *                        jobs and recent WRITEs; never held across an INVAL, a wait for another
+ *                        party, or a copy of more than HM_INLINE_PAGES pages
+ *   device->lock         the windows of one device's worker
+ *   region->advice_lock  what was said of its pages; read for a moment, after any of the others
+ *   core->list_lock      the list of touched blocks
+ *   core->jobs_lock      the movers' queue
+ *   core->events_lock    the events for the service
+ *   trace->lock          the ring of trace events
+ * Counters are relaxed atomics; a node's `used` is the one that admits work.
+ */
 #ifndef HMMFS_BASE_CORE_H
 #define HMMFS_BASE_CORE_H
 #include "base/mask.h"
@@ -10,6 +26,7 @@
 #define HM_STRIPES 512
 #define HM_REGION_BUCKETS 1024
 #define HM_MAX_MOVERS 64
+#define HM_ZERO_BYTES HM_BLOCK_BYTES
 
 typedef _Atomic uint64_t hm_counter;
 
@@ -103,7 +120,11 @@ struct hm_core {
     struct hm_region_record *table;
     uint32_t table_used; /* records ever used; guarded by regions_lock */
     hm_counter regions;
-    void (*region_free)(struct hm_region *region); /* nobody has it any more */
+    /* What is below calls what is above by these; they are set when the core is made. */
+    bool (*answer)(struct hm_core *core, const struct hm_request *request, struct hm_parked *had,
+                   int error);                                       /* gate/access.h */
+    bool (*run)(struct hm_core *core, struct hm_queued_job *queued); /* transaction/jobs.h */
+    void (*region_free)(struct hm_region *region);                   /* nobody has it any more */
     hm_counter dying; /* regions that nobody finds any more and whose pages still go */
 
     struct hm_stripe stripes[HM_STRIPES];

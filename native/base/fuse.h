@@ -5,6 +5,9 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#define HM_MAX_WRITE (1u << 20)
+#define HM_REQUEST_BYTES (HM_MAX_WRITE + 4096)
+
 struct hm_core;
 
 void hm_reply(struct hm_core *core, uint64_t unique, int error, struct iovec *iov, int count);

@@ -9,6 +9,7 @@
 
 struct hm_advice;
 struct hm_history;
+struct hm_kind_ops;
 struct hm_process;
 
 struct hm_region {
@@ -33,9 +34,10 @@ struct hm_region {
     _Atomic uint32_t writers;    /* files open for writing, and HM_COPIES_ENDED */
     hm_side_table copies;        /* NULL: nothing was ever read-mostly */
     hm_side_table labels;        /* NULL: no page was ever labelled */
-    _Atomic(struct hm_process *) process; /* whose own memory this is; NULL: it is a file's */
-    pthread_mutex_t pools_lock;           /* guards the making of a pool; reading one needs none */
-    _Atomic uint32_t advised; /* ranges in `advice` that say more than what was prefetched */
+    _Atomic(const struct hm_kind_ops *) ops; /* what its kind does its own way */
+    _Atomic(struct hm_process *) process;    /* whose own memory this is; NULL: it is a file's */
+    pthread_mutex_t pools_lock; /* guards the making of a pool; reading one needs none */
+    _Atomic uint32_t advised;   /* ranges in `advice` that say more than what was prefetched */
     pthread_rwlock_t advice_lock;
     _Atomic(struct hm_history **) history; /* by block; NULL: nothing is remembered */
     struct hm_history *histories;          /* all there are; guarded by pools_lock */

@@ -1,6 +1,11 @@
 /* The audit: whether what the core has agrees with itself, from each page to the sums. */
-#include "rest.h"
+#include "books/counters.h"
+#include "directory/copies.h"
+#include "directory/labels.h"
+#include "directory/records.h"
+#include "process.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>

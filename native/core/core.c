@@ -1,8 +1,21 @@
 /* A core is made and ends. */
+#include "base/events.h"
+#include "base/published.h"
+#include "books/cost.h"
+#include "books/trace.h"
 #include "core/regions.h"
-#include "rest.h"
+#include "directory/windows.h"
+#include "gate/access.h"
+#include "gate/order.h"
+#include "gate/relay.h"
+#include "transaction/jobs.h"
+#include "transaction/movers.h"
+#include "transaction/parked.h"
+#include "transaction/transaction.h"
 
+#include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -22,6 +35,7 @@ int hm_core_create(const struct hm_config *config, struct hm_core **ret)
         return -ENOMEM;
     memset(core, 0, sizeof(*core));
     core->config = *config;
+    core->answer = hm_answer;
     core->region_free = hm_region_free;
     core->event_fd = core->stop_fd = core->fuse_fd = -1;
     for (uint32_t node = 0; node < config->nodes; node++)
@@ -63,7 +77,7 @@ int hm_core_create(const struct hm_config *config, struct hm_core **ret)
     for (uint32_t node = 0; node < config->nodes && !error; node++)
         error = hm_prefetch_set(core, node, &first_policy);
     if (!error)
-        error = hm_movers_start(core);
+        error = hm_movers_start(core, hm_run);
     if (error)
         goto fail;
     *ret = core;

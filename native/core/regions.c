@@ -1,11 +1,20 @@
 /* Regions are made and end. */
 #include "core/regions.h"
 
-#include "rest.h"
+#include "base/times.h"
+#include "books/trace.h"
+#include "directory/cut.h"
+#include "directory/records.h"
+#include "directory/shared_size.h"
+#include "process.h"
+#include "rules/history.h"
+#include "transaction/kinds.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -77,6 +86,7 @@ int hm_region_create(struct hm_core *core, uint64_t ino, uint32_t mode, uint32_t
     for (uint32_t node = 0; node < HM_MAX_NODES; node++)
         region->pools[node].fd = -1;
     region->kind = mode ? core->config.kind : HM_KIND_PRIVATE; /* no file: a program's memory */
+    region->ops = hm_is_shared(region) ? &hm_shared_ops : &hm_private_ops;
     error = hm_shared_init(region);
     if (!error)
         error = directory_open(region);

@@ -1,6 +1,14 @@
 /* What there is, counted anew each time that somebody asks. */
-#include "rest.h"
+#include "base/region.h"
+#include "books/trace.h"
+#include "directory/copies.h"
+#include "books/trace.h"
+#include "directory/labels.h"
+#include "books/trace.h"
+#include "directory/records.h"
 
+#include <errno.h>
+#include <string.h>
 #include <sys/stat.h>
 
 static uint64_t allocated(int fd)

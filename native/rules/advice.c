@@ -275,6 +275,16 @@ struct hm_mask hm_pinned(struct hm_region *region, uint64_t block)
     return advised.pinned;
 }
 
+struct hm_mask hm_stays(struct hm_region *region, uint64_t block, uint32_t node)
+{
+    struct hm_advised said;
+    hm_advised(region, block, node, &said);
+    if (node != HM_HOST)
+        HM_EACH_WORD (w)
+            said.pinned.word[w] |= said.no_migrate.word[w];
+    return said.pinned;
+}
+
 void hm_advised_window(struct hm_region *region, uint64_t block, const struct hm_mask *touched,
                        struct hm_mask *window)
 {

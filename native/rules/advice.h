@@ -18,6 +18,8 @@ void hm_advised_window(struct hm_region *region, uint64_t block, const struct hm
                        struct hm_mask *window);
 /* Pages that stay where they are. */
 struct hm_mask hm_pinned(struct hm_region *region, uint64_t block);
+/* Pages that may not come to a node. */
+struct hm_mask hm_stays(struct hm_region *region, uint64_t block, uint32_t node);
 void hm_advice_free(struct hm_region *region);
 
 #endif

@@ -1,4 +1,4 @@
-"""Programs, the kernel by itself, and the gate: see protocol.py and native/access.c."""
+"""Programs, the kernel by itself, and the gate: see protocol.py and native/gate/access.c."""
 
 from __future__ import annotations
 

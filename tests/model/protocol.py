@@ -1,8 +1,8 @@
 """An explored model of the coherence protocol of one block: every interleaving, breadth first.
 
-It follows native/access.c and native/transaction.c. A step is what one thread does under the
-stripe's lock, or one thing the kernel does; between two steps anything else may happen. Room
-and several blocks are left out; so are crashes. A set of pages is a bit mask.
+It follows native/gate/access.c and native/transaction/migrate.c. A step is what one thread does
+under the stripe's lock, or one thing the kernel does; between two steps anything else may happen.
+Room and several blocks are left out; so are crashes. A set of pages is a bit mask.
 
 The bytes of a page are modelled as the set of the stores it has seen, as a bit mask: each store
 (of a program, of write(2), of a device) sets a bit of its own, as if it had a byte of its own. A

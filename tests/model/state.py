@@ -49,7 +49,7 @@ class Protocol:
     first_open_ends: bool = False  # of several opens at once only the first waits for copies' end
     end_unnoticed: bool = False  # a migration counts on a copy that an open ended meanwhile
 
-    # A device's worker and its true faults (native/uffd.c).
+    # A device's worker and its true faults (native/device/faults.c).
     no_protect: bool = False  # copy a page away while the worker may still store to it
     protect_late: bool = False  # protect it only after the copy
     fill_writable: bool = False  # a page arrives without protection: its first store is no fault

@@ -6,7 +6,7 @@
  * No count may be lost, no page may be seen older than it was seen before, and the directory must
  * be whole at the end.
  */
-#include "../../native/include/hmmfs.h"
+#include "include/hmmfs.h"
 
 #include <errno.h>
 #include <fcntl.h>

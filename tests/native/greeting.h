@@ -2,8 +2,8 @@
  * includer's. */
 #ifndef GREETING_H
 #define GREETING_H
-#include "../../native/include/hmmfs.h"
-#include "../../native/preload/preload.h"
+#include "include/hmmfs.h"
+#include "preload/preload.h"
 
 #include <errno.h>
 #include <stddef.h>

@@ -1,7 +1,8 @@
-/* native/uffd.c against a worker that writes to its socket what it likes: SECONDS, SEED. */
+/* native/device/faults.c against a worker that writes to its socket what it likes: SECONDS, SEED.
+ */
 #include "inside.h"
 
-#include "../../native/worker/afar.h"
+#include "worker/afar.h"
 
 #include <fcntl.h>
 #include <linux/userfaultfd.h>

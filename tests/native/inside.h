@@ -1,7 +1,7 @@
 /* A core without a mount, for tests that look inside it: one region, one thread that asks. */
 #ifndef INSIDE_H
 #define INSIDE_H
-#include "../../native/rest.h"
+#include "core.h"
 
 #include <poll.h>
 #include <stdio.h>

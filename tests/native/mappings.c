@@ -4,7 +4,7 @@
  *   mappings DIRECTORY     for files */
 #include "inside.h"
 
-#include "../../native/process.h"
+#include "process.h"
 #include <fcntl.h>
 #include <stdarg.h>
 #include <string.h>

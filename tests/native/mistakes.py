@@ -72,7 +72,7 @@ MISTAKES = {
     # ---- WRITEs
     "home_without_bytes": Mistake(
         "refused_write",
-        "transaction.c",
+        "migrate.c",
         "        error = copy_pages(&t, &plan, &plan.copy);\n",
         "        error = 0; /* they are about to be overwritten */\n",
     ),
@@ -100,14 +100,14 @@ MISTAKES = {
     ),
     "no_drain": Mistake(
         "write_under_way",
-        "transaction.c",
+        "migrate.c",
         "        while (record->inflight)\n",
         "        while (false)\n",
     ),
     # ---- cuts
     "thaw_early": Mistake(
         "written_before_the_punch",
-        "transaction.c",
+        "migrate.c",
         "    pthread_mutex_unlock(&t->stripe->lock);\n"
         '    hm_pause("bring.flipped");\n    give_back(t, &leaving);',
         "    hm_thaw(record, t->stripe);\n    pthread_mutex_unlock(&t->stripe->lock);\n"
@@ -115,13 +115,13 @@ MISTAKES = {
     ),
     "no_generation": Mistake(
         "cut_while_it_is_copied",
-        "transaction.c",
+        "migrate.c",
         "        if (!error && record->generation == generation)\n",
         "        if (!error)\n",
     ),
     "punch_first": Mistake(
         "cut_elsewhere_while_it_is_copied",
-        "transaction.c",
+        "migrate.c",
         "        error = carry(t, &plan);\n",
         "        error = carry(t, &plan);\n"
         "        hm_punch_runs(t->region, HM_HOST, t->block, plan.copy.word);\n",
@@ -146,7 +146,7 @@ MISTAKES = {
     ),
     "fill_past_end": Mistake(
         "store_past_the_end",
-        "transaction.c",
+        "migrate.c",
         "struct hm_mask inside = hm_inside_file(t->region, t->block);",
         "struct hm_mask inside = hm_mask_range(0, HM_BLOCK_PAGES);",
     ),
@@ -158,7 +158,7 @@ MISTAKES = {
     ),
     "keep_written": Mistake(
         "store_to_a_kept_page",
-        "transaction.c",
+        "migrate.c",
         "        t->record->kept[w] &= ~mask->word[w];\n",
         "        stale.word[w] = 0;\n",
     ),
@@ -192,7 +192,7 @@ MISTAKES = {
     ),
     "flip_keeps_copies": Mistake(
         "store_to_a_copied_page",
-        "transaction.c",
+        "migrate.c",
         "    if (to != HM_HOST)\n        for (uint32_t node = 1; node < t->core->config.nodes",
         "    if (to != HM_HOST)\n        for (uint32_t node = to; node < to + 1",
     ),
@@ -211,13 +211,13 @@ MISTAKES = {
     # ---- workers
     "no_protect": Mistake(
         "store_while_it_is_copied",
-        "transaction.c",
+        "migrate.c",
         "    int error = pool ? protect(t, plan) : -errno;\n",
         "    int error = pool ? 0 : -errno;\n    (void)protect;\n",
     ),
     "protect_late": Mistake(
         "store_while_it_is_copied",
-        "transaction.c",
+        "migrate.c",
         "    int error = pool ? protect(t, plan) : -errno;\n",
         "    int error = pool ? 0 : -errno;\n",
         (
@@ -233,25 +233,25 @@ MISTAKES = {
     ),
     "fill_many_writable": Mistake(
         "first_store_of_many",
-        "transaction.c",
+        "migrate.c",
         "    error = hm_window_protect(t->region, t->job->node, t->block, &arriving);\n",
         "",
     ),
     "wake_arrived": Mistake(
         "cut_before_the_wake",
-        "touch.c",
+        "device_fault.c",
         "            t->wake.word[w] = touched.word[w] | stores.word[w];\n",
         "            t->wake.word[w] = (touched.word[w] | stores.word[w]) & record->present[w];\n",
     ),
     "discard_keeps_source": Mistake(
         "cut_before_it_is_handed_over",
-        "transaction.c",
+        "migrate.c",
         "        if (copied && !lives(t->record, page, plan->from[page]))\n",
         "        if (false)\n",
     ),
     "mark_late": Mistake(
         "store_before_the_wake",
-        "touch.c",
+        "device_fault.c",
         "    hm_mark_written(t, &stores);\n",
         "",
         (
@@ -280,11 +280,11 @@ MISTAKES = {
     "let_go_before_it_is_free": Mistake(
         "fault_at_a_held_block",
         "jobs.c",
-        "        if (t->region->process)\n            hm_process_let_go(t->region, t->block);\n",
+        "        if (ops->freed)\n            ops->freed(t->region, t->block);\n",
         "",
         (
             "        pthread_mutex_lock(&t->stripe->lock);\n        t->record->busy = 0;\n",
-            "        if (t->region->process)\n            hm_process_let_go(t->region, t->block);\n"
+            "        if (ops->freed)\n            ops->freed(t->region, t->block);\n"
             '        hm_pause("job.freed");\n'
             "        pthread_mutex_lock(&t->stripe->lock);\n        t->record->busy = 0;\n",
         ),

@@ -1,5 +1,6 @@
-/* native/order.c by itself: which pages of a WRITE are left out, and what is forgotten when. */
-#include "../../native/rest.h"
+/* native/gate/order.c by itself: which pages of a WRITE are left out, and what is forgotten when.
+ */
+#include "core.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -8,7 +8,7 @@
 #endif
 #include "inside.h"
 
-#include "../../native/base/fuse_wire.h"
+#include "base/fuse_wire.h"
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/socket.h>

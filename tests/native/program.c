@@ -6,8 +6,8 @@
  * One program ends by itself, one is killed, and one is left while it lives, with all its pages.
  * They check themselves; here the directory must be whole in the end, and no descriptor be left.
  */
-#include "../../native/preload/preload.h"
-#include "../../native/include/hmmfs.h"
+#include "preload/preload.h"
+#include "include/hmmfs.h"
 #include "program.h"
 
 #include <dirent.h>

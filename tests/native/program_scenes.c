@@ -5,7 +5,7 @@
  *   program_scenes SCENE LIBRARY     (root: for userfaultfd's events) */
 #include "orders.h"
 
-#include "../../native/process.h"
+#include "process.h"
 #include "greeting.h"
 
 #include <fcntl.h>

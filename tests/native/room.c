@@ -1,6 +1,6 @@
-/* native/room.c by itself: reservations, what the audit says of a node that had too much, and what
- * a block offers to who makes room. */
-#include "../../native/rest.h"
+/* Capacity, the audit and candidates by themselves: reservations, what the audit says of a node
+ * that had too much, and what a block offers to who makes room. */
+#include "core.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -13,7 +13,7 @@
  * A failure tells the seed; `schedules SEED 1` fails again. */
 #include "faults.h"
 
-#include "../../native/base/fuse_wire.h"
+#include "base/fuse_wire.h"
 
 #define PAGE HM_PAGE_SIZE
 #define PAGES 3

@@ -8,8 +8,8 @@
 #ifndef HM_STEPS
 #define HM_STEPS /* for all of the core, too */
 #endif
-#include "../../native/rest.h"
-#include "../../native/base/fuse_wire.h"
+#include "core.h"
+#include "base/fuse_wire.h"
 
 #include <fcntl.h>
 #include <stdio.h>

@@ -9,7 +9,7 @@
  *   scribe  pwrite, pread (also O_DIRECT), mmap stores, truncate and punch against a shadow in its
  * memory A thread of this process calls meanwhile what control files and the service call.
  */
-#include "../../native/include/hmmfs.h"
+#include "include/hmmfs.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -1,15 +1,25 @@
 /* The gate: native threads that own /dev/fuse. READ, WRITE, LSEEK, FALLOCATE and GETATTR on region
  * files are answered here; every other request goes to pyfuse3 through the relay.
  */
-#include "rest.h"
+#include "base/events.h"
+#include "base/fuse.h"
 #include "base/fuse_wire.h"
+#include "base/region.h"
+#include "base/times.h"
+#include "gate/access.h"
+#include "gate/order.h"
+#include "gate/relay.h"
+#include "gate/shared_access.h"
+#include "gate/threads.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #define FIRST_REGION_INO (1ULL << 32)

@@ -9,8 +9,11 @@
  * gate thread has gone back to /dev/fuse since the newest WRITE remembered was read (what it reads
  * then is newer), and none is parked. An idle thread may hold that up, at 8 bytes a page written.
  */
-#include "rest.h"
+#include "gate/order.h"
 
+#include "gate/threads.h"
+
+#include <errno.h>
 #include <stdlib.h>
 
 struct hm_written {

@@ -1,6 +1,7 @@
 /* The movers: native threads that run jobs, and the queue that they take them from. */
-#include "rest.h"
+#include "transaction/movers.h"
 
+#include <errno.h>
 #include <stdlib.h>
 
 static void *mover(void *arg)
@@ -21,7 +22,7 @@ static void *mover(void *arg)
             core->jobs_end = &core->jobs;
         pthread_mutex_unlock(&core->jobs_lock);
         hm_count(&core->count.jobs, 1);
-        if (hm_run(core, queued))
+        if (core->run(core, queued))
             free(queued);
         pthread_mutex_lock(&core->jobs_lock);
     }
@@ -60,9 +61,11 @@ void hm_queue(struct hm_core *core, struct hm_queued_job *queued)
     pthread_mutex_unlock(&core->jobs_lock);
 }
 
-int hm_movers_start(struct hm_core *core)
+int hm_movers_start(struct hm_core *core,
+                    bool (*run)(struct hm_core *core, struct hm_queued_job *queued))
 {
     int error;
+    core->run = run;
     pthread_mutex_lock(&core->jobs_lock);
     error = add_mover(core);
     pthread_mutex_unlock(&core->jobs_lock);

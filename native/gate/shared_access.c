@@ -12,10 +12,19 @@
  * READ is refused with EINVAL, after which sendfile(2) and splice(2) say to use read and write. It
  * is told by the owner of locks, which only a READ into a program's memory names.
  */
-#include "rest.h"
+#include "gate/shared_access.h"
+
 #include "base/fuse_wire.h"
 
+#include "base/fuse.h"
+#include "base/region.h"
+#include "directory/shared_size.h"
+#include "gate/access.h"
+
+#include <errno.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #define COPY_BYTES HM_MAX_WRITE /* of one COPY_FILE_RANGE; programs ask again for the rest */

@@ -1,5 +1,12 @@
 /* What a transaction does is entered in the books: in the trace, the counters and the clock. */
-#include "transaction.h"
+#include "transaction/journal.h"
+
+#include "books/cost.h"
+#include "books/counters.h"
+#include "books/trace.h"
+
+#include <errno.h>
+#include <string.h>
 
 int hm_faults_failed(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t block,
                      const uint64_t pages[8], int stores, uint64_t faulted_at)

@@ -4,8 +4,21 @@
  * The order is always: recall until proven clean, freeze, drain, copy, check the generation, flip,
  * punch, thaw. PROTOCOL.md in hmmfs/service says why each step is where it is.
  */
-#include "process.h"
+#include "transaction/migrate.h"
 
+#include "base/capacity.h"
+#include "base/pause.h"
+#include "books/counters.h"
+#include "directory/copies.h"
+#include "directory/labels.h"
+#include "directory/records.h"
+#include "directory/windows.h"
+#include "rules/thrash.h"
+#include "transaction/journal.h"
+#include "transaction/recall.h"
+
+#include <errno.h>
+#include <string.h>
 #include <unistd.h>
 
 /* ---- migration ---------------------------------------------------------------------------- */
@@ -18,16 +31,6 @@ struct plan {
     uint32_t moves, copies, fills;
     uint8_t from[HM_BLOCK_PAGES]; /* owners when planned: a truncate changes the record's */
 };
-
-struct hm_mask hm_stay(const struct transaction *t)
-{
-    struct hm_advised said;
-    hm_advised(t->region, t->block, t->job->node, &said);
-    if (t->job->node != HM_HOST)
-        HM_EACH_WORD (w)
-            said.pinned.word[w] |= said.no_migrate.word[w];
-    return said.pinned;
-}
 
 static void make_plan(const struct transaction *t, const struct hm_mask *mask, bool populate,
                       uint32_t limit, const struct hm_mask *stay, struct plan *plan)
@@ -358,7 +361,7 @@ int hm_take_room(struct transaction *t, uint32_t pages, enum hm_room room)
     return 0;
 }
 
-int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, uint32_t limit)
+int hm_migrate(struct transaction *t, const struct hm_mask *mask, bool populate, uint32_t limit)
 {
     struct hm_block *record = t->record;
     static const struct hm_mask nothing;
@@ -368,10 +371,6 @@ int hm_bring(struct transaction *t, const struct hm_mask *mask, bool populate, u
     struct leaving leaving;
     struct plan plan;
     uint64_t began = 0;
-    if (hm_is_shared(t->region))
-        return hm_shared_relabel(t, mask, limit);
-    if (t->region->process)
-        return hm_process_bring(t, mask, populate, limit);
     stay = hm_stay(t);
     if (t->job->flags & HM_JOB_EVICT && t->job->source) {
         t->event.moved += hm_collapse(t->region, t->block, mask, t->job->source);

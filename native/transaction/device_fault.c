@@ -1,5 +1,21 @@
 /* A worker's faults on one block: what they bring, what may be stored to, who is woken. */
-#include "process.h"
+#include "transaction/device_fault.h"
+
+#include "base/times.h"
+#include "books/cost.h"
+#include "directory/copies.h"
+#include "directory/labels.h"
+#include "directory/records.h"
+#include "directory/windows.h"
+#include "rules/placement.h"
+#include "rules/prefetch.h"
+#include "rules/thrash.h"
+#include "transaction/duplicate.h"
+#include "transaction/journal.h"
+#include "transaction/migrate.h"
+
+#include <errno.h>
+#include <string.h>
 
 /* What the faults bring: what the device's policy says. Around a page that has bytes no holes come
  * with it, or reading a sparse file would fill it; density's count wants them. */
@@ -258,7 +274,7 @@ int hm_touch(struct transaction *t)
     if (error)
         return error;
     t->served.mapped -= hm_bits(touched.word);
-    if (t->region->process && hm_bits(stores.word) && (error = hm_process_may_write(t, &stores)))
+    if (hm_bits(stores.word) && (error = hm_may_write(t, &stores)))
         return error;
     before = look(t, &touched, &stores);
     if (!hm_bits(touched.word)) {
@@ -298,7 +314,7 @@ int hm_touch(struct transaction *t)
     record->uses += record->uses < UINT32_MAX;
     record->last_device = hm_tick(t->core);
     record->stride = stride;
-    if (!t->region->process) /* beside it may be what the program may not store to */
+    if (!hm_changes_unseen(t->region)) /* beside it may be what the program may not store to */
         stores = store_window(t, &stores, &arriving, faults);
     inside = hm_inside_file(t->region, t->block);
     past = elsewhere(t, &stores);
@@ -321,6 +337,7 @@ int hm_touch(struct transaction *t)
 
 bool hm_touch_is_easy(const struct transaction *t)
 {
+    const struct hm_kind_ops *ops = atomic_load(&t->region->ops);
     const struct hm_block *record = t->record;
     struct hm_mask touched = touched_pages(t->job), window;
     struct hm_stride stride = record->stride;
@@ -330,9 +347,9 @@ bool hm_touch_is_easy(const struct transaction *t)
     placeable(t, &touched, &window);
     if (hm_any(record->cached, window.word) || atomic_load(&t->region->copies))
         return false;
-    if (t->region->process) {
+    if (ops->is_settled) {
         window = elsewhere(t, &window); /* taking it waits for the program */
-        return !hm_bits(window.word) && hm_process_is_settled(t->region->process, t->block);
+        return !hm_bits(window.word) && ops->is_settled(t->region, t->block);
     }
     HM_EACH_WORD (w)
         window.word[w] &= ~record->device[w];

@@ -6,12 +6,19 @@
  * notifications to `notify`, because an INVAL_ENTRY can block on a directory lock that is held by
  * a request whose reply is queued behind it.
  */
-#include "rest.h"
-#include "base/fuse_wire.h"
+#include "gate/relay.h"
 
+#include "base/events.h"
+#include "base/fuse.h"
+#include "base/fuse_wire.h"
+#include "base/region.h"
+#include "directory/shared_size.h"
+
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 

@@ -1,11 +1,18 @@
 /* Jobs on coherent and DAX regions (directory/shared_size.c): a migration relabels. */
-#include "transaction.h"
+#include "transaction/shared_jobs.h"
 
+#include "books/counters.h"
+#include "directory/records.h"
+#include "transaction/journal.h"
+
+#include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 #include <zlib.h>
 
-int hm_shared_relabel(struct transaction *t, const struct hm_mask *mask, uint32_t limit)
+int hm_shared_relabel(struct transaction *t, const struct hm_mask *mask, bool populate,
+                      uint32_t limit)
 {
     struct hm_block *record = t->record;
     uint32_t to = t->job->node, moved[HM_MAX_NODES] = {0}, moves = 0, error;
@@ -95,7 +102,7 @@ static int put(struct hm_region *region, uint64_t offset, const uint8_t *from, u
     return error;
 }
 
-int hm_shared_operate(struct transaction *t)
+int hm_shared_operate(struct transaction *t, const struct hm_mask *mask)
 {
     const struct hm_job *job = t->job;
     uint64_t at = t->block * HM_BLOCK_BYTES + job->offset;

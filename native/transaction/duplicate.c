@@ -1,5 +1,15 @@
 /* Copies of read-mostly pages are made: see directory/copies.c. */
-#include "transaction.h"
+#include "transaction/duplicate.h"
+
+#include "base/pause.h"
+#include "directory/copies.h"
+#include "directory/records.h"
+#include "directory/windows.h"
+#include "transaction/journal.h"
+#include "transaction/migrate.h"
+#include "transaction/recall.h"
+
+#include <errno.h>
 
 /* Pages of the mask that some other device owns. */
 static struct hm_mask away(const struct transaction *t, const struct hm_mask *mask)

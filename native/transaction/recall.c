@@ -2,7 +2,20 @@
  *
  * Only a transaction that holds the block calls this; PROTOCOL.md in hmmfs/service has the reasons.
  */
-#include "transaction.h"
+#include "transaction/recall.h"
+
+#include "base/fuse.h"
+#include "base/pause.h"
+#include "books/trace.h"
+#include "directory/records.h"
+#include "transaction/journal.h"
+#include "transaction/parked.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define TRIES 256
+#define TRIES_A_PAGE 8 /* on top, for each page that has to be recalled by itself */
 
 /* One round of a recall: unmap the pages of `round` from every program, have their stores written
  * back, drop them from the page cache. The stripe is dropped meanwhile. */
@@ -70,7 +83,7 @@ static bool recall_by_page(struct transaction *t, const struct hm_mask *mask)
 {
     struct hm_block *record = t->record;
     struct hm_stripe *stripe = t->stripe;
-    uint32_t tries = HM_RECALL_TRIES + HM_RECALL_TRIES_A_PAGE * hm_bits(mask->word);
+    uint32_t tries = TRIES + TRIES_A_PAGE * hm_bits(mask->word);
     struct hm_mask page;
     stripe->frozen_ino = t->region->ino;
     stripe->frozen_block = t->block;
@@ -112,7 +125,7 @@ int hm_recall(struct transaction *t, const struct hm_mask *mask)
                 break;
             goto thrashing;
         }
-        if (tries >= HM_RECALL_TRIES)
+        if (tries >= TRIES)
             goto thrashing;
         hm_count(tries ? &core->count.recall_retries : &core->count.recalls, 1);
         began = began ? began : hm_now();

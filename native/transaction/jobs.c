@@ -1,7 +1,26 @@
 /* Running a job: take the block or line up for it, carry the job out, let the next go on. */
-#include "process.h"
+#include "transaction/jobs.h"
 
+#include "base/events.h"
+#include "base/pause.h"
+#include "directory/labels.h"
+#include "directory/records.h"
+#include "directory/windows.h"
+#include "rules/placement.h"
+#include "transaction/device_fault.h"
+#include "transaction/duplicate.h"
+#include "transaction/journal.h"
+#include "transaction/movers.h"
+#include "transaction/operation.h"
+#include "transaction/parked.h"
+#include "transaction/recall.h"
+#include "transaction/relabel.h"
+#include "transaction/transaction.h"
+
+#include <errno.h>
 #include <stdlib.h>
+#include <string.h>
+#include <time.h>
 
 static struct hm_mask job_mask(const struct hm_job *job)
 {
@@ -78,7 +97,7 @@ static int duplicate_asked(struct transaction *t, struct hm_mask *mask)
     struct hm_mask copy, mine = hm_owned(t->record, t->job->node);
     struct hm_advised said;
     int error;
-    if (t->region->process || !hm_advised(t->region, t->block, t->job->node, &said))
+    if (hm_changes_unseen(t->region) || !hm_advised(t->region, t->block, t->job->node, &said))
         return 0;
     HM_EACH_WORD (w)
         copy.word[w] = mask->word[w] & said.read_mostly.word[w] & t->record->present[w];
@@ -112,7 +131,7 @@ static int run_touched(struct transaction *t)
         if (error)
             return error;
         /* Who asks for a program's memory means what was never touched, too. */
-        return hm_bring(t, &mask, t->region->process && job->flags & HM_JOB_ASKED,
+        return hm_bring(t, &mask, hm_changes_unseen(t->region) && job->flags & HM_JOB_ASKED,
                         job->limit ? job->limit : HM_BLOCK_PAGES);
     case HM_JOB_RECALL:
         error = hm_recall(t, &mask);
@@ -122,7 +141,7 @@ static int run_touched(struct transaction *t)
     case HM_JOB_TOUCH:
         return hm_touch(t);
     default:
-        return hm_operate(t, &mask);
+        return atomic_load(&t->region->ops)->operate(t, &mask);
     }
 }
 
@@ -151,6 +170,7 @@ static struct hm_queued_job *next_deferred(const struct transaction *t)
  * go first: a device that is always ready with its next job must not starve them. */
 static void finish(struct transaction *t, bool held)
 {
+    const struct hm_kind_ops *ops = held ? atomic_load(&t->region->ops) : NULL;
     struct hm_queued_job *next;
     if (t->job->node < t->core->config.nodes)
         hm_release(t->core, t->job->node, t->reserved);
@@ -176,8 +196,8 @@ static void finish(struct transaction *t, bool held)
             if (!t->event.result)
                 hm_faults_served(t);
         }
-        if (t->region->process)
-            hm_process_let_go(t->region, t->block);
+        if (ops->freed)
+            ops->freed(t->region, t->block);
         hm_replay(t->region, t->block);
     }
     next = next_deferred(t);
@@ -222,6 +242,7 @@ bool hm_run(struct hm_core *core, struct hm_queued_job *queued)
                             .block = job->block,
                             .reserved = job->reserved,
                             .cause = hm_cause(job)};
+    const struct hm_kind_ops *ops;
     bool held = false;
     bool stores =
         job->kind == HM_JOB_WRITE || job->kind == HM_JOB_FILL || job->kind == HM_JOB_TOUCH;
@@ -246,14 +267,14 @@ bool hm_run(struct hm_core *core, struct hm_queued_job *queued)
         goto out;
     }
     /* Pages that come home are looked at later, when nothing more can be told meanwhile. */
-    if (t.region->process && !hm_process_settle(t.region->process, job->block) &&
-        job->node != HM_HOST) {
+    ops = atomic_load(&t.region->ops);
+    if (ops->settle && !ops->settle(t.region, job->block) && job->node != HM_HOST) {
         error = -EBUSY;
         goto out;
     }
     t.stripe = hm_stripe_of(core, job->ino, job->block);
     pthread_mutex_lock(&t.stripe->lock);
-    if (stores || t.region->process) /* whose pages are there without our knowing */
+    if (stores || ops->changes_unseen) /* whose pages are there without our knowing */
         hm_block_touch(t.region, job->block);
     if (!hm_region_is_touched(t.region, job->block)) {
         pthread_mutex_unlock(&t.stripe->lock);

@@ -12,12 +12,31 @@
  * before each of its rounds a recall replays what is parked on the pages; and one that straddles
  * blocks never waits for room, which could be made by a recall of its second block.
  */
-#include "rest.h"
-#include "base/fuse_wire.h"
+#include "gate/access.h"
 
+#include "base/capacity.h"
+#include "base/events.h"
+#include "base/fuse.h"
+#include "base/pause.h"
+#include "base/times.h"
+#include "books/cost.h"
+#include "books/counters.h"
+#include "books/trace.h"
+#include "directory/copies.h"
+#include "directory/records.h"
+#include "gate/order.h"
+#include "rules/prefetch.h"
+#include "rules/thrash.h"
+#include "transaction/migrate.h"
+#include "transaction/parked.h"
+#include "transaction/transaction.h"
+
+#include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #define MAX_PARTS 2
@@ -79,11 +98,6 @@ static bool is_wide(const struct hm_request *request)
     return request->offset / HM_PAGE_SIZE != (request->offset + request->size - 1) / HM_PAGE_SIZE;
 }
 
-static bool is_direct_read(const struct hm_request *request)
-{
-    return request->opcode == FUSE_READ && request->flags & O_DIRECT;
-}
-
 /* Put a request aside until a transaction on the block ends. The stripe is held. had: where it was
  * before, with its bytes; or NULL. */
 static int park(struct part *part, const struct hm_request *request, struct hm_parked *had,
@@ -108,114 +122,12 @@ static int park(struct part *part, const struct hm_request *request, struct hm_p
     part->stripe->parked_end = &parked->next;
     hm_count(&part->region->core->count.parked, 1);
     hm_step(part->region, part->block,
-            is_direct_read(request)             ? "direct.parked"
+            hm_is_direct_read(request)          ? "direct.parked"
             : request->opcode == FUSE_READ      ? is_wide(request) ? "ahead.parked" : "read.parked"
             : request->flags & FUSE_WRITE_CACHE ? "back.parked"
                                                 : "write.parked",
             HM_BY_GATE, &part->mask);
     return 0;
-}
-
-/* Whether a folio of the mask may be locked until the request is answered. */
-static bool locks(struct hm_region *region, const struct hm_parked *parked,
-                  const struct hm_mask *mask)
-{
-    const struct hm_request *request = &parked->request;
-    struct part part;
-    if (is_direct_read(request))
-        return false;
-    part = part_of(region, request->offset, request->offset + request->size);
-    return hm_any(part.mask.word, mask->word);
-}
-
-/* Take parked requests of the block off their stripe, in order: the ones that wait for the service
- * alone, or that may lock pages of a mask, or all. The stripe is held. */
-static struct hm_parked *unpark(struct hm_region *region, uint64_t block, bool service,
-                                const struct hm_mask *mask)
-{
-    struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
-    struct hm_parked *taken = NULL, **end = &taken, **at;
-    if (!region->blocks[block].parked)
-        return NULL;
-    for (at = &stripe->parked; *at;) {
-        struct hm_parked *parked = *at;
-        if (parked->request.ino != region->ino || parked->block != block ||
-            (service && parked->wait != HM_WAIT_SERVICE) ||
-            (mask && !locks(region, parked, mask))) {
-            at = &parked->next;
-            continue;
-        }
-        *at = parked->next;
-        parked->next = NULL;
-        *end = parked;
-        end = &parked->next;
-        region->blocks[block].parked--;
-    }
-    stripe->parked_end = at;
-    return taken;
-}
-
-static bool carry_out(struct hm_core *core, const struct hm_request *request,
-                      struct hm_parked *had);
-
-/* Carry out what was unparked, or with an error answer it. The stripe is not held. */
-static void replay(struct hm_region *region, struct hm_parked *parked, int error)
-{
-    struct hm_core *core = region->core;
-    struct hm_parked *next;
-    for (struct hm_parked *at = parked; at; at = next) {
-        struct hm_request request = at->request; /* parked again, `at` may be gone at once */
-        bool write = request.opcode == FUSE_WRITE, waits = false;
-        next = at->next;
-        /* A WRITE from the page cache carries stores that have no other copy. */
-        if (error && !(write && request.flags & FUSE_WRITE_CACHE)) {
-            struct part part = part_of(region, request.offset, request.offset + request.size);
-            part.faulted_at = request.faulted_at;
-            end_fault(&part, write, REFUSED);
-            hm_reply(core, request.unique, error, NULL, 0);
-        } else {
-            hm_count(&core->count.replayed, 1);
-            waits = carry_out(core, &request, at);
-        }
-        if (write)
-            atomic_fetch_sub(&core->parked_writes, 1);
-        if (!waits)
-            hm_unparked(core, at);
-    }
-}
-
-static void replay_all(struct hm_region *region, uint64_t block, bool service, int error)
-{
-    struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
-    struct hm_parked *taken;
-    pthread_mutex_lock(&stripe->lock);
-    taken = unpark(region, block, service, NULL);
-    hm_step(region, block, "replayed", HM_BY_GATE, NULL);
-    pthread_mutex_unlock(&stripe->lock);
-    replay(region, taken, error);
-}
-
-void hm_replay(struct hm_region *region, uint64_t block)
-{
-    replay_all(region, block, false, 0);
-}
-
-void hm_fail_parked(struct hm_region *region, uint64_t block, int error)
-{
-    replay_all(region, block, true, error);
-}
-
-bool hm_replay_pages(struct hm_region *region, uint64_t block, const struct hm_mask *mask)
-{
-    struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
-    struct hm_parked *taken = unpark(region, block, false, mask);
-    if (!taken)
-        return false;
-    hm_step(region, block, "recall.replays", HM_BY_GATE, NULL);
-    pthread_mutex_unlock(&stripe->lock);
-    replay(region, taken, 0);
-    pthread_mutex_lock(&stripe->lock);
-    return true;
 }
 
 /* window: what the host's policy brings home, or NULL. */
@@ -465,7 +377,7 @@ static bool read_region(struct hm_core *core, struct hm_region *region,
     struct part parts[MAX_PARTS];
     int admitted = 0, count = 1, error = 0;
     enum admission admission = ADMITTED;
-    bool direct = is_direct_read(request), waits = direct || !is_wide(request), parked = false;
+    bool direct = hm_is_direct_read(request), waits = direct || !is_wide(request), parked = false;
     end = end < size ? end : size;
     while (at < end && !error && admission == ADMITTED) {
         struct part *part = &parts[admitted];
@@ -792,6 +704,27 @@ static bool carry_out(struct hm_core *core, const struct hm_request *request, st
         waits = write_region(core, region, request, had);
     hm_region_put(region);
     return waits;
+}
+
+bool hm_answer(struct hm_core *core, const struct hm_request *request, struct hm_parked *had,
+               int error)
+{
+    bool write = request->opcode == FUSE_WRITE;
+    struct hm_region *region;
+    /* A WRITE from the page cache carries stores that have no other copy. */
+    if (!error || (write && request->flags & FUSE_WRITE_CACHE)) {
+        hm_count(&core->count.replayed, 1);
+        return carry_out(core, request, had);
+    }
+    region = hm_region_get(core, request->ino);
+    if (region) {
+        struct part part = part_of(region, request->offset, request->offset + request->size);
+        part.faulted_at = request->faulted_at;
+        end_fault(&part, write, REFUSED);
+        hm_region_put(region);
+    }
+    hm_reply(core, request->unique, error, NULL, 0);
+    return false;
 }
 
 void hm_access(struct hm_core *core, const struct hm_request *request)

@@ -4,14 +4,20 @@
  * by waking it, whatever became of the page meanwhile: an access that still can't go on faults
  * anew.
  */
+#include "books/counters.h"
+#include "books/trace.h"
+#include "directory/windows.h"
+#include "process.h"
+#include "transaction/jobs.h"
 #include "worker/afar.h"
-#include "rest.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>

@@ -4,7 +4,13 @@
  * are found first: what programs stored through the page cache is written back, and devices take a
  * fault at their next store to any page.
  */
-#include "rest.h"
+#include "base/fuse.h"
+#include "base/region.h"
+#include "base/times.h"
+#include "directory/records.h"
+#include "directory/windows.h"
+
+#include <errno.h>
 
 /* Have the kernel write back what it has of the region that may be dirty. Waits for the answers to
  * what is parked on these pages. */

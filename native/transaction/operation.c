@@ -1,7 +1,20 @@
 /* What a device reads, writes, fills or checksums on its own, block by block: submitted operations
  * that need no worker. */
-#include "process.h"
+#include "transaction/operation.h"
 
+#include "base/pause.h"
+#include "base/times.h"
+#include "directory/copies.h"
+#include "directory/cut.h"
+#include "directory/records.h"
+#include "rules/placement.h"
+#include "transaction/duplicate.h"
+#include "transaction/journal.h"
+#include "transaction/migrate.h"
+#include "transaction/recall.h"
+
+#include <errno.h>
+#include <string.h>
 #include <zlib.h>
 
 /* Loads don't write to the bytes. */
@@ -208,12 +221,6 @@ int hm_operate(struct transaction *t, const struct hm_mask *mask)
     struct places places;
     uint32_t generation;
     int error;
-    if (hm_is_shared(t->region))
-        return hm_shared_operate(t);
-    if (t->region->process && (job->flags & HM_JOB_REMOTE || hm_process_must_stay(t, mask)))
-        return hm_process_remote(t);
-    if (t->region->process && stores && (error = hm_process_may_write(t, mask)))
-        return error;
     place = hm_place(t->region, t->block, job->node, mask, true, NULL);
     if (hm_bits(place.refuse.word))
         return -EPERM;

@@ -1,5 +1,14 @@
 /* Host-owned pages get labels, or lose them: see directory/labels.c. */
-#include "transaction.h"
+#include "transaction/relabel.h"
+
+#include "books/counters.h"
+#include "directory/labels.h"
+#include "directory/records.h"
+#include "transaction/duplicate.h"
+#include "transaction/journal.h"
+#include "transaction/migrate.h"
+
+#include <string.h>
 
 /* Pages that were said to be on devices are another node's now, by label. */
 static void count_relabelled(struct transaction *t, const uint32_t of[HM_MAX_NODES], uint32_t to)

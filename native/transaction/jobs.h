@@ -1,0 +1,15 @@
+/* Running a job. */
+#ifndef HMMFS_TRANSACTION_JOBS_H
+#define HMMFS_TRANSACTION_JOBS_H
+#include "transaction/movers.h"
+
+/* Run a job; whether it has ended. One that waits for its block runs when that is
+ * free. */
+bool hm_run(struct hm_core *core, struct hm_queued_job *queued);
+/* Carry out a TOUCH on the calling thread if that waits for nobody and copies
+ * little. False: it is for a mover. */
+bool hm_touch_now(struct hm_core *core, const struct hm_job *job);
+/* Have the service deal with a worker's faults: see HM_EVENT_TOUCH. */
+void hm_touch_report(struct hm_core *core, const struct hm_job *job, int result, uint32_t need);
+
+#endif

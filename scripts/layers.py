@@ -17,7 +17,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# From bottom to top; "" is what lies in native/ itself.
+# From bottom to top.
 FOLDERS = (
     "include",
     "worker",
@@ -28,7 +28,7 @@ FOLDERS = (
     "rules",
     "transaction",
     "gate",
-    "",
+    "program",
     "device",
     "core",
 )
@@ -47,10 +47,6 @@ def _without_comments(text: str) -> str:
 
 def _folder(name: str) -> str:
     return name.rpartition("/")[0]
-
-
-def _called(folder: str) -> str:
-    return f"{folder}/" if folder else "a file beside the folders"
 
 
 def _may_use(folder: str, other: str) -> bool:
@@ -109,17 +105,15 @@ class Tree:
     def _use(self, name: str, number: int, other: str, what: str) -> Iterator[str]:
         folder, its = _folder(name), _folder(other)
         if its in FOLDERS and not _may_use(folder, its):
-            yield f"{name}:{number}: {_called(folder)} may not use {_called(its)}: {what}"
+            yield f"{name}:{number}: {folder}/ may not use {its}/: {what}"
         elif name[:-2] != other[:-2]:
             self.used[name[:-2]].add(other[:-2])
 
     def _circles(self) -> Iterator[str]:
-        """Within a folder: between folders there can be none. What lies in native/ itself is not in
-        order yet."""
+        """Within a folder: between folders there can be none."""
         inside = {
             one: {other for other in used if _folder(other) == _folder(one)}
             for one, used in self.used.items()
-            if _folder(one)
         }
         try:
             TopologicalSorter(inside).prepare()

@@ -76,10 +76,7 @@ LAYERS = {
     "native/preload/": ["tests/native/test_preload.py", PROGRAMS],
     "native/preload/tools": ["tests/mount/test_launchers.py"],
     "native/preload/dump": ["tests/mount/test_dumps.py"],
-    **{
-        f"native/{name}": [PROTOCOL, ALONE, PROGRAMS, PROGRAMS_END]
-        for name in ("process", "pending", "space", "anonymous", "take", "stays", "vma")
-    },
+    "native/program/": [PROTOCOL, ALONE, PROGRAMS, PROGRAMS_END],
     "native/books/trace": ["tests/mount/test_tracing.py", ALONE, SEEN],
     "native/books/": [PROTOCOL, ALONE, SEEN],
     "native/rules/": [RULES, ALONE],

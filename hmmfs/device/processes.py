@@ -1,8 +1,8 @@
 """Programs whose own memory devices work on: how they come, what devices do with it, how they go.
 
 The library in a program under `hmmfs run` connects to the mount's socket and sends its userfaultfd;
-native/process.c does the rest. Of any other program a device can reach the memory, but nothing of
-it moves.
+native/program/process.c does the rest. Of any other program a device can reach the memory, but
+nothing of it moves.
 """
 
 from __future__ import annotations

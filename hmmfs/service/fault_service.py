@@ -366,9 +366,7 @@ class FaultService:
         # Without what is there: if some of it has to make way, it is not to be brought again.
         window = self._policies.bring(job.node, fault) & ~fault.resident
         if not fault.touched[fault.inside & ~fault.present].any():
-            window &= (
-                fault.present
-            )  # as native/transaction/device_fault.c: no holes come with pages that have bytes
+            window &= fault.present  # as device_fault.c: no holes come with pages that have bytes
         left = self._policies.left(job.node, fault)
         if left is not None:
             left = left & there  # what is nowhere comes to its first user

@@ -1,9 +1,10 @@
 /* The audit: whether what the core has agrees with itself, from each page to the sums. */
+#include "base/region.h"
 #include "books/counters.h"
 #include "directory/copies.h"
 #include "directory/labels.h"
 #include "directory/records.h"
-#include "process.h"
+#include "program/late.h"
 
 #include <errno.h>
 #include <stdio.h>

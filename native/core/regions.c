@@ -1,12 +1,14 @@
 /* Regions are made and end. */
 #include "core/regions.h"
 
+#include "base/region.h"
 #include "base/times.h"
 #include "books/trace.h"
 #include "directory/cut.h"
 #include "directory/records.h"
 #include "directory/shared_size.h"
-#include "process.h"
+#include "program/process.h"
+#include "rules/advice.h"
 #include "rules/history.h"
 #include "transaction/kinds.h"
 

@@ -2,9 +2,7 @@
 #include "base/region.h"
 #include "books/trace.h"
 #include "directory/copies.h"
-#include "books/trace.h"
 #include "directory/labels.h"
-#include "books/trace.h"
 #include "directory/records.h"
 
 #include <errno.h>

@@ -4,10 +4,11 @@
  * by waking it, whatever became of the page meanwhile: an access that still can't go on faults
  * anew.
  */
+#include "base/region.h"
 #include "books/counters.h"
 #include "books/trace.h"
 #include "directory/windows.h"
-#include "process.h"
+#include "program/late.h"
 #include "transaction/jobs.h"
 #include "worker/afar.h"
 

@@ -4,7 +4,6 @@
  *   mappings DIRECTORY     for files */
 #include "inside.h"
 
-#include "process.h"
 #include <fcntl.h>
 #include <stdarg.h>
 #include <string.h>

@@ -5,7 +5,6 @@
  *   program_scenes SCENE LIBRARY     (root: for userfaultfd's events) */
 #include "orders.h"
 
-#include "process.h"
 #include "greeting.h"
 
 #include <fcntl.h>

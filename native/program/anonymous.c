@@ -6,12 +6,20 @@
  * the program has the page when it has its bytes. Until the owner is flipped the device's memory
  * has them too; so a page is always whole somewhere.
  */
+#include "program/anonymous.h"
+
 #include "base/pause.h"
 #include "books/counters.h"
 #include "directory/cut.h"
 #include "directory/records.h"
 #include "directory/windows.h"
-#include "process.h"
+#include "program/late.h"
+#include "program/marks.h"
+#include "program/memory.h"
+#include "program/program.h"
+#include "program/stays.h"
+#include "program/take.h"
+#include "program/vma.h"
 #include "transaction/journal.h"
 #include "transaction/migrate.h"
 #include "transaction/operation.h"

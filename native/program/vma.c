@@ -1,6 +1,8 @@
 /* What a program has mapped, as the kernel tells: /proc/PID/maps and pagemap. */
+#include "program/vma.h"
+
 #include "directory/records.h"
-#include "process.h"
+#include "program/program.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -1,4 +1,4 @@
-/* Programs whose own memory devices work on: the twin of a device's worker (uffd.c).
+/* Programs whose own memory devices work on: the twin of a device's worker (device/faults.c).
  *
  * A program under `hmmfs run` has handed us its userfaultfd. Where pages of it have been taken to a
  * device, its accesses are faults here, and what it does to its address space (unmap, move,
@@ -10,7 +10,7 @@
  * The directory knows only what devices have: any other page is the program's, whether there is
  * one or not, and is counted as the host's just for the moment of a move.
  */
-#include "process.h"
+#include "program/process.h"
 
 #include "base/events.h"
 #include "base/pause.h"
@@ -18,6 +18,12 @@
 #include "books/counters.h"
 #include "books/trace.h"
 #include "directory/records.h"
+#include "program/anonymous.h"
+#include "program/late.h"
+#include "program/memory.h"
+#include "program/pending.h"
+#include "program/program.h"
+#include "program/space.h"
 #include "rules/prefetch.h"
 #include "transaction/journal.h"
 #include "transaction/kinds.h"
@@ -37,152 +43,6 @@
 
 #define CHILDREN_MS 5000 /* more than any transaction takes */
 #define ZERO_PAGES 16    /* holes that are filled with one fault */
-
-void hm_process_wake(struct hm_process *process, uint64_t start, uint64_t length)
-{
-    struct uffdio_range range = {start, length};
-    ioctl(process->uffd, UFFDIO_WAKE, &range);
-}
-
-/* ---- pages that a device has for itself ---------------------------------------------------------
- */
-
-void hm_process_revoke(struct hm_process *process, uint64_t block, const struct hm_mask *mask)
-{
-    struct hm_side *side = hm_side(&process->exclusive, block);
-    if (hm_bits(mask->word))
-        process->region->blocks[block].huge = 0;
-    for (uint32_t node = 1; side && node < process->core->config.nodes; node++)
-        hm_side_take(side, node, mask);
-}
-
-int hm_process_exclusive(struct hm_core *core, uint64_t ino, uint32_t node, uint64_t block,
-                         const uint64_t *set, uint64_t *out)
-{
-    struct hm_region *region = hm_region_get(core, ino);
-    struct hm_process *process = region ? region->process : NULL;
-    int error = process ? 0 : -ESRCH;
-    if (!error && (!node || node >= core->config.nodes || block >= HM_MAX_BLOCKS))
-        error = -EINVAL;
-    if (!error && set)
-        error = hm_side_init(&process->exclusive);
-    if (out)
-        memset(out, 0, HM_WORDS * sizeof(*out));
-    if (!error && hm_side(&process->exclusive, block) && hm_region_is_touched(region, block)) {
-        struct hm_side *side = hm_side(&process->exclusive, block);
-        struct hm_stripe *stripe = hm_stripe_of(core, ino, block);
-        struct hm_mask mine;
-        pthread_mutex_lock(&stripe->lock);
-        mine = hm_owned(&region->blocks[block], node);
-        if (set)
-            region->blocks[block].huge = 0; /* what is held is single pages */
-        for (int w = 0; w < HM_WORDS; w++) {
-            side->on[node][w] |= set ? set[w] & mine.word[w] : 0;
-            if (out)
-                out[w] = side->on[node][w];
-        }
-        pthread_mutex_unlock(&stripe->lock);
-    }
-    if (region)
-        hm_region_put(region);
-    return error;
-}
-
-/* ---- pages that are punched late ----------------------------------------------------------------
- */
-
-/* Of one block, whose stripe is held. */
-static void punch_late(struct hm_process *process, uint64_t block)
-{
-    struct hm_side *side = hm_side(&process->late, block);
-    for (uint32_t node = 1; side && node < process->core->config.nodes; node++) {
-        hm_punch_runs(process->region, node, block, side->on[node]);
-        memset(side->on[node], 0, sizeof(side->on[node]));
-    }
-}
-
-void hm_process_flush(struct hm_process *process)
-{
-    uint32_t kept = 0, waiting = 0;
-    for (uint32_t i = 0; i < process->late_blocks; i++) {
-        uint64_t block = process->late_block[i];
-        struct hm_stripe *stripe = hm_stripe_of(process->core, process->region->ino, block);
-        pthread_mutex_lock(&stripe->lock);
-        if (process->region->blocks[block].busy) {
-            process->late_block[kept++] = block;
-            for (uint32_t node = 1; node < process->core->config.nodes; node++)
-                waiting += hm_bits(hm_side(&process->late, block)->on[node]);
-        } else {
-            punch_late(process, block);
-        }
-        pthread_mutex_unlock(&stripe->lock);
-    }
-    process->late_blocks = kept;
-    process->late_pages = waiting;
-}
-
-void hm_process_flush_block(struct hm_process *process, uint64_t block)
-{
-    struct hm_side *side = hm_side(&process->late, block), late;
-    struct hm_stripe *stripe = hm_stripe_of(process->core, process->region->ino, block);
-    if (!side)
-        return;
-    late = *side;
-    memset(side, 0, sizeof(*side));
-    pthread_mutex_unlock(&stripe->lock);
-    for (uint32_t node = 1; node < process->core->config.nodes; node++)
-        hm_punch_runs(process->region, node, block, late.on[node]);
-    pthread_mutex_lock(&stripe->lock);
-}
-
-void hm_process_punch(struct hm_region *region)
-{
-    pthread_mutex_lock(&region->process->lock);
-    hm_process_flush(region->process);
-    pthread_mutex_unlock(&region->process->lock);
-}
-
-static bool in_one_mapping(const struct hm_process *process, uint64_t block)
-{
-    uint64_t start = hm_process_address(process, block);
-    struct hm_vma vma;
-    return !hm_vma_find(process, start, &vma) && vma.start <= start &&
-           vma.end >= start + HM_BLOCK_BYTES;
-}
-
-int hm_process_set_huge(struct hm_core *core, uint64_t ino, uint32_t node, uint64_t block)
-{
-    struct hm_region *region = hm_region_get(core, ino);
-    int error = region && region->process ? 0 : -ESRCH;
-    if (!error && (!node || node >= core->config.nodes || block >= HM_MAX_BLOCKS))
-        error = -EINVAL;
-    if (!error && hm_region_is_touched(region, block) && in_one_mapping(region->process, block)) {
-        struct hm_stripe *stripe = hm_stripe_of(core, ino, block);
-        struct hm_mask mine;
-        pthread_mutex_lock(&stripe->lock);
-        mine = hm_owned(&region->blocks[block], node);
-        region->blocks[block].huge = hm_bits(mine.word) == HM_BLOCK_PAGES;
-        pthread_mutex_unlock(&stripe->lock);
-    }
-    if (region)
-        hm_region_put(region);
-    return error;
-}
-
-int hm_process_close(struct hm_core *core, uint64_t ino, uint32_t node, int closed)
-{
-    struct hm_region *region = hm_region_get(core, ino);
-    int error = region && region->process ? 0 : -ESRCH;
-    if (!error && (!node || node >= core->config.nodes))
-        error = -EINVAL;
-    if (!error && closed)
-        atomic_fetch_or(&region->process->closed, 1u << node);
-    else if (!error)
-        atomic_fetch_and(&region->process->closed, ~(1u << node));
-    if (region)
-        hm_region_put(region);
-    return error;
-}
 
 /* ---- faults --------------------------------------------------------------------------------- */
 
@@ -544,6 +404,7 @@ int hm_process_attach(struct hm_core *core, uint64_t ino, const struct hm_proces
     error = process_open(process, config);
     if (!error) {
         __atomic_store_n(&region->record->size, HM_MAX_BYTES, __ATOMIC_RELEASE);
+        process->put_early = hm_process_put_early;
         region->process = process;
         region->ops = &program_ops;
         error = -pthread_create(&process->thread, NULL, process_thread, process);

@@ -12,8 +12,12 @@
  * The arguments and the environment stay, too, for ps to show; but not from a kernel that works on
  * the page: main's first variables are beside them.
  */
+#include "program/stays.h"
+
 #include "directory/records.h"
-#include "process.h"
+#include "program/memory.h"
+#include "program/program.h"
+#include "program/vma.h"
 
 #include <dirent.h>
 #include <errno.h>

@@ -1,6 +1,12 @@
 /* Taking pages from a program: what its helper is asked for, and what becomes of it. */
+#include "program/take.h"
+
 #include "base/pause.h"
-#include "process.h"
+#include "program/memory.h"
+#include "program/pending.h"
+#include "program/program.h"
+#include "program/stays.h"
+#include "program/vma.h"
 #include "transaction/jobs.h"
 
 #include <errno.h>

@@ -1,9 +1,15 @@
 /* A program's address space: what its addresses are to the devices, and what becomes of pages when
  * the program changes its mappings. */
+#include "program/space.h"
+
 #include "directory/cut.h"
 #include "directory/records.h"
 #include "directory/windows.h"
-#include "process.h"
+#include "program/marks.h"
+#include "program/memory.h"
+#include "program/pending.h"
+#include "program/program.h"
+#include "program/vma.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -12,13 +18,6 @@
 #include <unistd.h>
 
 /* ---- addresses ---------------------------------------------------------------------------- */
-
-uint64_t hm_process_address(const struct hm_process *process, uint64_t block)
-{
-    uint64_t offset = block * HM_BLOCK_BYTES;
-    uint64_t area = atomic_load(&process->area[offset / HM_AREA_BYTES]);
-    return area ? (area - 1) * HM_MAX_BYTES + offset : 0;
-}
 
 /* Claim an address's TiB, if the program has anything in it: a wrong address takes none away. */
 static int claim(struct hm_process *process, uint64_t address)

@@ -4,7 +4,10 @@
  * Until then the directory is about the past. So nothing is decided by it for addresses that an
  * event which waits is about; hm_process_waits tells which.
  */
-#include "process.h"
+#include "program/pending.h"
+
+#include "program/memory.h"
+#include "program/program.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -124,20 +127,6 @@ static void note_discard(struct hm_process *process, uint64_t start, uint64_t en
     *at = (struct hm_discard){start, end, now + HM_DISCARD_MS * 1000000ULL};
 }
 
-void hm_add_part(struct hm_mask *mask, uint64_t base, uint64_t start, uint64_t end)
-{
-    uint64_t limit = base + HM_BLOCK_BYTES;
-    struct hm_mask part;
-    start = start > base ? start : base;
-    end = end < limit ? end : limit;
-    if (start >= end)
-        return;
-    part = hm_mask_range((uint32_t)((start - base) / HM_PAGE_SIZE),
-                         (uint32_t)((end - start + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE));
-    HM_EACH_WORD (w)
-        mask->word[w] |= part.word[w];
-}
-
 struct hm_mask hm_process_discards(const struct hm_process *process, uint64_t block)
 {
     uint64_t base = hm_process_address(process, block), now = hm_now();
@@ -157,79 +146,6 @@ struct hm_mask hm_process_discards(const struct hm_process *process, uint64_t bl
 /* ---- faults of our own threads ------------------------------------------------------------------
  */
 
-int hm_process_enter(struct hm_process *process)
-{
-    uint32_t nobody = 0, self = (uint32_t)gettid();
-    int slot = 0;
-    while (!atomic_compare_exchange_strong(&process->remote[slot], &nobody, self)) {
-        nobody = 0;
-        slot = (slot + 1) % HM_MAX_MOVERS;
-    }
-    atomic_store(&process->remote_ns[slot], hm_now());
-    return slot;
-}
-
-void hm_process_leave(struct hm_process *process, int slot)
-{
-    atomic_store(&process->remote[slot], 0);
-}
-
-/* By number, since only so a fault is waited for; but a program whose main thread has ended is none
- * by number. And somebody of fewer rights might have another program run under it by now, of more
- * rights: there it is the address space that we were given. */
-ssize_t hm_process_copy(const struct hm_process *process, uint64_t address, void *bytes,
-                        size_t length, bool store)
-{
-    struct iovec local = {bytes, length}, remote = {(void *)address, length};
-    ssize_t n = -1;
-    errno = ESRCH;
-    if (!process->foreign || process->mem < 0)
-        n = store ? process_vm_writev(process->pid, &local, 1, &remote, 1, 0)
-                  : process_vm_readv(process->pid, &local, 1, &remote, 1, 0);
-    if (n < 0 && errno == ESRCH && process->mem >= 0) {
-        n = store ? pwrite(process->mem, bytes, length, (off_t)address)
-                  : pread(process->mem, bytes, length, (off_t)address);
-        if (n < 0)
-            return errno == EIO ? -EFAULT : -errno;
-        return n ? n : -ESRCH;
-    }
-    return n < 0 ? -errno : n;
-}
-
-void hm_process_depart(struct hm_process *process, uint64_t block)
-{
-    int i = 0;
-    while (process->departing[i] && process->departing[i] != block + 1)
-        i++; /* one for each mover: there is always room */
-    process->departing[i] = block + 1;
-}
-
-void hm_process_arrive(struct hm_process *process, uint64_t block)
-{
-    pthread_mutex_lock(&process->lock);
-    for (int i = 0; i < HM_MAX_MOVERS; i++)
-        if (process->departing[i] == block + 1)
-            process->departing[i] = 0;
-    pthread_mutex_unlock(&process->lock);
-}
-
-bool hm_process_departs(const struct hm_process *process, uint64_t block)
-{
-    for (int i = 0; i < HM_MAX_MOVERS; i++)
-        if (process->departing[i] == block + 1)
-            return true;
-    return false;
-}
-
-int hm_process_lose(struct hm_process *process)
-{
-    uint64_t one = 1;
-    atomic_store(&process->gone, true);
-    if (write(process->poke, &one, sizeof(one)) < 0)
-        return -ESRCH; /* it is signalled already */
-    return -ESRCH;
-}
-
 static bool is_helper(const struct hm_process *process, uint32_t thread)
 {
     return process->control &&
@@ -248,20 +164,6 @@ static int remote_slot(const struct hm_process *process, uint32_t thread)
 static bool is_ours(const struct hm_process *process, uint32_t thread)
 {
     return thread && (is_helper(process, thread) || remote_slot(process, thread) >= 0);
-}
-
-void hm_process_fill(struct hm_process *process, uint64_t address, uint32_t pages)
-{
-    struct uffdio_zeropage zeros = {.range = {address, (uint64_t)pages * HM_PAGE_SIZE}};
-    if (ioctl(process->uffd, UFFDIO_ZEROPAGE, &zeros) < 0 && zeros.zeropage <= 0) {
-        /* It reaches into another mapping; or there is a marker of what was forgotten since. */
-        struct uffdio_writeprotect clear = {.range = {address, HM_PAGE_SIZE},
-                                            .mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
-        ioctl(process->uffd, UFFDIO_WRITEPROTECT, &clear);
-        zeros = (struct uffdio_zeropage){.range = {address, HM_PAGE_SIZE}};
-        ioctl(process->uffd, UFFDIO_ZEROPAGE, &zeros);
-    }
-    hm_process_wake(process, address, HM_PAGE_SIZE); /* it may have been there */
 }
 
 /* It faults again, till the page has arrived. No thread of ours waits for ever: what it waits for
@@ -286,7 +188,7 @@ static void serve_own(struct hm_process *process, const struct uffd_msg *message
     if (message->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP)
         ioctl(process->uffd, UFFDIO_WRITEPROTECT, &request);
     else
-        error = hm_process_put_early(process, address);
+        error = process->put_early(process, address);
     if (error == -ENOENT)
         hm_process_fill(process, address, 1);
     else

@@ -57,11 +57,13 @@ RULES = [
     Rule("condition", re.compile(r"(?<=if \()(?=\w+->\w+\)|\w+\)|!)"), lambda _: "!"),
     Rule(
         "lock",
-        re.compile(r"^ +pthread_(?:mutex_lock|cond_broadcast|cond_signal)\(.*\);$"),
+        re.compile(r"^ +(?:hm_lock\w*|pthread_(?:mutex_lock|cond_broadcast|cond_signal))\(.*\);$"),
         lambda _: ";",
     ),
     Rule(
-        "statement", re.compile(r"^ +(?:hm_\w+\(.*\)|[\w>.\[\]-]+ [|&+-]?= [^;]+);$"), lambda _: ";"
+        "statement",
+        re.compile(r"^ +(?:hm_(?!lock)\w+\(.*\)|[\w>.\[\]-]+ [|&+-]?= [^;]+);$"),
+        lambda _: ";",
     ),
     Rule(
         "arguments",

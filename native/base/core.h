@@ -1,22 +1,10 @@
 /* The core: what hangs off it, and of the folders above only that they have something.
  *
- * Locks, in the order in which they are taken; a thread holds at most one stripe:
- *   process->lock        what a program did to its memory, and what is done to it (process.h)
- *   region->shared_lock  the size of a coherent or DAX region
- *   core->regions_lock   the table ino -> region; held for look-ups, never across a wait
- *   stripe->lock         the block records that hash to the stripe, its parked requests, deferred
- *                        jobs and recent WRITEs; never held across an INVAL, a wait for another
- *                        party, or a copy of more than HM_INLINE_PAGES pages
- *   device->lock         the windows of one device's worker
- *   region->advice_lock  what was said of its pages; read for a moment, after any of the others
- *   core->list_lock      the list of touched blocks
- *   core->jobs_lock      the movers' queue
- *   core->events_lock    the events for the service
- *   trace->lock          the ring of trace events
  * Counters are relaxed atomics; a node's `used` is the one that admits work.
  */
 #ifndef HMMFS_BASE_CORE_H
 #define HMMFS_BASE_CORE_H
+#include "base/lock.h"
 #include "base/mask.h"
 
 #include <pthread.h>

@@ -31,17 +31,17 @@ void hm_event_push(struct hm_core *core, const struct hm_event *event)
 {
     uint64_t one = 1;
     bool signal;
-    pthread_mutex_lock(&core->events_lock);
+    hm_lock(HM_RANK_EVENTS, &core->events_lock);
     while (core->events_used == HM_EVENTS) { /* the service has died */
-        pthread_mutex_unlock(&core->events_lock);
+        hm_unlock(HM_RANK_EVENTS, &core->events_lock);
         usleep(1000);
-        pthread_mutex_lock(&core->events_lock);
+        hm_lock(HM_RANK_EVENTS, &core->events_lock);
     }
     if (!core->events_used)
         core->events_head = 0; /* memory that was used already */
     core->events[(core->events_head + core->events_used++) % HM_EVENTS] = *event;
     signal = core->events_used == 1;
-    pthread_mutex_unlock(&core->events_lock);
+    hm_unlock(HM_RANK_EVENTS, &core->events_lock);
     if (signal && write(core->event_fd, &one, sizeof(one)) < 0)
         return; /* the counter is full, so it is readable */
 }
@@ -55,7 +55,7 @@ int hm_events(struct hm_core *core, struct hm_event *out, int max)
 {
     uint64_t count;
     int n = 0;
-    pthread_mutex_lock(&core->events_lock);
+    hm_lock(HM_RANK_EVENTS, &core->events_lock);
     while (n < max && core->events_used) {
         out[n++] = core->events[core->events_head];
         core->events_head = (core->events_head + 1) % HM_EVENTS;
@@ -64,6 +64,6 @@ int hm_events(struct hm_core *core, struct hm_event *out, int max)
     /* Emptied under the lock, so that a push that finds the ring empty signals again. */
     if (!core->events_used && read(core->event_fd, &count, sizeof(count)) < 0)
         count = 0;
-    pthread_mutex_unlock(&core->events_lock);
+    hm_unlock(HM_RANK_EVENTS, &core->events_lock);
     return n;
 }

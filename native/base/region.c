@@ -42,12 +42,12 @@ static struct hm_region **bucket_of(struct hm_core *core, uint64_t ino)
 struct hm_region *hm_region_get(struct hm_core *core, uint64_t ino)
 {
     struct hm_region *region;
-    pthread_rwlock_rdlock(&core->regions_lock);
+    hm_lock_to_read(HM_RANK_REGIONS, &core->regions_lock);
     for (region = *bucket_of(core, ino); region && region->ino != ino; region = region->next)
         ;
     if (region)
         atomic_fetch_add(&region->refs, 1);
-    pthread_rwlock_unlock(&core->regions_lock);
+    hm_unlock_either(HM_RANK_REGIONS, &core->regions_lock);
     return region;
 }
 
@@ -69,27 +69,27 @@ static struct hm_region_record *record_find(struct hm_core *core)
 int hm_region_enter(struct hm_region *region, const struct hm_region_record *record)
 {
     struct hm_core *core = region->core;
-    pthread_rwlock_wrlock(&core->regions_lock);
+    hm_lock_to_write(HM_RANK_REGIONS, &core->regions_lock);
     region->record = record_find(core);
     if (region->record) {
         *region->record = *record;
         region->next = *bucket_of(core, region->ino);
         *bucket_of(core, region->ino) = region;
     }
-    pthread_rwlock_unlock(&core->regions_lock);
+    hm_unlock_either(HM_RANK_REGIONS, &core->regions_lock);
     return region->record ? 0 : -ENOSPC;
 }
 
 int hm_region_leave(struct hm_core *core, uint64_t ino)
 {
     struct hm_region **at, *found;
-    pthread_rwlock_wrlock(&core->regions_lock);
+    hm_lock_to_write(HM_RANK_REGIONS, &core->regions_lock);
     for (at = bucket_of(core, ino); *at && (*at)->ino != ino; at = &(*at)->next)
         ;
     found = *at;
     if (found)
         *at = found->next;
-    pthread_rwlock_unlock(&core->regions_lock);
+    hm_unlock_either(HM_RANK_REGIONS, &core->regions_lock);
     return found ? 0 : -ENOENT;
 }
 
@@ -100,10 +100,10 @@ struct hm_pool *hm_region_pool(struct hm_region *region, uint32_t node)
         char name[64];
         int error = 0;
         snprintf(name, sizeof(name), "hmmfs-pool-%u", node);
-        pthread_mutex_lock(&region->pools_lock);
+        hm_lock(HM_RANK_POOLS, &region->pools_lock);
         if (pool->fd < 0)
             error = hm_pool_open(pool, name);
-        pthread_mutex_unlock(&region->pools_lock);
+        hm_unlock(HM_RANK_POOLS, &region->pools_lock);
         if (error) {
             errno = -error;
             return NULL;

@@ -57,13 +57,13 @@ int hm_trace_resize(struct hm_core *core, uint32_t events)
         if (!ring)
             return -ENOMEM;
     }
-    pthread_mutex_lock(&trace->lock);
+    hm_lock(HM_RANK_TRACE, &trace->lock);
     old = trace->ring;
     trace->ring = ring;
     trace->size = events;
     trace->floor = trace->head;
     atomic_store(&trace->mask, events ? trace->kinds : 0);
-    pthread_mutex_unlock(&trace->lock);
+    hm_unlock(HM_RANK_TRACE, &trace->lock);
     free(old);
     return 0;
 }
@@ -71,10 +71,10 @@ int hm_trace_resize(struct hm_core *core, uint32_t events)
 int hm_trace_kinds(struct hm_core *core, uint32_t mask)
 {
     struct hm_trace *trace = core->trace;
-    pthread_mutex_lock(&trace->lock);
+    hm_lock(HM_RANK_TRACE, &trace->lock);
     trace->kinds = mask & ALL_KINDS;
     atomic_store(&trace->mask, trace->size ? trace->kinds : 0);
-    pthread_mutex_unlock(&trace->lock);
+    hm_unlock(HM_RANK_TRACE, &trace->lock);
     return 0;
 }
 
@@ -92,13 +92,13 @@ static void record(struct hm_core *core, const struct hm_trace_event *event)
 {
     struct hm_trace *trace = core->trace;
     bool wake = false;
-    pthread_mutex_lock(&trace->lock);
+    hm_lock(HM_RANK_TRACE, &trace->lock);
     if (trace->size) {
         trace->ring[trace->head++ & (trace->size - 1)] = *event;
         wake = trace->wake;
         trace->wake = false;
     }
-    pthread_mutex_unlock(&trace->lock);
+    hm_unlock(HM_RANK_TRACE, &trace->lock);
     if (wake)
         hm_event_push(core, &(struct hm_event){.kind = HM_EVENT_TRACE});
 }
@@ -166,19 +166,19 @@ uint64_t hm_trace_wake(struct hm_core *core, uint64_t from)
 {
     struct hm_trace *trace = core->trace;
     uint64_t head;
-    pthread_mutex_lock(&trace->lock);
+    hm_lock(HM_RANK_TRACE, &trace->lock);
     head = trace->head;
     trace->wake |= from >= head;
-    pthread_mutex_unlock(&trace->lock);
+    hm_unlock(HM_RANK_TRACE, &trace->lock);
     return head;
 }
 
 void hm_trace_clear(struct hm_core *core)
 {
     struct hm_trace *trace = core->trace;
-    pthread_mutex_lock(&trace->lock);
+    hm_lock(HM_RANK_TRACE, &trace->lock);
     trace->floor = trace->head;
-    pthread_mutex_unlock(&trace->lock);
+    hm_unlock(HM_RANK_TRACE, &trace->lock);
 }
 
 /* The lock is held. */
@@ -191,9 +191,9 @@ static uint64_t oldest_of(const struct hm_trace *trace)
 uint64_t hm_trace_oldest(struct hm_core *core)
 {
     uint64_t oldest;
-    pthread_mutex_lock(&core->trace->lock);
+    hm_lock(HM_RANK_TRACE, &core->trace->lock);
     oldest = oldest_of(core->trace);
-    pthread_mutex_unlock(&core->trace->lock);
+    hm_unlock(HM_RANK_TRACE, &core->trace->lock);
     return oldest;
 }
 
@@ -246,10 +246,10 @@ void hm_trace_gone(struct hm_region *region)
     made->ino = region->ino;
     memcpy(made->name, region->record->name, length);
     made->name[length] = 0;
-    pthread_mutex_lock(&trace->lock);
+    hm_lock(HM_RANK_TRACE, &trace->lock);
     old = trace->gone[region->ino % HM_TRACE_NAMES];
     trace->gone[region->ino % HM_TRACE_NAMES] = made;
-    pthread_mutex_unlock(&trace->lock);
+    hm_unlock(HM_RANK_TRACE, &trace->lock);
     free(old);
 }
 
@@ -265,12 +265,12 @@ static bool name_of(struct hm_core *core, uint64_t ino, char name[HM_NAME_MAX + 
         hm_region_put(region);
         return true;
     }
-    pthread_mutex_lock(&core->trace->lock);
+    hm_lock(HM_RANK_TRACE, &core->trace->lock);
     gone = core->trace->gone[ino % HM_TRACE_NAMES];
     found = gone && gone->ino == ino;
     if (found)
         strcpy(name, gone->name);
-    pthread_mutex_unlock(&core->trace->lock);
+    hm_unlock(HM_RANK_TRACE, &core->trace->lock);
     return found;
 }
 
@@ -354,7 +354,7 @@ int64_t hm_trace_text(struct hm_core *core, uint64_t *cursor, uint64_t until, ch
     uint32_t n = 1;
     while (n && (size_t)(at - out) + HM_TRACE_LINE <= size) {
         uint64_t fit = (size - (size_t)(at - out)) / HM_TRACE_LINE, oldest, end;
-        pthread_mutex_lock(&trace->lock);
+        hm_lock(HM_RANK_TRACE, &trace->lock);
         oldest = oldest_of(trace);
         end = trace->head < until ? trace->head : until;
         if (*cursor < oldest) {
@@ -365,7 +365,7 @@ int64_t hm_trace_text(struct hm_core *core, uint64_t *cursor, uint64_t until, ch
         fit = fit < BATCH ? fit : BATCH;
         for (n = 0; n < fit && *cursor < end; n++)
             events[n] = trace->ring[(*cursor)++ & (trace->size - 1)];
-        pthread_mutex_unlock(&trace->lock);
+        hm_unlock(HM_RANK_TRACE, &trace->lock);
         for (uint32_t i = 0; i < n; i++)
             at = put_line(core, at, &events[i]);
     }

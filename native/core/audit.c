@@ -115,10 +115,10 @@ static void audit_region(struct audit *a, struct hm_region *region)
     unsigned long long ino = region->ino;
     while (hm_region_touched(a->core, region->ino, from, &b, 1) == 1) {
         struct hm_stripe *stripe = hm_stripe_of(a->core, region->ino, b);
-        pthread_mutex_lock(&stripe->lock);
+        hm_lock(HM_RANK_STRIPE, &stripe->lock);
         audit_block(a, region, b, pages, &kept);
         audit_copies(a, region, b, copied);
-        pthread_mutex_unlock(&stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &stripe->lock);
         from = b + 1;
     }
     for (uint32_t node = 0; node < a->core->config.nodes; node++) {
@@ -148,12 +148,12 @@ int hm_audit(struct hm_core *core, char *text, size_t size)
     /* A region on its way out still has pages accounted for; 64 GiB take some seconds. */
     for (int ms = 0; core->dying && ms < 2000; ms++)
         usleep(1000);
-    pthread_rwlock_rdlock(&core->regions_lock);
+    hm_lock_to_read(HM_RANK_REGIONS, &core->regions_lock);
     inos = malloc(sizeof(*inos) * (core->table_used + 1));
     for (uint32_t i = 0; inos && i < HM_REGION_BUCKETS; i++)
         for (struct hm_region *region = core->buckets[i]; region; region = region->next)
             inos[n++] = region->ino;
-    pthread_rwlock_unlock(&core->regions_lock);
+    hm_unlock_either(HM_RANK_REGIONS, &core->regions_lock);
     if (!inos)
         return -ENOMEM;
     for (uint32_t i = 0; i < n; i++) {

@@ -53,24 +53,24 @@ int hm_stats_get(struct hm_core *core, struct hm_stats *out)
                              .jobs = c->jobs,
                              .regions = core->regions};
     out->cpu_faults = out->cpu_read_faults + out->cpu_write_faults;
-    pthread_mutex_lock(&core->trace->lock);
+    hm_lock(HM_RANK_TRACE, &core->trace->lock);
     out->trace_recorded = core->trace->head;
-    pthread_mutex_unlock(&core->trace->lock);
-    pthread_mutex_lock(&core->jobs_lock);
+    hm_unlock(HM_RANK_TRACE, &core->trace->lock);
+    hm_lock(HM_RANK_JOBS, &core->jobs_lock);
     out->movers = core->movers;
-    pthread_mutex_unlock(&core->jobs_lock);
-    pthread_rwlock_rdlock(&core->regions_lock);
+    hm_unlock(HM_RANK_JOBS, &core->jobs_lock);
+    hm_lock_to_read(HM_RANK_REGIONS, &core->regions_lock);
     for (uint32_t i = 0; i < HM_REGION_BUCKETS; i++)
         for (struct hm_region *region = core->buckets[i]; region; region = region->next) {
             out->directory_bytes += allocated(region->directory_fd);
             for (uint32_t node = 0; node < HM_MAX_NODES; node++)
                 out->pages_touched += hm_region_pages(region, node);
         }
-    pthread_rwlock_unlock(&core->regions_lock);
-    pthread_mutex_lock(&core->list_lock);
+    hm_unlock_either(HM_RANK_REGIONS, &core->regions_lock);
+    hm_lock(HM_RANK_LIST, &core->list_lock);
     for (uint32_t i = 0; i < core->list_used; i++)
         out->cached_pages += cached_of(&core->list[i]);
-    pthread_mutex_unlock(&core->list_lock);
+    hm_unlock(HM_RANK_LIST, &core->list_lock);
     return 0;
 }
 
@@ -80,7 +80,7 @@ static void count_block(struct hm_region *region, uint64_t b, struct hm_census *
     struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, b);
     memset(out, 0, sizeof(*out));
     out->block = b;
-    pthread_mutex_lock(&stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &stripe->lock);
     for (uint32_t node = 0; node < region->core->config.nodes; node++) {
         struct hm_mask pages = hm_said_on(region, b, node);
         memcpy(out->on[node], pages.word, sizeof(pages.word));
@@ -94,7 +94,7 @@ static void count_block(struct hm_region *region, uint64_t b, struct hm_census *
     out->cpu_faults = block->cpu_faulted;
     out->device_faults = block->device_faulted;
     out->evictions = block->evictions;
-    pthread_mutex_unlock(&stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
 }
 
 int hm_region_census(struct hm_core *core, uint64_t ino, uint64_t from, struct hm_census *out,
@@ -120,7 +120,7 @@ int hm_region_residency(struct hm_core *core, uint64_t ino, uint64_t out[22])
     for (uint64_t b = 0; (b = hm_next_touched(region, b)) < HM_MAX_BLOCKS; b++) {
         struct hm_stripe *stripe = hm_stripe_of(core, ino, b);
         const struct hm_block *block = &region->blocks[b];
-        pthread_mutex_lock(&stripe->lock);
+        hm_lock(HM_RANK_STRIPE, &stripe->lock);
         for (uint32_t node = 0; node < HM_MAX_NODES; node++) {
             struct hm_mask copies = hm_copies_on(region, b, node);
             out[node] += block->pages[node];
@@ -137,7 +137,7 @@ int hm_region_residency(struct hm_core *core, uint64_t ino, uint64_t out[22])
             out[19] += hm_popcount(block->kept[w]);
             out[20] += hm_popcount(seen & ~block->present[w]);
         }
-        pthread_mutex_unlock(&stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     }
     hm_region_put(region);
     return 0;

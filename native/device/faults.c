@@ -54,14 +54,14 @@ static bool take_refusals(struct hm_core *core, uint32_t node)
             .kind = HM_JOB_TOUCH, .node = node, .worker = atomic_load(&device->worker)};
         struct hm_mask pages;
         bool sound;
-        pthread_rwlock_rdlock(&device->lock);
+        hm_lock_to_read(HM_RANK_DEVICE, &device->lock);
         sound = n == sizeof(request) && is_refusal(device, &request, &pages);
         if (sound) {
             job.ino = request.ino;
             job.block = request.offset / HM_BLOCK_BYTES;
             hm_window_note_afar(device, request.ino, job.block, &pages, false);
         }
-        pthread_rwlock_unlock(&device->lock);
+        hm_unlock_either(HM_RANK_DEVICE, &device->lock);
         if (!sound) {
             hm_touch_report(core, &job, -EBADMSG, 0);
             return false;
@@ -171,10 +171,10 @@ static bool take_faults(struct hm_core *core, uint32_t node)
     now = hm_now();
     hm_count(&core->nodes[node].faults, (uint64_t)n);
     hm_count(&core->nodes[node].fault_batches, 1);
-    pthread_rwlock_rdlock(&device->lock);
+    hm_lock_to_read(HM_RANK_DEVICE, &device->lock);
     for (ssize_t i = 0; i < n; i++)
         used = file_fault(device, &messages[i], filed, used);
-    pthread_rwlock_unlock(&device->lock);
+    hm_unlock_either(HM_RANK_DEVICE, &device->lock);
     for (uint32_t i = 0; i < used; i++) {
         struct hm_job *job = &filed[i].job;
         job->node = node;
@@ -236,7 +236,7 @@ int hm_device_attach(struct hm_core *core, uint32_t node, int uffd, int afar)
         return -EINVAL;
     if (fcntl(uffd, F_SETFL, O_NONBLOCK) < 0)
         return -errno;
-    pthread_rwlock_wrlock(&device->lock);
+    hm_lock_to_write(HM_RANK_DEVICE, &device->lock);
     if (device->uffd >= 0)
         error = -EBUSY;
     if (!error && (device->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
@@ -252,7 +252,7 @@ int hm_device_attach(struct hm_core *core, uint32_t node, int uffd, int afar)
             device->uffd = device->stop_fd = device->afar = -1;
         }
     }
-    pthread_rwlock_unlock(&device->lock);
+    hm_unlock_either(HM_RANK_DEVICE, &device->lock);
     return error;
 }
 
@@ -272,7 +272,7 @@ int hm_device_detach(struct hm_core *core, uint32_t node)
     if (write(device->stop_fd, &one, sizeof(one)) < 0)
         return -errno;
     pthread_join(device->thread, NULL);
-    pthread_rwlock_wrlock(&device->lock);
+    hm_lock_to_write(HM_RANK_DEVICE, &device->lock);
     for (uint32_t i = 0; i < device->windows_used; i++) {
         struct hm_region *region = hm_region_get(core, device->windows[i].ino);
         if (region) {
@@ -290,7 +290,7 @@ int hm_device_detach(struct hm_core *core, uint32_t node)
     if (device->afar >= 0)
         close(device->afar);
     device->uffd = device->stop_fd = device->afar = -1;
-    pthread_rwlock_unlock(&device->lock);
+    hm_unlock_either(HM_RANK_DEVICE, &device->lock);
     return 0;
 }
 
@@ -317,9 +317,9 @@ static int protect_all(struct hm_region *region, uint32_t node)
     while (!error && hm_region_touched(region->core, region->ino, from, &block, 1) == 1) {
         struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
         struct hm_mask mask = hm_mask_range(0, HM_BLOCK_PAGES);
-        pthread_mutex_lock(&stripe->lock);
+        hm_lock(HM_RANK_STRIPE, &stripe->lock);
         error = hm_window_protect(region, node, block, &mask);
-        pthread_mutex_unlock(&stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &stripe->lock);
         from = block + 1;
     }
     return error;
@@ -341,14 +341,14 @@ int hm_device_map(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t ad
     if (!region)
         return -ENOENT;
     afar = hm_reserve_memory(bytes / HM_PAGE_SIZE / 8);
-    pthread_rwlock_wrlock(&device->lock);
+    hm_lock_to_write(HM_RANK_DEVICE, &device->lock);
     error =
         afar ? window_add(device, (struct hm_window){ino, address, bytes, 0, NULL, afar}) : -ENOMEM;
     if (!error)
         atomic_store(&region->window[node], address);
     else
         hm_free_memory(afar, bytes / HM_PAGE_SIZE / 8);
-    pthread_rwlock_unlock(&device->lock);
+    hm_unlock_either(HM_RANK_DEVICE, &device->lock);
     if (!error)
         error = protect_all(region, node);
     if (!error && region->process)
@@ -366,7 +366,7 @@ int hm_device_unmap(struct hm_core *core, uint32_t node, uint64_t ino)
         atomic_store(&region->window[node], 0);
         hm_region_put(region);
     }
-    pthread_rwlock_wrlock(&device->lock);
+    hm_lock_to_write(HM_RANK_DEVICE, &device->lock);
     for (uint32_t i = 0; i < device->windows_used; i++)
         if (device->windows[i].ino == ino) {
             hm_window_free(&device->windows[i]);
@@ -374,7 +374,7 @@ int hm_device_unmap(struct hm_core *core, uint32_t node, uint64_t ino)
             error = 0;
             break;
         }
-    pthread_rwlock_unlock(&device->lock);
+    hm_unlock_either(HM_RANK_DEVICE, &device->lock);
     return error;
 }
 

@@ -73,12 +73,12 @@ void hm_collapse_all(struct hm_region *region)
            hm_region_touched(region->core, region->ino, from, &block, 1) == 1) {
         struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
         hm_pause("open.collapses");
-        pthread_mutex_lock(&stripe->lock);
+        hm_lock(HM_RANK_STRIPE, &stripe->lock);
         /* The generation: a transaction may have planned with a copy instead of carrying it. */
         if (hm_collapse(region, block, &every, HM_HOST))
             region->blocks[block].generation++;
         hm_step(region, block, "open.ended", HM_BY_GATE, NULL);
-        pthread_mutex_unlock(&stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &stripe->lock);
         from = block + 1;
     }
 }

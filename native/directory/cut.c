@@ -113,7 +113,7 @@ static int cut_block(struct hm_region *region, uint64_t start, uint64_t end, boo
     uint64_t last = end / HM_PAGE_SIZE * HM_PAGE_SIZE;
     struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
     int error = 0;
-    pthread_mutex_lock(&stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &stripe->lock);
     if (first > last) { /* inside one page */
         error = hm_zero_part(region, start, end);
     } else {
@@ -127,7 +127,7 @@ static int cut_block(struct hm_region *region, uint64_t start, uint64_t end, boo
             error = hm_block_cut(region, block, &mask, forget_cached);
         }
     }
-    pthread_mutex_unlock(&stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     return error;
 }
 

@@ -74,9 +74,9 @@ static uint32_t holes_of(struct hm_region *region, uint64_t block, const struct 
     uint32_t n;
     if (!hm_region_is_touched(region, block))
         return hm_bits(mask->word);
-    pthread_mutex_lock(&stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &stripe->lock);
     n = holes(&region->blocks[block], mask, true);
-    pthread_mutex_unlock(&stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     return n;
 }
 
@@ -91,7 +91,7 @@ static int allocate_block(struct hm_region *region, uint64_t block, const struct
     int error;
     if (!pool)
         return -errno;
-    pthread_mutex_lock(&stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &stripe->lock);
     /* A transaction between its plan and its last punch counts on who has pages and who has not;
      * it waits for copies alone. */
     while (record->state == HM_FROZEN)
@@ -121,7 +121,7 @@ static int allocate_block(struct hm_region *region, uint64_t block, const struct
     hm_step(region, block, "allocated", HM_BY_GATE, &hole);
     hm_block_populate(region, record, HM_HOST, new);
 out:
-    pthread_mutex_unlock(&stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     return error;
 }
 
@@ -175,10 +175,10 @@ static void data_of(struct hm_region *region, uint64_t block, uint64_t words[HM_
     memset(words, 0, HM_WORDS * sizeof(*words));
     if (!hm_region_is_touched(region, block))
         return;
-    pthread_mutex_lock(&stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &stripe->lock);
     HM_EACH_WORD (w)
         words[w] = record->present[w] | (writers ? record->cached[w] | record->recalling[w] : 0);
-    pthread_mutex_unlock(&stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
 }
 
 int64_t hm_region_seek(struct hm_core *core, uint64_t ino, uint64_t offset, int hole)

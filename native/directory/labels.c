@@ -97,10 +97,10 @@ int hm_lent(struct hm_core *core, uint64_t ino, uint64_t block, uint32_t node, u
         return -EINVAL;
     }
     stripe = hm_stripe_of(core, ino, block);
-    pthread_mutex_lock(&stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &stripe->lock);
     mask = hm_copies_on(region, block, node);
     labels = node ? hm_labels_on(region, block, node) : hm_all_labels(region, block);
-    pthread_mutex_unlock(&stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     HM_EACH_WORD (w)
         out[w] = mask.word[w] | labels.word[w];
     hm_region_put(region);

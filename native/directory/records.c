@@ -49,7 +49,7 @@ static void set_slot(struct hm_block *record, uint32_t slot)
 
 static void list_add(struct hm_core *core, struct hm_region *region, uint64_t block)
 {
-    pthread_mutex_lock(&core->list_lock);
+    hm_lock(HM_RANK_LIST, &core->list_lock);
     if (core->list_used == core->list_room) {
         uint32_t room = core->list_room ? core->list_room * 2 : 1024;
         struct hm_listed *list = realloc(core->list, room * sizeof(*list));
@@ -61,19 +61,19 @@ static void list_add(struct hm_core *core, struct hm_region *region, uint64_t bl
     core->list[core->list_used] = (struct hm_listed){region, block};
     set_slot(&region->blocks[block], ++core->list_used);
 out:
-    pthread_mutex_unlock(&core->list_lock);
+    hm_unlock(HM_RANK_LIST, &core->list_lock);
 }
 
 static void list_remove(struct hm_core *core, struct hm_block *record)
 {
-    pthread_mutex_lock(&core->list_lock);
+    hm_lock(HM_RANK_LIST, &core->list_lock);
     if (record->slot) {
         struct hm_listed *last = &core->list[--core->list_used];
         core->list[record->slot - 1] = *last;
         set_slot(&last->region->blocks[last->block], record->slot);
         set_slot(record, 0);
     }
-    pthread_mutex_unlock(&core->list_lock);
+    hm_unlock(HM_RANK_LIST, &core->list_lock);
 }
 
 void hm_block_forget(struct hm_core *core, struct hm_block *record)
@@ -85,7 +85,7 @@ void hm_block_forget(struct hm_core *core, struct hm_block *record)
 void hm_unlist(struct hm_region *region)
 {
     struct hm_core *core = region->core;
-    pthread_mutex_lock(&core->list_lock);
+    hm_lock(HM_RANK_LIST, &core->list_lock);
     for (uint32_t i = 0; i < core->list_used;) {
         if (core->list[i].region != region) {
             i++;
@@ -95,7 +95,7 @@ void hm_unlist(struct hm_region *region)
         if (core->list[i].region != region)
             set_slot(&core->list[i].region->blocks[core->list[i].block], i + 1);
     }
-    pthread_mutex_unlock(&core->list_lock);
+    hm_unlock(HM_RANK_LIST, &core->list_lock);
 }
 
 bool hm_region_is_touched(struct hm_region *region, uint64_t block)

@@ -53,13 +53,13 @@ int hm_shared_backing(struct hm_region *region)
 {
     struct hm_fuse_backing_map map = {.fd = region->pools[HM_HOST].fd};
     int id;
-    pthread_mutex_lock(&region->shared_lock);
+    hm_lock(HM_RANK_SHARED, &region->shared_lock);
     if (region->backing_id <= 0) {
         id = ioctl(region->core->fuse_fd, HM_FUSE_BACKING_OPEN, &map);
         region->backing_id = id < 0 ? -errno : id;
     }
     id = region->backing_id;
-    pthread_mutex_unlock(&region->shared_lock);
+    hm_unlock(HM_RANK_SHARED, &region->shared_lock);
     return id;
 }
 
@@ -188,7 +188,7 @@ static void label(struct hm_region *region, uint64_t first, uint64_t end,
         struct hm_block *record = &region->blocks[block];
         uint32_t on[HM_MAX_NODES] = {0};
         count = count < end - page ? count : (uint32_t)(end - page);
-        pthread_mutex_lock(&stripe->lock);
+        hm_lock(HM_RANK_STRIPE, &stripe->lock);
         hm_block_touch(region, block);
         for (uint32_t i = low; i < low + count; i++, page++) {
             uint32_t node = n ? nodes[page % n] : next_node(share, &at, &left);
@@ -204,7 +204,7 @@ static void label(struct hm_region *region, uint64_t first, uint64_t end,
             if (on[node])
                 hm_block_populate(region, record, node, on[node]);
         }
-        pthread_mutex_unlock(&stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     }
 }
 
@@ -218,12 +218,12 @@ int hm_region_numa(struct hm_core *core, uint64_t ino, uint32_t mode, uint32_t n
     region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
-    pthread_mutex_lock(&region->shared_lock);
+    hm_lock(HM_RANK_SHARED, &region->shared_lock);
     if (region->kind != HM_KIND_COHERENT && mode != HM_NUMA_DEFAULT)
         error = -EOPNOTSUPP;
     else
         region->numa = (struct hm_numa){mode, nodes};
-    pthread_mutex_unlock(&region->shared_lock);
+    hm_unlock(HM_RANK_SHARED, &region->shared_lock);
     hm_region_put(region);
     return error;
 }
@@ -264,9 +264,9 @@ int hm_shared_resize_locked(struct hm_region *region, uint64_t size)
 int hm_shared_resize(struct hm_region *region, uint64_t size)
 {
     int error;
-    pthread_mutex_lock(&region->shared_lock);
+    hm_lock(HM_RANK_SHARED, &region->shared_lock);
     error = hm_shared_resize_locked(region, size);
-    pthread_mutex_unlock(&region->shared_lock);
+    hm_unlock(HM_RANK_SHARED, &region->shared_lock);
     return error;
 }
 
@@ -278,12 +278,12 @@ int hm_region_sync(struct hm_core *core, uint64_t ino)
     if (!region)
         return -ENOENT;
     if (hm_is_shared(region)) {
-        pthread_mutex_lock(&region->shared_lock);
+        hm_lock(HM_RANK_SHARED, &region->shared_lock);
         if (fstat(region->pools[HM_HOST].fd, &status) < 0)
             error = -errno;
         if (!error)
             hm_times_copy(region, &status);
-        pthread_mutex_unlock(&region->shared_lock);
+        hm_unlock(HM_RANK_SHARED, &region->shared_lock);
     }
     hm_region_put(region);
     return error;

@@ -95,7 +95,7 @@ static int give(struct hm_region *region, uint32_t node, uint64_t block, const s
     int error = 0;
     if (!window)
         return 0;
-    pthread_rwlock_rdlock(&device->lock);
+    hm_lock_to_read(HM_RANK_DEVICE, &device->lock);
     for (uint32_t first = 0, count;
          device->uffd >= 0 && !error && hm_next_run(mask->word, &first, &count); first += count) {
         struct uffdio_range range = range_of(window, block, first, count);
@@ -104,7 +104,7 @@ static int give(struct hm_region *region, uint32_t node, uint64_t block, const s
         else
             error = write_protect(device->uffd, range, right == PROTECT);
     }
-    pthread_rwlock_unlock(&device->lock);
+    hm_unlock_either(HM_RANK_DEVICE, &device->lock);
     return error;
 }
 
@@ -139,12 +139,12 @@ int hm_window_copy(struct hm_region *region, uint32_t node, uint64_t block, uint
     int error = 0;
     if (!window)
         return -ESRCH;
-    pthread_rwlock_rdlock(&device->lock);
+    hm_lock_to_read(HM_RANK_DEVICE, &device->lock);
     if (device->uffd < 0)
         error = -ESRCH;
     else if (ioctl(device->uffd, UFFDIO_COPY, &copy) < 0)
         error = -errno;
-    pthread_rwlock_unlock(&device->lock);
+    hm_unlock_either(HM_RANK_DEVICE, &device->lock);
     return error;
 }
 
@@ -180,13 +180,13 @@ struct hm_mask hm_window_afar(struct hm_region *region, uint32_t node, uint64_t 
     struct hm_mask mask = {{0}};
     if (!atomic_load(&device->reaches))
         return mask;
-    pthread_rwlock_rdlock(&device->lock);
+    hm_lock_to_read(HM_RANK_DEVICE, &device->lock);
     window = hm_window_of(device, region->ino);
     if (window && block < window->bytes / HM_BLOCK_BYTES)
         HM_EACH_WORD (w)
             mask.word[w] =
                 __atomic_load_n(&window->afar[block * HM_WORDS + (uint32_t)w], __ATOMIC_RELAXED);
-    pthread_rwlock_unlock(&device->lock);
+    hm_unlock_either(HM_RANK_DEVICE, &device->lock);
     return mask;
 }
 
@@ -201,7 +201,7 @@ int hm_window_map_afar(struct hm_region *region, uint32_t node, uint64_t block,
 {
     struct hm_device *device = &region->core->device[node];
     int error = 0;
-    pthread_rwlock_rdlock(&device->lock);
+    hm_lock_to_read(HM_RANK_DEVICE, &device->lock);
     if (worker && worker != atomic_load(&device->worker))
         error = -ESRCH;
     else if (device->afar < 0)
@@ -221,7 +221,7 @@ int hm_window_map_afar(struct hm_region *region, uint32_t node, uint64_t block,
     }
     if (error == -ENOTCONN)
         hm_window_note_afar(device, region->ino, block, mask, false);
-    pthread_rwlock_unlock(&device->lock);
+    hm_unlock_either(HM_RANK_DEVICE, &device->lock);
     return error;
 }
 
@@ -245,7 +245,7 @@ struct hm_mask hm_window_discards(struct hm_region *region, uint32_t node, uint6
     uint64_t discard, *had;
     if (!atomic_load(&region->window[node]))
         return mask;
-    pthread_rwlock_rdlock(&device->lock);
+    hm_lock_to_read(HM_RANK_DEVICE, &device->lock);
     had = had_of(device, region->ino, block, &discard);
     if (had) {
         uint64_t pages = (discard - block * HM_BLOCK_BYTES) / HM_PAGE_SIZE;
@@ -253,7 +253,7 @@ struct hm_mask hm_window_discards(struct hm_region *region, uint32_t node, uint6
         HM_EACH_WORD (w)
             mask.word[w] &= ~had[w];
     }
-    pthread_rwlock_unlock(&device->lock);
+    hm_unlock_either(HM_RANK_DEVICE, &device->lock);
     return mask;
 }
 
@@ -264,12 +264,12 @@ void hm_window_had(struct hm_region *region, uint32_t node, uint64_t block,
     uint64_t discard, *had;
     if (!atomic_load(&region->window[node]))
         return;
-    pthread_rwlock_rdlock(&device->lock);
+    hm_lock_to_read(HM_RANK_DEVICE, &device->lock);
     had = had_of(device, region->ino, block, &discard);
     if (had)
         HM_EACH_WORD (w)
             had[w] |= mask->word[w];
-    pthread_rwlock_unlock(&device->lock);
+    hm_unlock_either(HM_RANK_DEVICE, &device->lock);
 }
 
 /* What the device owns of the region already. NULL with errno when there is no memory. */
@@ -282,10 +282,10 @@ static uint64_t *owned_pages(struct hm_region *region, uint32_t node, uint64_t b
         const struct hm_block *record = &region->blocks[block];
         struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
         struct hm_mask mine;
-        pthread_mutex_lock(&stripe->lock);
+        hm_lock(HM_RANK_STRIPE, &stripe->lock);
         mine = hm_owned(record, node);
         memcpy(had + block * HM_WORDS, mine.word, sizeof(mine.word));
-        pthread_mutex_unlock(&stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &stripe->lock);
         from = block + 1;
     }
     return had;
@@ -309,7 +309,7 @@ int hm_device_discard(struct hm_core *core, uint32_t node, uint64_t ino, uint64_
         if (!had)
             return -ENOMEM;
     }
-    pthread_rwlock_wrlock(&device->lock);
+    hm_lock_to_write(HM_RANK_DEVICE, &device->lock);
     window = hm_window_of(device, ino);
     if (window && bytes <= window->bytes) {
         old = window->had;
@@ -318,7 +318,7 @@ int hm_device_discard(struct hm_core *core, uint32_t node, uint64_t ino, uint64_
         had = NULL;
         error = 0;
     }
-    pthread_rwlock_unlock(&device->lock);
+    hm_unlock_either(HM_RANK_DEVICE, &device->lock);
     free(had);
     free(old);
     return error;

@@ -349,7 +349,7 @@ static int gather(const struct part *part, struct iovec *iov, int *count,
 
 static void close_part(struct part *part)
 {
-    pthread_mutex_lock(&part->stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &part->stripe->lock);
     part->record->inflight--;
     /* What was cut while it was being read came back as pages of zeros: drop them. If that took
      * bytes of a WRITE that is being copied, it sees the generation and begins again. */
@@ -363,7 +363,7 @@ static void close_part(struct part *part)
     }
     hm_step(part->region, part->block, "read.answered", HM_BY_GATE, &part->mask);
     pthread_cond_broadcast(&part->stripe->changed);
-    pthread_mutex_unlock(&part->stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &part->stripe->lock);
 }
 
 /* True: it was parked. */
@@ -383,7 +383,7 @@ static bool read_region(struct hm_core *core, struct hm_region *region,
         struct part *part = &parts[admitted];
         *part = part_of(region, at, end);
         part->faulted_at = request->faulted_at;
-        pthread_mutex_lock(&part->stripe->lock);
+        hm_lock(HM_RANK_STRIPE, &part->stripe->lock);
         admission = admit_read(part, waits, direct);
         end_fault(part, false, admission);
         if (admission == ADMITTED) {
@@ -400,7 +400,7 @@ static bool read_region(struct hm_core *core, struct hm_region *region,
                 park(part, request, had, admission == PARK_BUSY ? HM_WAIT_BUSY : HM_WAIT_SERVICE);
             parked = !error;
         }
-        pthread_mutex_unlock(&part->stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &part->stripe->lock);
         at += part->length;
     }
     if (admission == REFUSED) {
@@ -542,12 +542,12 @@ static int apply_write(struct part *part, const struct hm_request *request)
         there.word[w] = part->mask.word[w] & record->present[w];
         new_pages.word[w] = part->mask.word[w] & ~record->present[w];
     }
-    pthread_mutex_unlock(&part->stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &part->stripe->lock);
     hm_pause("write.admitted");
     error = copy_in(part, request, &there, true);
     if (!error)
         error = copy_in(part, request, &new_pages, false);
-    pthread_mutex_lock(&part->stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &part->stripe->lock);
     record->writing = 0;
     record->inflight--;
     pthread_cond_broadcast(&part->stripe->changed);
@@ -611,7 +611,7 @@ static int try_part(struct part *part, const struct hm_request *request, struct 
     enum admission admission;
     bool again;
     int error;
-    pthread_mutex_lock(&part->stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &part->stripe->lock);
     do {
         error = 0;
         admission = admit_write(part, request, straddles);
@@ -629,7 +629,7 @@ static int try_part(struct part *part, const struct hm_request *request, struct 
     again = error == -ENOMEM && request->flags & FUSE_WRITE_CACHE;
     if (!again)
         end_fault(part, true, error == -ENOMEM ? NO_MEMORY : admission);
-    pthread_mutex_unlock(&part->stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &part->stripe->lock);
     return error;
 }
 

@@ -99,11 +99,11 @@ static bool queue_push(struct queue *queue, const uint8_t *bytes, size_t length)
     message->next = NULL;
     message->length = length;
     memcpy(message->bytes, bytes, length);
-    pthread_mutex_lock(&queue->lock);
+    hm_lock(HM_RANK_RELAY_QUEUE, &queue->lock);
     *queue->end = message;
     queue->end = &message->next;
     pthread_cond_signal(&queue->ready);
-    pthread_mutex_unlock(&queue->lock);
+    hm_unlock(HM_RANK_RELAY_QUEUE, &queue->lock);
     return true;
 }
 
@@ -120,32 +120,32 @@ static bool queue_final(struct queue *queue, const uint8_t *bytes, size_t length
 static struct message *queue_wait(struct queue *queue)
 {
     struct message *message;
-    pthread_mutex_lock(&queue->lock);
+    hm_lock(HM_RANK_RELAY_QUEUE, &queue->lock);
     while (!queue->first && !queue->stopping)
         pthread_cond_wait(&queue->ready, &queue->lock);
     message = queue->stopping ? NULL : queue->first;
-    pthread_mutex_unlock(&queue->lock);
+    hm_unlock(HM_RANK_RELAY_QUEUE, &queue->lock);
     return message;
 }
 
 static void queue_pop(struct queue *queue)
 {
     struct message *message;
-    pthread_mutex_lock(&queue->lock);
+    hm_lock(HM_RANK_RELAY_QUEUE, &queue->lock);
     message = queue->first;
     queue->first = message->next;
     if (!queue->first)
         queue->end = &queue->first;
-    pthread_mutex_unlock(&queue->lock);
+    hm_unlock(HM_RANK_RELAY_QUEUE, &queue->lock);
     free(message);
 }
 
 static void queue_stop(struct queue *queue)
 {
-    pthread_mutex_lock(&queue->lock);
+    hm_lock(HM_RANK_RELAY_QUEUE, &queue->lock);
     queue->stopping = true;
     pthread_cond_broadcast(&queue->ready);
-    pthread_mutex_unlock(&queue->lock);
+    hm_unlock(HM_RANK_RELAY_QUEUE, &queue->lock);
 }
 
 /* ---- INIT --------------------------------------------------------------------------------- */
@@ -214,7 +214,7 @@ static bool opening_begin(struct hm_relay *relay, const struct fuse_in_header *h
                           uint32_t flags)
 {
     bool found = false;
-    pthread_mutex_lock(&relay->opens_lock);
+    hm_lock(HM_RANK_RELAY_OPENS, &relay->opens_lock);
     for (int i = 0; i < OPENS && !found; i++)
         if (!relay->opens[i].unique) {
             relay->opens[i].unique = header->unique;
@@ -222,14 +222,14 @@ static bool opening_begin(struct hm_relay *relay, const struct fuse_in_header *h
             relay->opens[i].writes = (flags & O_ACCMODE) != O_RDONLY;
             found = true;
         }
-    pthread_mutex_unlock(&relay->opens_lock);
+    hm_unlock(HM_RANK_RELAY_OPENS, &relay->opens_lock);
     return found;
 }
 
 static bool opening_end(struct hm_relay *relay, uint64_t unique, uint64_t *ino, bool *writes)
 {
     bool found = false;
-    pthread_mutex_lock(&relay->opens_lock);
+    hm_lock(HM_RANK_RELAY_OPENS, &relay->opens_lock);
     for (int i = 0; i < OPENS && !found; i++)
         if (relay->opens[i].unique == unique) {
             *ino = relay->opens[i].ino;
@@ -237,7 +237,7 @@ static bool opening_end(struct hm_relay *relay, uint64_t unique, uint64_t *ino, 
             relay->opens[i].unique = 0;
             found = true;
         }
-    pthread_mutex_unlock(&relay->opens_lock);
+    hm_unlock(HM_RANK_RELAY_OPENS, &relay->opens_lock);
     return found;
 }
 
@@ -296,7 +296,7 @@ static bool track(struct hm_relay *relay, const uint8_t *message)
         return false;
     memcpy(&fh, message + sizeof(*header), sizeof(fh)); /* READ and WRITE begin with it */
     bucket = bucket_of(relay, header->unique);
-    pthread_mutex_lock(&relay->tracked_lock);
+    hm_lock(HM_RANK_RELAY_TRACKED, &relay->tracked_lock);
     *tracked = (struct tracked){*bucket, header->unique, fh};
     *bucket = tracked;
     for (int i = 0; i < EARLY; i++)
@@ -304,7 +304,7 @@ static bool track(struct hm_relay *relay, const uint8_t *message)
             relay->early[i] = 0;
             early = true;
         }
-    pthread_mutex_unlock(&relay->tracked_lock);
+    hm_unlock(HM_RANK_RELAY_TRACKED, &relay->tracked_lock);
     if (early)
         interrupted(relay, fh);
     return true;
@@ -313,12 +313,12 @@ static bool track(struct hm_relay *relay, const uint8_t *message)
 static void untrack(struct hm_relay *relay, uint64_t unique)
 {
     struct tracked **at = bucket_of(relay, unique), *found;
-    pthread_mutex_lock(&relay->tracked_lock);
+    hm_lock(HM_RANK_RELAY_TRACKED, &relay->tracked_lock);
     while ((found = *at) && found->unique != unique)
         at = &found->next;
     if (found)
         *at = found->next;
-    pthread_mutex_unlock(&relay->tracked_lock);
+    hm_unlock(HM_RANK_RELAY_TRACKED, &relay->tracked_lock);
     free(found);
 }
 
@@ -326,11 +326,11 @@ static void untrack(struct hm_relay *relay, uint64_t unique)
 static void drop(struct hm_relay *relay, uint64_t unique, int error)
 {
     untrack(relay, unique);
-    pthread_mutex_lock(&relay->opens_lock);
+    hm_lock(HM_RANK_RELAY_OPENS, &relay->opens_lock);
     for (int i = 0; i < OPENS; i++)
         if (relay->opens[i].unique == unique)
             relay->opens[i].unique = 0;
-    pthread_mutex_unlock(&relay->opens_lock);
+    hm_unlock(HM_RANK_RELAY_OPENS, &relay->opens_lock);
     hm_reply(relay->core, unique, error, NULL, 0);
 }
 
@@ -340,7 +340,7 @@ void hm_relay_interrupt(struct hm_relay *relay, uint64_t target)
     const struct tracked *at;
     uint64_t fh = 0;
     bool found;
-    pthread_mutex_lock(&relay->tracked_lock);
+    hm_lock(HM_RANK_RELAY_TRACKED, &relay->tracked_lock);
     for (at = *bucket_of(relay, target); at && at->unique != target; at = at->next)
         ;
     found = at;
@@ -348,7 +348,7 @@ void hm_relay_interrupt(struct hm_relay *relay, uint64_t target)
         fh = at->fh;
     else /* another gate thread may have read the request and not tracked it yet */
         relay->early[relay->early_next++ % EARLY] = target;
-    pthread_mutex_unlock(&relay->tracked_lock);
+    hm_unlock(HM_RANK_RELAY_TRACKED, &relay->tracked_lock);
     /* Faults are finished normally, whatever signal came; of ioctls the service knows. */
     if (found)
         interrupted(relay, fh);
@@ -362,11 +362,11 @@ int hm_waits(struct hm_core *core, uint64_t fh)
     int waits = 0;
     if (!relay)
         return 0;
-    pthread_mutex_lock(&relay->tracked_lock);
+    hm_lock(HM_RANK_RELAY_TRACKED, &relay->tracked_lock);
     for (int i = 0; i < TRACKED; i++)
         for (const struct tracked *at = relay->tracked[i]; at; at = at->next)
             waits |= at->fh == fh;
-    pthread_mutex_unlock(&relay->tracked_lock);
+    hm_unlock(HM_RANK_RELAY_TRACKED, &relay->tracked_lock);
     return waits;
 }
 
@@ -398,9 +398,9 @@ void hm_relay_send(struct hm_relay *relay, uint8_t *message, size_t length)
         return;
     }
     hm_count(&relay->core->count.relayed, 1);
-    pthread_mutex_lock(&relay->outbound.lock);
+    hm_lock(HM_RANK_RELAY_QUEUE, &relay->outbound.lock);
     empty = !relay->outbound.first;
-    pthread_mutex_unlock(&relay->outbound.lock);
+    hm_unlock(HM_RANK_RELAY_QUEUE, &relay->outbound.lock);
     if (empty && send(relay->fd, message, length, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
         return;
     if (empty && errno != EAGAIN && errno != ENOBUFS)

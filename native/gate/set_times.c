@@ -21,10 +21,10 @@ static void write_back(struct hm_region *region)
         struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
         const struct hm_block *record = &region->blocks[block];
         struct hm_mask seen;
-        pthread_mutex_lock(&stripe->lock);
+        hm_lock(HM_RANK_STRIPE, &stripe->lock);
         HM_EACH_WORD (w)
             seen.word[w] = record->cached[w] | record->recalling[w];
-        pthread_mutex_unlock(&stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &stripe->lock);
         for (uint32_t first = 0, count; hm_next_run(seen.word, &first, &count); first += count)
             hm_invalidate(region->core, region->ino,
                           block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE,
@@ -44,7 +44,7 @@ static void protect_windows(struct hm_region *region)
     while (any && hm_region_touched(core, region->ino, from, &block, 1) == 1) {
         struct hm_stripe *stripe = hm_stripe_of(core, region->ino, block);
         const struct hm_block *record = &region->blocks[block];
-        pthread_mutex_lock(&stripe->lock);
+        hm_lock(HM_RANK_STRIPE, &stripe->lock);
         for (uint32_t node = 1; node < core->config.nodes; node++) {
             struct hm_mask mine = {{0}};
             if (record->pages[node])
@@ -53,7 +53,7 @@ static void protect_windows(struct hm_region *region)
                 mine.word[w] &= record->dirty[w];
             hm_window_protect(region, node, block, &mine);
         }
-        pthread_mutex_unlock(&stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &stripe->lock);
         from = block + 1;
     }
 }

@@ -83,7 +83,7 @@ static int64_t store(struct hm_region *region, uint64_t offset, const uint8_t *f
     int error = 0;
     if (end > HM_MAX_BYTES)
         return -EFBIG;
-    pthread_mutex_lock(&region->shared_lock);
+    hm_lock(HM_RANK_SHARED, &region->shared_lock);
     old = hm_region_size(region);
     if (end > old)
         error = make_longer(region, offset, &end);
@@ -98,7 +98,7 @@ static int64_t store(struct hm_region *region, uint64_t offset, const uint8_t *f
     /* The computer is out of memory: the file ends where its bytes do. */
     if (error && end > old && hm_region_size(region) > old)
         hm_shared_resize_locked(region, done && offset + done > old ? offset + done : old);
-    pthread_mutex_unlock(&region->shared_lock);
+    hm_unlock(HM_RANK_SHARED, &region->shared_lock);
     return done ? (int64_t)done : error;
 }
 

@@ -259,7 +259,7 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
         record->recalling[w] |= absent.word[w];
     }
     hm_process_flush_block(t->region->process, t->block);
-    pthread_mutex_unlock(&t->stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
     error = choose(t, &absent, populate, &taking);
     HM_EACH_WORD (w)
         moving.word[w] = others.word[w] | taking.movable.word[w] | taking.fixed.word[w];
@@ -267,20 +267,20 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
     if (!error)
         error = hm_take_room(t, room, hm_room_for(t->job));
     if (error || !room) {
-        pthread_mutex_lock(&t->stripe->lock);
+        hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
         memset(record->recalling, 0, sizeof(record->recalling));
         return error;
     }
     memcpy(owners, record->owner, sizeof(owners));
     began = hm_trace_move(t, &moving, owners, 0);
     error = carry(t, &others, &taking);
-    pthread_mutex_lock(&t->stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
     memset(record->recalling, 0, sizeof(record->recalling));
     t->reserved += room;
     if (record->generation != generation) { /* the program is gone, and all of it */
-        pthread_mutex_unlock(&t->stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
         hm_process_arrive(t->region->process, t->block);
-        pthread_mutex_lock(&t->stripe->lock);
+        hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
         hm_trace_move(t, &moving, owners, began);
         return -ESRCH;
     }
@@ -289,10 +289,10 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
         moved.word[w] = others.word[w] | taking.taken.word[w];
     hm_trace_stayed(t, &moving, &moved, owners, began);
     t->reserved -= hm_bits(others.word) + hm_bits(taking.taken.word) + hm_bits(taking.holes.word);
-    pthread_mutex_unlock(&t->stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
     hm_process_arrive(t->region->process, t->block);
     punch_freed(t, freed);
-    pthread_mutex_lock(&t->stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
     if (!error) {
         struct hm_mask need = needed(t, mask), there;
         HM_EACH_WORD (w)
@@ -517,14 +517,14 @@ static int bring_home(struct transaction *t, const struct hm_mask *mask, uint32_
     if (!hm_bits(moving.word))
         return 0;
     memcpy(owners, t->record->owner, sizeof(owners));
-    pthread_mutex_unlock(&t->stripe->lock);
-    pthread_mutex_lock(&process->lock);
+    hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
+    hm_lock(HM_RANK_PROCESS, &process->lock);
     error = atomic_load(&process->gone) ? -ESRCH : hm_take_no_news(t);
     if (!error) {
-        pthread_mutex_lock(&t->stripe->lock);
+        hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
         if (t->record->generation == generation && cut_discarded(t, &moving))
             generation = t->record->generation;
-        pthread_mutex_unlock(&t->stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
     }
     if (error)
         memset(&moving, 0, sizeof(moving));
@@ -532,18 +532,18 @@ static int bring_home(struct transaction *t, const struct hm_mask *mask, uint32_
     began = hm_trace_move(t, &begun, owners, 0);
     if (!error)
         error = give(t, &moving, huge ? UFFDIO_COPY_MODE_DONTWAKE : 0);
-    pthread_mutex_lock(&t->stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
     if (t->record->generation != generation)
         memset(&moving, 0, sizeof(moving));
     hm_trace_stayed(t, &begun, &moving, owners, began);
     if (hm_bits(moving.word))
         flip_home(t, &moving, began);
-    pthread_mutex_unlock(&process->lock);
-    pthread_mutex_unlock(&t->stripe->lock);
+    hm_unlock(HM_RANK_PROCESS, &process->lock);
+    hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
     punch(t, owners, &moving);
     if (huge && hm_bits(moving.word) == HM_BLOCK_PAGES)
         collapse(t);
-    pthread_mutex_lock(&t->stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
     return error == -EAGAIN ? -EBUSY : error;
 }
 
@@ -637,11 +637,11 @@ static bool must_stay(struct transaction *t, const struct hm_mask *mask)
         absent.word[w] = mask->word[w] & ~t->record->device[w];
     if (!hm_bits(absent.word) || process->uffd < 0)
         return false;
-    pthread_mutex_unlock(&t->stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
     if (hm_stays_for_kernel(process, t->block, &stays))
         stays = (struct hm_mask){{0}}; /* who takes any of them is told */
     shown = hm_stays_for_ps(process, t->block);
-    pthread_mutex_lock(&t->stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
     return hm_any(stays.word, absent.word) || hm_any(shown.word, absent.word);
 }
 
@@ -674,12 +674,12 @@ static int remote(struct transaction *t)
         }
     }
     t->record->last_device = hm_tick(t->core);
-    pthread_mutex_unlock(&t->stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
     if (!error && t->region->process->uffd >= 0) {
         /* What looks like a hole may be a page that is yet to be put there. */
-        pthread_mutex_lock(&t->region->process->lock);
+        hm_lock(HM_RANK_PROCESS, &t->region->process->lock);
         error = hm_take_no_news(t);
-        pthread_mutex_unlock(&t->region->process->lock);
+        hm_unlock(HM_RANK_PROCESS, &t->region->process->lock);
     }
     hm_pause("remote.begun");
     while (!error && at < job->length) {
@@ -692,7 +692,7 @@ static int remote(struct transaction *t)
         error = here ? access_device(t, at, n) : access_program(t, at, n);
         at += n;
     }
-    pthread_mutex_lock(&t->stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
     return error;
 }
 

@@ -20,7 +20,7 @@ void hm_process_flush(struct hm_process *process)
     for (uint32_t i = 0; i < process->late_blocks; i++) {
         uint64_t block = process->late_block[i];
         struct hm_stripe *stripe = hm_stripe_of(process->core, process->region->ino, block);
-        pthread_mutex_lock(&stripe->lock);
+        hm_lock(HM_RANK_STRIPE, &stripe->lock);
         if (process->region->blocks[block].busy) {
             process->late_block[kept++] = block;
             for (uint32_t node = 1; node < process->core->config.nodes; node++)
@@ -28,7 +28,7 @@ void hm_process_flush(struct hm_process *process)
         } else {
             punch_late(process, block);
         }
-        pthread_mutex_unlock(&stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     }
     process->late_blocks = kept;
     process->late_pages = waiting;
@@ -42,15 +42,15 @@ void hm_process_flush_block(struct hm_process *process, uint64_t block)
         return;
     late = *side;
     memset(side, 0, sizeof(*side));
-    pthread_mutex_unlock(&stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     for (uint32_t node = 1; node < process->core->config.nodes; node++)
         hm_punch_runs(process->region, node, block, late.on[node]);
-    pthread_mutex_lock(&stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &stripe->lock);
 }
 
 void hm_process_punch(struct hm_region *region)
 {
-    pthread_mutex_lock(&region->process->lock);
+    hm_lock(HM_RANK_PROCESS, &region->process->lock);
     hm_process_flush(region->process);
-    pthread_mutex_unlock(&region->process->lock);
+    hm_unlock(HM_RANK_PROCESS, &region->process->lock);
 }

@@ -35,7 +35,7 @@ int hm_process_exclusive(struct hm_core *core, uint64_t ino, uint32_t node, uint
         struct hm_side *side = hm_side(&process->exclusive, block);
         struct hm_stripe *stripe = hm_stripe_of(core, ino, block);
         struct hm_mask mine;
-        pthread_mutex_lock(&stripe->lock);
+        hm_lock(HM_RANK_STRIPE, &stripe->lock);
         mine = hm_owned(&region->blocks[block], node);
         if (set)
             region->blocks[block].huge = 0; /* what is held is single pages */
@@ -44,7 +44,7 @@ int hm_process_exclusive(struct hm_core *core, uint64_t ino, uint32_t node, uint
             if (out)
                 out[w] = side->on[node][w];
         }
-        pthread_mutex_unlock(&stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     }
     if (region)
         hm_region_put(region);
@@ -68,10 +68,10 @@ int hm_process_set_huge(struct hm_core *core, uint64_t ino, uint32_t node, uint6
     if (!error && hm_region_is_touched(region, block) && in_one_mapping(region->process, block)) {
         struct hm_stripe *stripe = hm_stripe_of(core, ino, block);
         struct hm_mask mine;
-        pthread_mutex_lock(&stripe->lock);
+        hm_lock(HM_RANK_STRIPE, &stripe->lock);
         mine = hm_owned(&region->blocks[block], node);
         region->blocks[block].huge = hm_bits(mine.word) == HM_BLOCK_PAGES;
-        pthread_mutex_unlock(&stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     }
     if (region)
         hm_region_put(region);

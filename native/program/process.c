@@ -124,7 +124,7 @@ static bool serve_fault(struct hm_process *process, const struct uffd_msg *messa
         hm_process_fill(process, address, 1);
         return true;
     }
-    pthread_mutex_lock(&t.stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &t.stripe->lock);
     if (t.record->busy) {
         t.record->parked += t.record->parked < UINT16_MAX;
     } else if (hm_test(t.record->device, page)) {
@@ -142,11 +142,11 @@ static bool serve_fault(struct hm_process *process, const struct uffd_msg *messa
         done = !ioctl(process->uffd, UFFDIO_WRITEPROTECT, &request) || errno != EAGAIN;
     } else {
         holes = holes_from(t.record, page);
-        pthread_mutex_unlock(&t.stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &t.stripe->lock);
         hm_process_fill(process, address, holes);
         return true;
     }
-    pthread_mutex_unlock(&t.stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &t.stripe->lock);
     return done;
 }
 
@@ -200,10 +200,10 @@ static bool settle(struct hm_region *region, uint64_t block)
     bool settled;
     if (process->uffd < 0)
         return true;
-    pthread_mutex_lock(&process->lock);
+    hm_lock(HM_RANK_PROCESS, &process->lock);
     serve_all(process);
     settled = is_settled(process, block);
-    pthread_mutex_unlock(&process->lock);
+    hm_unlock(HM_RANK_PROCESS, &process->lock);
     return settled;
 }
 
@@ -214,10 +214,10 @@ static bool is_settled_now(struct hm_region *region, uint64_t block)
     bool settled;
     if (process->uffd < 0)
         return true;
-    if (pthread_mutex_trylock(&process->lock))
+    if (!hm_try_lock(HM_RANK_PROCESS, &process->lock))
         return false;
     settled = is_settled(process, block);
-    pthread_mutex_unlock(&process->lock);
+    hm_unlock(HM_RANK_PROCESS, &process->lock);
     return settled;
 }
 
@@ -229,10 +229,10 @@ static void let_go(struct hm_region *region, uint64_t block)
     struct hm_block *record = &region->blocks[block];
     uint64_t one = 1;
     bool waits;
-    pthread_mutex_lock(&stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &stripe->lock);
     waits = record->parked;
     record->parked = 0;
-    pthread_mutex_unlock(&stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     if (waits)
         hm_process_wake(process, hm_process_address(process, block), HM_BLOCK_BYTES);
     if (write(process->poke, &one, sizeof(one)) < 0)
@@ -263,10 +263,10 @@ static void see_to_children(struct hm_process *process)
 {
     bool some = process->uffd >= 0;
     for (int ms = 0; some && ms < CHILDREN_MS; ms++) {
-        pthread_mutex_lock(&process->lock);
+        hm_lock(HM_RANK_PROCESS, &process->lock);
         serve_all(process);
         some = any_fork(process);
-        pthread_mutex_unlock(&process->lock);
+        hm_unlock(HM_RANK_PROCESS, &process->lock);
         if (some)
             usleep(1000);
     }
@@ -286,21 +286,21 @@ static void *process_thread(void *arg)
         int limit = -1, n;
         hm_pause("process.turn");
         if (process->uffd >= 0) {
-            pthread_mutex_lock(&process->lock);
+            hm_lock(HM_RANK_PROCESS, &process->lock);
             /* Most of what waits does so for a transaction, which pokes; the rest is the kernel's.
              */
             limit = !serve_all(process) ? 1 : process->late_pages ? HM_LATE_MS : -1;
             if (process->late_pages >= HM_LATE_PAGES || process->late_blocks == HM_LATE_BLOCKS)
                 hm_process_flush(process);
-            pthread_mutex_unlock(&process->lock);
+            hm_unlock(HM_RANK_PROCESS, &process->lock);
         }
         n = poll(ready, 5, limit);
         if (n < 0 && errno != EINTR)
             break;
         if (!n && process->uffd >= 0) {
-            pthread_mutex_lock(&process->lock);
+            hm_lock(HM_RANK_PROCESS, &process->lock);
             hm_process_flush(process);
-            pthread_mutex_unlock(&process->lock);
+            hm_unlock(HM_RANK_PROCESS, &process->lock);
         }
         if (ready[1].revents && read(process->poke, &count, sizeof(count)) < 0)
             continue;
@@ -438,9 +438,9 @@ static void all_home(struct hm_process *process)
         const struct hm_block *record = &process->region->blocks[block];
         bool some, sent = false;
         for (int tries = 0; tries < 5000; tries++) {
-            pthread_mutex_lock(&stripe->lock);
+            hm_lock(HM_RANK_STRIPE, &stripe->lock);
             some = record->busy || hm_bits(record->device);
-            pthread_mutex_unlock(&stripe->lock);
+            hm_unlock(HM_RANK_STRIPE, &stripe->lock);
             if (!some || atomic_load(&process->gone))
                 break;
             if (!sent || tries % 64 == 63)
@@ -475,7 +475,7 @@ int hm_process_detach(struct hm_core *core, uint64_t ino, int home)
     if (write(process->stop, &one, sizeof(one)) < 0)
         one = 0; /* it is signalled already */
     pthread_join(process->thread, NULL);
-    pthread_mutex_lock(&process->lock);
+    hm_lock(HM_RANK_PROCESS, &process->lock);
     hm_process_flush(process);
     atomic_store(&process->gone, true);
     let_go_of(process, process->uffd);
@@ -483,7 +483,7 @@ int hm_process_detach(struct hm_core *core, uint64_t ino, int home)
     if (process->socket >= 0)
         close(process->socket);
     process->socket = -1;
-    pthread_mutex_unlock(&process->lock);
+    hm_unlock(HM_RANK_PROCESS, &process->lock);
     hm_region_put(region);
     return 0;
 }

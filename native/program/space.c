@@ -110,7 +110,7 @@ bool hm_process_cut(struct hm_process *process, uint64_t start, uint64_t end)
         struct hm_stripe *stripe = hm_stripe_of(process->core, process->region->ino, block);
         struct hm_block *record = &process->region->blocks[block];
         bool busy;
-        pthread_mutex_lock(&stripe->lock);
+        hm_lock(HM_RANK_STRIPE, &stripe->lock);
         busy = record->busy &&
                (hm_any(record->device, mask.word) || hm_any(record->recalling, mask.word));
         if (!busy && hm_any(record->device, mask.word)) {
@@ -119,7 +119,7 @@ bool hm_process_cut(struct hm_process *process, uint64_t start, uint64_t end)
             hm_process_revoke(process, block, &mask);
             (void)hm_block_cut(process->region, block, &mask, false); /* the audit tells */
         }
-        pthread_mutex_unlock(&stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &stripe->lock);
         if (busy)
             return false;
     }
@@ -134,9 +134,9 @@ int hm_process_forget(struct hm_core *core, uint64_t ino, uint64_t address, uint
     if (!error && (address % HM_PAGE_SIZE || length % HM_PAGE_SIZE))
         error = -EINVAL;
     if (!error) {
-        pthread_mutex_lock(&process->lock);
+        hm_lock(HM_RANK_PROCESS, &process->lock);
         error = hm_process_cut(process, address, address + length) ? 0 : -EBUSY;
-        pthread_mutex_unlock(&process->lock);
+        hm_unlock(HM_RANK_PROCESS, &process->lock);
     }
     if (region)
         hm_region_put(region);
@@ -255,7 +255,7 @@ static int copy_out(const struct hm_process *process, struct hm_pending *child, 
         struct hm_stripe *stripe = hm_stripe_of(process->core, process->region->ino, block);
         int tries = HM_SETTLE_TRIES;
         const struct hm_block *record = &process->region->blocks[block];
-        pthread_mutex_lock(&stripe->lock);
+        hm_lock(HM_RANK_STRIPE, &stripe->lock);
         if (record->busy)
             error = -EBUSY;
         HM_EACH_WORD (w)
@@ -273,7 +273,7 @@ static int copy_out(const struct hm_process *process, struct hm_pending *child, 
             if (!error && child)
                 child->given = index + 1;
         }
-        pthread_mutex_unlock(&stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     }
     return error;
 }
@@ -350,13 +350,13 @@ int hm_process_put_early(const struct hm_process *process, uint64_t address)
     if (!from || from == address || !hm_region_is_touched(region, block) ||
         hm_page_address(process, block, page) != from)
         return -ENOENT;
-    pthread_mutex_lock(&stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &stripe->lock);
     /* Another transaction may write to a page that it holds and that we copy: that store is to
      * memory that has moved away under it. */
     if (hm_test(record->device, page))
         error = give_copy(process, process->uffd, block, page, address);
     else if (record->busy && hm_test(record->recalling, page) && hm_process_departs(process, block))
         error = -EAGAIN;
-    pthread_mutex_unlock(&stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     return error;
 }

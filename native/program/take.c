@@ -499,27 +499,27 @@ static int take_movable(const struct transaction *t, struct hm_taking *taking)
     int slot, error;
     if (!hm_bits(taking->movable.word))
         return 0;
-    pthread_mutex_lock(&process->lock);
+    hm_lock(HM_RANK_PROCESS, &process->lock);
     error = may_take(t, &taking->movable);
     slot = error ? error : claim_slot(process);
     if (slot < 0) {
-        pthread_mutex_unlock(&process->lock);
+        hm_unlock(HM_RANK_PROCESS, &process->lock);
         return slot;
     }
     hm_process_depart(process, t->block);
     error = move_all(t, taking, slot);
     if (error == -EBUSY) {
         release_slot(process, slot, false);
-        pthread_mutex_unlock(&process->lock);
+        hm_unlock(HM_RANK_PROCESS, &process->lock);
         return error;
     }
-    pthread_mutex_unlock(&process->lock);
+    hm_unlock(HM_RANK_PROCESS, &process->lock);
     hm_pause("take.moved");
     if (!error)
         error = read_into_pool(t, scratch_of(process, slot), &taking->taken);
     if (!error && hm_stays_for_kernel(process, t->block, &locked))
         locked = taking->taken; /* it can't be said: any of them may be */
-    pthread_mutex_lock(&process->lock);
+    hm_lock(HM_RANK_PROCESS, &process->lock);
     locked = hm_both(&locked, &taking->taken);
     if (!error) {
         locked = let_stay(t, scratch_of(process, slot), &locked);
@@ -530,7 +530,7 @@ static int take_movable(const struct transaction *t, struct hm_taking *taking)
         memset(&taking->holes, 0, sizeof(taking->holes));
     }
     release_slot(process, slot, true);
-    pthread_mutex_unlock(&process->lock);
+    hm_unlock(HM_RANK_PROCESS, &process->lock);
     return error;
 }
 
@@ -614,18 +614,18 @@ static int take_fixed(const struct transaction *t, struct hm_taking *taking)
     int slot, error;
     if (!hm_bits(taking->fixed.word))
         return 0;
-    pthread_mutex_lock(&process->lock);
+    hm_lock(HM_RANK_PROCESS, &process->lock);
     error = may_take(t, &taking->fixed);
     slot = error ? error : claim_slot(process);
     if (slot < 0) {
-        pthread_mutex_unlock(&process->lock);
+        hm_unlock(HM_RANK_PROCESS, &process->lock);
         return slot;
     }
     error = hold_still(t, &taking->fixed, &there);
     if (!error) {
-        pthread_mutex_unlock(&process->lock);
+        hm_unlock(HM_RANK_PROCESS, &process->lock);
         error = read_into_pool(t, hm_page_of(t, 0), &there);
-        pthread_mutex_lock(&process->lock);
+        hm_lock(HM_RANK_PROCESS, &process->lock);
     }
     if (!error)
         error = no_changes(process, &changes);
@@ -637,7 +637,7 @@ static int take_fixed(const struct transaction *t, struct hm_taking *taking)
     else if (error != -ESRCH)
         protect(t, &taking->fixed, false);
     release_slot(process, slot, false);
-    pthread_mutex_unlock(&process->lock);
+    hm_unlock(HM_RANK_PROCESS, &process->lock);
     return error;
 }
 

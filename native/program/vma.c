@@ -229,11 +229,11 @@ static void look_at_owners(struct hm_process *process, uint64_t address, uint32_
         /* What the program has is its own, also if the transaction that gave it has not ended. */
         if (state[i] & HM_LOOK_PRESENT)
             continue;
-        pthread_mutex_lock(&stripe->lock);
+        hm_lock(HM_RANK_STRIPE, &stripe->lock);
         if (hm_test(region->blocks[block].device, page))
             state[i] |= (uint16_t)(region->blocks[block].owner[page] << HM_LOOK_OWNER |
                                    (region->blocks[block].huge ? HM_LOOK_HUGE : 0));
-        pthread_mutex_unlock(&stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     }
 }
 

@@ -162,7 +162,7 @@ int hm_advise(struct hm_core *core, uint64_t ino, uint64_t first, uint64_t count
         hm_region_put(region);
         return error;
     }
-    pthread_rwlock_wrlock(&region->advice_lock);
+    hm_lock_to_write(HM_RANK_ADVICE, &region->advice_lock);
     list = calloc(3 * (size_t)region->advice_used + 3, sizeof(*list));
     error = list ? 0 : -ENOMEM;
     if (!error) {
@@ -180,7 +180,7 @@ int hm_advise(struct hm_core *core, uint64_t ino, uint64_t first, uint64_t count
             list = old;
         }
     }
-    pthread_rwlock_unlock(&region->advice_lock);
+    hm_unlock_either(HM_RANK_ADVICE, &region->advice_lock);
     free(list);
     if (!error && field == HM_ADVICE_READ_MOSTLY && !value)
         hm_collapse_all(region);
@@ -208,10 +208,10 @@ int hm_advice_get(struct hm_core *core, uint64_t ino, uint64_t from, struct hm_a
     int n = 0;
     if (!region)
         return -ENOENT;
-    pthread_rwlock_rdlock(&region->advice_lock);
+    hm_lock_to_read(HM_RANK_ADVICE, &region->advice_lock);
     for (uint32_t i = find(region, from); i < region->advice_used && n < max; i++)
         out[n++] = region->advice[i];
-    pthread_rwlock_unlock(&region->advice_lock);
+    hm_unlock_either(HM_RANK_ADVICE, &region->advice_lock);
     hm_region_put(region);
     return n;
 }
@@ -250,7 +250,7 @@ bool hm_advised(struct hm_region *region, uint64_t block, uint32_t node, struct 
     memset(out, 0, sizeof(*out));
     if (!atomic_load_explicit(&region->advised, memory_order_relaxed))
         return false;
-    pthread_rwlock_rdlock(&region->advice_lock);
+    hm_lock_to_read(HM_RANK_ADVICE, &region->advice_lock);
     at = find(region, base);
     while ((range = next_range(region, base, &at))) {
         struct hm_mask pages = within(range, base);
@@ -264,7 +264,7 @@ bool hm_advised(struct hm_region *region, uint64_t block, uint32_t node, struct 
             range->preferred > 1 + HM_HOST && range->preferred != 1 + node);
         add(&out->mapped, &pages, range->accessed_by >> node & 1);
     }
-    pthread_rwlock_unlock(&region->advice_lock);
+    hm_unlock_either(HM_RANK_ADVICE, &region->advice_lock);
     return any;
 }
 
@@ -293,7 +293,7 @@ void hm_advised_window(struct hm_region *region, uint64_t block, const struct hm
     uint32_t at;
     if (!atomic_load_explicit(&region->advised, memory_order_relaxed))
         return;
-    pthread_rwlock_rdlock(&region->advice_lock);
+    hm_lock_to_read(HM_RANK_ADVICE, &region->advice_lock);
     at = find(region, base);
     while ((range = next_range(region, base, &at))) {
         struct hm_mask pages = within(range, base), group;
@@ -311,7 +311,7 @@ void hm_advised_window(struct hm_region *region, uint64_t block, const struct hm
                 window->word[w] |= group.word[w] & pages.word[w];
         }
     }
-    pthread_rwlock_unlock(&region->advice_lock);
+    hm_unlock_either(HM_RANK_ADVICE, &region->advice_lock);
 }
 
 void hm_advice_free(struct hm_region *region)

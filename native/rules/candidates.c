@@ -73,13 +73,13 @@ int hm_candidates(struct hm_core *core, uint32_t node, struct hm_candidate *out,
     int n = 0;
     if (node >= core->config.nodes)
         return -ENODEV;
-    pthread_mutex_lock(&core->list_lock);
+    hm_lock(HM_RANK_LIST, &core->list_lock);
     for (uint32_t i = 0; i < core->list_used && n < max; i++) {
         struct hm_candidate found = candidate_of(&core->list[i], node);
         if (found.pages || found.reserved || found.kept)
             out[n++] = found;
     }
-    pthread_mutex_unlock(&core->list_lock);
+    hm_unlock(HM_RANK_LIST, &core->list_lock);
     return n;
 }
 
@@ -89,7 +89,7 @@ static uint32_t drop_kept(struct hm_region *region, uint64_t block)
     struct hm_block *record = &region->blocks[block];
     struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
     uint32_t dropped = 0, first = 0, count;
-    pthread_mutex_lock(&stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &stripe->lock);
     if (!record->busy) {
         for (; hm_next_run(record->kept, &first, &count); first += count)
             hm_pool_punch(&region->pools[HM_HOST],
@@ -100,7 +100,7 @@ static uint32_t drop_kept(struct hm_region *region, uint64_t block)
         hm_step(region, block, "kept.dropped", HM_BY_GATE, NULL);
         hm_release(region->core, HM_HOST, dropped);
     }
-    pthread_mutex_unlock(&stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     return dropped;
 }
 
@@ -109,9 +109,9 @@ int64_t hm_drop_kept(struct hm_core *core, uint64_t pages)
     int64_t dropped = 0;
     int max, found;
     struct hm_candidate *all;
-    pthread_mutex_lock(&core->list_lock);
+    hm_lock(HM_RANK_LIST, &core->list_lock);
     max = (int)core->list_used;
-    pthread_mutex_unlock(&core->list_lock);
+    hm_unlock(HM_RANK_LIST, &core->list_lock);
     all = malloc(((size_t)max + 1) * sizeof(*all));
     if (!all)
         return -ENOMEM;

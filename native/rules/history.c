@@ -11,13 +11,13 @@ struct hm_history *hm_history(struct hm_region *region, uint64_t block)
     struct hm_history **table = atomic_load(&region->history), *made;
     if (!table) {
         void *map;
-        pthread_mutex_lock(&region->pools_lock);
+        hm_lock(HM_RANK_POOLS, &region->pools_lock);
         table = atomic_load(&region->history);
         map = table ? NULL : hm_reserve_memory(BLOCK_POINTERS);
         if (map)
             atomic_store(&region->history, map);
         table = atomic_load(&region->history);
-        pthread_mutex_unlock(&region->pools_lock);
+        hm_unlock(HM_RANK_POOLS, &region->pools_lock);
         if (!table)
             return NULL;
     }
@@ -26,10 +26,10 @@ struct hm_history *hm_history(struct hm_region *region, uint64_t block)
     made = calloc(1, sizeof(*made));
     if (!made)
         return NULL;
-    pthread_mutex_lock(&region->pools_lock);
+    hm_lock(HM_RANK_POOLS, &region->pools_lock);
     made->next = region->histories;
     region->histories = made;
-    pthread_mutex_unlock(&region->pools_lock);
+    hm_unlock(HM_RANK_POOLS, &region->pools_lock);
     return table[block] = made;
 }
 

@@ -93,10 +93,10 @@ static int make_copies(struct transaction *t, const struct hm_mask *mask)
         generation = record->generation;
         began = hm_now();
         hm_step_of(t, "copy.planned", NULL);
-        pthread_mutex_unlock(&t->stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
         error = copy_to(t, &make);
         hm_pause("duplicate.copied");
-        pthread_mutex_lock(&t->stripe->lock);
+        hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
         if (!error && record->generation == generation) {
             count_copies(t, &make, began);
             hm_thaw(record, t->stripe);

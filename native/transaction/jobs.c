@@ -153,7 +153,7 @@ static struct hm_queued_job *next_deferred(const struct transaction *t)
     struct hm_stripe *stripe = hm_stripe_of(t->core, t->job->ino, t->block);
     const struct hm_block *record = t->region ? &t->region->blocks[t->block] : NULL;
     struct hm_queued_job **at, *next = NULL;
-    pthread_mutex_lock(&stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &stripe->lock);
     for (at = &stripe->deferred; !(record && record->busy) && *at; at = &(*at)->next)
         if ((*at)->job.ino == t->job->ino && (*at)->job.block == t->block) {
             next = *at;
@@ -162,7 +162,7 @@ static struct hm_queued_job *next_deferred(const struct transaction *t)
                 stripe->deferred_end = at;
             break;
         }
-    pthread_mutex_unlock(&stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     return next;
 }
 
@@ -180,10 +180,10 @@ static void finish(struct transaction *t, bool held)
         nanosleep(&(struct timespec){(time_t)(t->charged / 1000000000), t->charged % 1000000000},
                   NULL);
     if (held) {
-        pthread_mutex_lock(&t->stripe->lock);
+        hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
         t->record->busy = 0;
         hm_step_of(t, "finished", NULL);
-        pthread_mutex_unlock(&t->stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
         hm_pause("job.freed");
         if (t->job->kind == HM_JOB_TOUCH && !t->event.result && !hm_bits(t->afar.word))
             hm_faults_served(t);
@@ -273,17 +273,17 @@ bool hm_run(struct hm_core *core, struct hm_queued_job *queued)
         goto out;
     }
     t.stripe = hm_stripe_of(core, job->ino, job->block);
-    pthread_mutex_lock(&t.stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &t.stripe->lock);
     if (stores || ops->changes_unseen) /* whose pages are there without our knowing */
         hm_block_touch(t.region, job->block);
     if (!hm_region_is_touched(t.region, job->block)) {
-        pthread_mutex_unlock(&t.stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &t.stripe->lock);
         error = hm_operate_untouched(&t);
         goto out;
     }
     t.record = &t.region->blocks[job->block];
     if (defer(&t, queued)) {
-        pthread_mutex_unlock(&t.stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &t.stripe->lock);
         hm_region_put(t.region);
         return false;
     }
@@ -291,7 +291,7 @@ bool hm_run(struct hm_core *core, struct hm_queued_job *queued)
     t.record->busy = 1;
     hm_step_of(&t, "begun", NULL);
     error = run_touched(&t);
-    pthread_mutex_unlock(&t.stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &t.stripe->lock);
 out:
     t.event.result = error;
     finish(&t, held);
@@ -309,17 +309,17 @@ bool hm_touch_now(struct hm_core *core, const struct hm_job *job)
     t.event = (struct hm_event){.ino = job->ino, .block = job->block};
     t.stripe = hm_stripe_of(core, job->ino, job->block);
     t.record = &t.region->blocks[job->block];
-    pthread_mutex_lock(&t.stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &t.stripe->lock);
     hm_block_touch(t.region, job->block);
     if (!hm_touch_is_easy(&t)) {
-        pthread_mutex_unlock(&t.stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &t.stripe->lock);
         hm_region_put(t.region);
         return false;
     }
     t.record->busy = 1;
     hm_step_of(&t, "begun", NULL);
     t.event.result = hm_touch(&t);
-    pthread_mutex_unlock(&t.stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &t.stripe->lock);
     finish(&t, true);
     hm_region_put(t.region);
     return true;

@@ -400,11 +400,11 @@ int hm_migrate(struct transaction *t, const struct hm_mask *mask, bool populate,
         if (plan.moves && !began)
             began = hm_trace_move(t, &plan.move, plan.from, 0);
         hm_step_of(t, "planned", NULL);
-        pthread_mutex_unlock(&t->stripe->lock);
+        hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
         hm_pause("bring.planned");
         error = carry(t, &plan);
         hm_pause("bring.copied");
-        pthread_mutex_lock(&t->stripe->lock);
+        hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
         if (!error && record->generation == generation)
             break;
         discard(t, &plan);
@@ -420,10 +420,10 @@ int hm_migrate(struct transaction *t, const struct hm_mask *mask, bool populate,
     hm_step_of(t, "flipped", NULL);
     count_migration(t, &plan, leaving.freed, began);
     /* Still frozen: nobody gives one of these pages to its old owner again before the punch. */
-    pthread_mutex_unlock(&t->stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
     hm_pause("bring.flipped");
     give_back(t, &leaving);
-    pthread_mutex_lock(&t->stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
     hm_thaw(record, t->stripe);
     hm_step_of(t, "thawed", NULL);
     return 0;

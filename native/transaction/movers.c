@@ -7,7 +7,7 @@
 static void *mover(void *arg)
 {
     struct hm_core *core = arg;
-    pthread_mutex_lock(&core->jobs_lock);
+    hm_lock(HM_RANK_JOBS, &core->jobs_lock);
     while (!core->stopping) {
         struct hm_queued_job *queued = core->jobs;
         if (!queued) {
@@ -20,13 +20,13 @@ static void *mover(void *arg)
         core->jobs_waiting--;
         if (!core->jobs)
             core->jobs_end = &core->jobs;
-        pthread_mutex_unlock(&core->jobs_lock);
+        hm_unlock(HM_RANK_JOBS, &core->jobs_lock);
         hm_count(&core->count.jobs, 1);
         if (core->run(core, queued))
             free(queued);
-        pthread_mutex_lock(&core->jobs_lock);
+        hm_lock(HM_RANK_JOBS, &core->jobs_lock);
     }
-    pthread_mutex_unlock(&core->jobs_lock);
+    hm_unlock(HM_RANK_JOBS, &core->jobs_lock);
     return NULL;
 }
 
@@ -52,13 +52,13 @@ int hm_submit(struct hm_core *core, const struct hm_job *job)
 void hm_queue(struct hm_core *core, struct hm_queued_job *queued)
 {
     queued->next = NULL;
-    pthread_mutex_lock(&core->jobs_lock);
+    hm_lock(HM_RANK_JOBS, &core->jobs_lock);
     *core->jobs_end = queued;
     core->jobs_end = &queued->next;
     pthread_cond_signal(&core->jobs_ready);
     if (++core->jobs_waiting > core->movers_idle && core->movers < HM_MAX_MOVERS)
         add_mover(core); /* when it fails the job waits for the others */
-    pthread_mutex_unlock(&core->jobs_lock);
+    hm_unlock(HM_RANK_JOBS, &core->jobs_lock);
 }
 
 int hm_movers_start(struct hm_core *core,
@@ -66,18 +66,18 @@ int hm_movers_start(struct hm_core *core,
 {
     int error;
     core->run = run;
-    pthread_mutex_lock(&core->jobs_lock);
+    hm_lock(HM_RANK_JOBS, &core->jobs_lock);
     error = add_mover(core);
-    pthread_mutex_unlock(&core->jobs_lock);
+    hm_unlock(HM_RANK_JOBS, &core->jobs_lock);
     return error;
 }
 
 void hm_movers_stop(struct hm_core *core)
 {
-    pthread_mutex_lock(&core->jobs_lock);
+    hm_lock(HM_RANK_JOBS, &core->jobs_lock);
     core->stopping = true;
     pthread_cond_broadcast(&core->jobs_ready);
-    pthread_mutex_unlock(&core->jobs_lock);
+    hm_unlock(HM_RANK_JOBS, &core->jobs_lock);
     for (uint32_t i = 0; i < core->movers; i++)
         pthread_join(core->mover[i], NULL);
     core->movers = 0;

@@ -244,10 +244,10 @@ int hm_operate(struct transaction *t, const struct hm_mask *mask)
         hm_mark_written(t, &place.bring);
     if (afar)
         hm_carried(t, HM_TRACE_MAP_REMOTE, &places.host, &places.host, t->record->owner, 0);
-    pthread_mutex_unlock(&t->stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
     hm_pause("operate.begun");
     error = stores ? store(t, &places) : load(t, &places);
-    pthread_mutex_lock(&t->stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
     if (stores && error) {
         forget_unmade(t, &place.bring, job->node);
         if (afar)

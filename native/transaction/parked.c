@@ -31,20 +31,20 @@ void hm_unparked(struct hm_core *core, struct hm_parked *parked)
         free(parked);
         return;
     }
-    pthread_mutex_lock(&core->spares_lock);
+    hm_lock(HM_RANK_SPARES, &core->spares_lock);
     parked->next = core->spares;
     core->spares = parked;
-    pthread_mutex_unlock(&core->spares_lock);
+    hm_unlock(HM_RANK_SPARES, &core->spares_lock);
 }
 
 static struct hm_parked *spare(struct hm_core *core)
 {
     struct hm_parked *parked;
-    pthread_mutex_lock(&core->spares_lock);
+    hm_lock(HM_RANK_SPARES, &core->spares_lock);
     parked = core->spares;
     if (parked)
         core->spares = parked->next;
-    pthread_mutex_unlock(&core->spares_lock);
+    hm_unlock(HM_RANK_SPARES, &core->spares_lock);
     return parked;
 }
 
@@ -128,10 +128,10 @@ static void replay_all(struct hm_region *region, uint64_t block, bool service, i
 {
     struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
     struct hm_parked *taken;
-    pthread_mutex_lock(&stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &stripe->lock);
     taken = unpark(region, block, service, NULL);
     hm_step(region, block, "replayed", HM_BY_GATE, NULL);
-    pthread_mutex_unlock(&stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     replay(region, taken, error);
 }
 
@@ -152,8 +152,8 @@ bool hm_replay_pages(struct hm_region *region, uint64_t block, const struct hm_m
     if (!taken)
         return false;
     hm_step(region, block, "recall.replays", HM_BY_GATE, NULL);
-    pthread_mutex_unlock(&stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     replay(region, taken, 0);
-    pthread_mutex_lock(&stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &stripe->lock);
     return true;
 }

@@ -31,7 +31,7 @@ static void recall_round(struct transaction *t, const struct hm_mask *round)
     }
     record->state = HM_RECALL;
     hm_step_of(t, "recall.round", round);
-    pthread_mutex_unlock(&t->stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
     /* Exactly these runs: a page between them may have a parked READ, which would hold the
      * kernel's notification until this transaction ends, that is for ever. */
     hm_pause("recall.begun");
@@ -40,7 +40,7 @@ static void recall_round(struct transaction *t, const struct hm_mask *round)
                       t->block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE,
                       (uint64_t)count * HM_PAGE_SIZE);
     hm_pause("recall.done");
-    pthread_mutex_lock(&t->stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
 }
 
 /* The pages of the mask that are cached, in state RECALL, with nothing parked on them: a folio that

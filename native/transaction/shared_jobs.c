@@ -93,12 +93,12 @@ static int put(struct hm_region *region, uint64_t offset, const uint8_t *from, u
 {
     int error = 0;
     uint64_t size;
-    pthread_mutex_lock(&region->shared_lock); /* or a truncate would be undone */
+    hm_lock(HM_RANK_SHARED, &region->shared_lock); /* or a truncate would be undone */
     size = hm_region_size(region);
     if (offset < size)
         error = hm_pool_write(&region->pools[HM_HOST], offset, from,
                               length < size - offset ? length : size - offset);
-    pthread_mutex_unlock(&region->shared_lock);
+    hm_unlock(HM_RANK_SHARED, &region->shared_lock);
     return error;
 }
 
@@ -115,7 +115,7 @@ int hm_shared_operate(struct transaction *t, const struct hm_mask *mask)
     t->record->last_device = hm_tick(t->core);
     t->record->uses += t->record->uses < UINT32_MAX;
     hm_count(&t->core->nodes[job->node].operations, 1);
-    pthread_mutex_unlock(&t->stripe->lock);
+    hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
     if (job->kind == HM_JOB_FILL)
         memset(bytes, (int)job->byte, job->length);
     if (job->kind == HM_JOB_READ || job->kind == HM_JOB_CRC)
@@ -124,7 +124,7 @@ int hm_shared_operate(struct transaction *t, const struct hm_mask *mask)
         error = put(t->region, at, bytes, job->length);
     if (!error && job->kind == HM_JOB_CRC)
         t->event.crc = (uint32_t)crc32(t->event.crc, bytes, job->length);
-    pthread_mutex_lock(&t->stripe->lock);
+    hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
     if (bytes != job->buffer)
         free(bytes);
     return error;

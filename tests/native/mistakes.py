@@ -108,9 +108,9 @@ MISTAKES = {
     "thaw_early": Mistake(
         "written_before_the_punch",
         "migrate.c",
-        "    pthread_mutex_unlock(&t->stripe->lock);\n"
+        "    hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);\n"
         '    hm_pause("bring.flipped");\n    give_back(t, &leaving);',
-        "    hm_thaw(record, t->stripe);\n    pthread_mutex_unlock(&t->stripe->lock);\n"
+        "    hm_thaw(record, t->stripe);\n    hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);\n"
         '    hm_pause("bring.flipped");\n    give_back(t, &leaving);',
     ),
     "no_generation": Mistake(
@@ -257,9 +257,9 @@ MISTAKES = {
         (
             "    if (hm_bits(stores.word)) /* and not before",
             "    t->record->busy = 0;\n"
-            "    pthread_mutex_unlock(&t->stripe->lock);\n"
+            "    hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);\n"
             '    hm_pause("touch.unmarked");\n'
-            "    pthread_mutex_lock(&t->stripe->lock);\n"
+            "    hm_lock(HM_RANK_STRIPE, &t->stripe->lock);\n"
             "    t->record->busy = 1;\n"
             "    hm_mark_written(t, &stores);\n"
             "    if (hm_bits(stores.word)) /* and not before",
@@ -271,9 +271,9 @@ MISTAKES = {
         "        hm_window_wake(t->region, t->job->node, t->block, &t->wake);\n",
         "",
         (
-            "        pthread_mutex_lock(&t->stripe->lock);\n        t->record->busy = 0;\n",
+            "        hm_lock(HM_RANK_STRIPE, &t->stripe->lock);\n        t->record->busy = 0;\n",
             "        hm_window_wake(t->region, t->job->node, t->block, &t->wake);\n"
-            "        pthread_mutex_lock(&t->stripe->lock);\n        t->record->busy = 0;\n",
+            "        hm_lock(HM_RANK_STRIPE, &t->stripe->lock);\n        t->record->busy = 0;\n",
         ),
     ),
     # ---- programs' own memory
@@ -283,10 +283,10 @@ MISTAKES = {
         "        if (ops->freed)\n            ops->freed(t->region, t->block);\n",
         "",
         (
-            "        pthread_mutex_lock(&t->stripe->lock);\n        t->record->busy = 0;\n",
+            "        hm_lock(HM_RANK_STRIPE, &t->stripe->lock);\n        t->record->busy = 0;\n",
             "        if (ops->freed)\n            ops->freed(t->region, t->block);\n"
             '        hm_pause("job.freed");\n'
-            "        pthread_mutex_lock(&t->stripe->lock);\n        t->record->busy = 0;\n",
+            "        hm_lock(HM_RANK_STRIPE, &t->stripe->lock);\n        t->record->busy = 0;\n",
         ),
     ),
     "move_in_a_take": Mistake(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -80,3 +81,14 @@ def test_names_of_files_and_folders(native: Path) -> None:
         "native/elsewhere/new.c:1: scripts/layers.py does not say where elsewhere/ belongs.",
         "native/worker/pool.c:1: base/pool.c has that name, too. Give it another.",
     ]
+
+
+def test_one_file_says_in_which_order_locks_are_taken() -> None:
+    """Of the core: what runs in other processes has locks of its own."""
+    takes = re.compile(r"pthread_(?:mutex|rwlock)_\w*lock\(")
+    found = {
+        path.name
+        for path in (ROOT / "native").rglob("*.[ch]")
+        if path.parent.name not in ("preload", "worker") and takes.search(path.read_text())
+    }
+    assert found == {"lock.h"}

@@ -1,9 +1,10 @@
 #include "directory/cut.h"
 
-#include "base/capacity.h"
+#include "base/lock.h"
 #include "base/step.h"
 #include "directory/copies.h"
 #include "directory/labels.h"
+#include "directory/owner.h"
 #include "directory/records.h"
 
 int hm_zero_part(struct hm_region *region, uint64_t from, uint64_t to)
@@ -53,7 +54,7 @@ int hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask 
     struct hm_core *core = region->core;
     struct hm_block *record = &region->blocks[block];
     uint32_t before = hm_block_charge(region, record), taken, labelled, first = 0, count;
-    uint32_t gone[HM_MAX_NODES] = {0}, of[HM_MAX_NODES];
+    uint32_t gone[HM_MAX_NODES], of[HM_MAX_NODES];
     struct hm_mask cut = *pages, *mask = &cut;
     int error = 0;
     record->generation++;
@@ -62,11 +63,6 @@ int hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask 
     labelled = hm_unlabel(region, block, mask, of);
     while (hm_next_run(mask->word, &first, &count)) {
         uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE;
-        for (uint32_t page = first; page < first + count; page++) {
-            if (hm_test(record->present, page))
-                gone[record->owner[page]]++;
-            record->owner[page] = HM_HOST;
-        }
         for (uint32_t node = 0; node < core->config.nodes; node++)
             if (!hm_is_shared(region)) { /* whose memfd ends where the file does */
                 int refused =
@@ -75,27 +71,18 @@ int hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask 
             }
         first += count;
     }
-    HM_EACH_WORD (w) {
-        uint64_t keep = ~mask->word[w];
-        record->present[w] &= keep;
-        record->device[w] &= keep;
-        record->dirty[w] &= keep;
-        record->kept[w] &= keep;
-        if (forget_cached) {
-            record->cached[w] &= keep;
-            record->recalling[w] &= keep;
+    hm_disown(region, record, mask, gone);
+    if (forget_cached)
+        HM_EACH_WORD (w) {
+            record->cached[w] &= ~mask->word[w];
+            record->recalling[w] &= ~mask->word[w];
         }
-    }
-    for (uint32_t node = 0; node < core->config.nodes; node++) {
-        if (gone[node])
-            hm_block_pages(region, record, node, -(int64_t)gone[node]);
-        hm_count(&core->nodes[node].dropped_pages, gone[node] + of[node]);
-        if (node != HM_HOST)
-            hm_release(core, node, gone[node]);
-    }
-    for (uint32_t node = 1; node < core->config.nodes;
-         node++) /* which they were not said to be on */
+    for (uint32_t node = 1; node < core->config.nodes; node++) {
+        hm_release(core, node, gone[node]);
+        /* It is a device that loses those with a label, not the host. */
+        hm_count(&core->nodes[node].dropped_pages, of[node]);
         atomic_fetch_sub(&core->nodes[HM_HOST].dropped_pages, of[node]);
+    }
     hm_release_labels(core, of);
     /* Pages that stay cached become holes with a reservation, so the charge never grows here. */
     hm_release(core, HM_HOST, before + taken - labelled - hm_block_charge(region, record));

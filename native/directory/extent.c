@@ -1,8 +1,10 @@
 /* How long a region is, and its holes: truncate, punch, allocate, seek. */
-#include "base/capacity.h"
+#include "base/lock.h"
+#include "base/region.h"
 #include "base/step.h"
 #include "base/times.h"
 #include "directory/cut.h"
+#include "directory/owner.h"
 #include "directory/records.h"
 #include "directory/shared_size.h"
 
@@ -58,13 +60,12 @@ int hm_region_punch(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_
 }
 
 /* Holes without a host reservation among the pages of mask. */
-static uint32_t holes(const struct hm_block *block, const struct hm_mask *mask, bool charged)
+static uint32_t holes(const struct hm_block *block, const struct hm_mask *mask)
 {
     uint32_t n = 0;
-    HM_EACH_WORD (w) {
-        uint64_t held = charged ? block->cached[w] | block->recalling[w] : 0;
-        n += hm_popcount(mask->word[w] & ~block->present[w] & ~held);
-    }
+    HM_EACH_WORD (w)
+        n += hm_popcount(mask->word[w] & ~block->present[w] & ~block->cached[w] &
+                         ~block->recalling[w]);
     return n;
 }
 
@@ -75,7 +76,7 @@ static uint32_t holes_of(struct hm_region *region, uint64_t block, const struct 
     if (!hm_region_is_touched(region, block))
         return hm_bits(mask->word);
     hm_lock(HM_RANK_STRIPE, &stripe->lock);
-    n = holes(&region->blocks[block], mask, true);
+    n = holes(&region->blocks[block], mask);
     hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     return n;
 }
@@ -86,7 +87,7 @@ static int allocate_block(struct hm_region *region, uint64_t block, const struct
     struct hm_block *record = &region->blocks[block];
     struct hm_stripe *stripe = hm_stripe_of(core, region->ino, block);
     struct hm_pool *pool = hm_region_pool(region, HM_HOST);
-    uint32_t first = 0, count, need, new;
+    uint32_t first = 0, count, need;
     struct hm_mask hole;
     int error;
     if (!pool)
@@ -97,8 +98,7 @@ static int allocate_block(struct hm_region *region, uint64_t block, const struct
     while (record->state == HM_FROZEN)
         pthread_cond_wait(&stripe->changed, &stripe->lock);
     hm_block_touch(region, block);
-    need = holes(record, mask, true);
-    new = holes(record, mask, false);
+    need = holes(record, mask);
     error = hm_reserve(core, HM_HOST, need, 0);
     if (error)
         goto out;
@@ -116,10 +116,8 @@ static int allocate_block(struct hm_region *region, uint64_t block, const struct
         hm_release(core, HM_HOST, need);
         goto out;
     }
-    HM_EACH_WORD (w)
-        record->present[w] |= hole.word[w];
+    hm_own(region, record, &hole, HM_HOST, HM_BY_WRITE, NULL);
     hm_step(region, block, "allocated", HM_BY_GATE, &hole);
-    hm_block_populate(region, record, HM_HOST, new);
 out:
     hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     return error;

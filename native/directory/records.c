@@ -1,7 +1,8 @@
 #include "directory/records.h"
 
-#include <errno.h>
+#include "base/lock.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -147,17 +148,4 @@ void hm_block_touch(struct hm_region *region, uint64_t block)
         __atomic_fetch_or(&region->touched[block / 64], 1ULL << (block % 64), __ATOMIC_RELEASE);
     if (!__atomic_load_n(&record->slot, __ATOMIC_RELAXED))
         list_add(region->core, region, block);
-}
-
-void hm_block_pages(struct hm_region *region, struct hm_block *record, uint32_t node, int64_t by)
-{
-    record->pages[node] = (uint16_t)(record->pages[node] + by);
-    __atomic_fetch_add(&region->record->pages[node], (uint64_t)by, __ATOMIC_RELAXED);
-}
-
-void hm_block_populate(struct hm_region *region, struct hm_block *record, uint32_t node,
-                       uint32_t pages)
-{
-    hm_block_pages(region, record, node, pages);
-    hm_count(&region->core->nodes[node].populated_pages, pages);
 }

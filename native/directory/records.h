@@ -22,9 +22,5 @@ void hm_unlist(struct hm_region *region); /* needs no stripe */
 bool hm_block_empty(const struct hm_block *block);
 /* Take it off the list where it is empty and nobody needs it. */
 void hm_block_forget(struct hm_core *core, struct hm_block *record);
-void hm_block_pages(struct hm_region *region, struct hm_block *record, uint32_t node, int64_t by);
-/* The same for pages that come out of nothing. */
-void hm_block_populate(struct hm_region *region, struct hm_block *record, uint32_t node,
-                       uint32_t pages);
 
 #endif

@@ -14,14 +14,14 @@
  */
 #include "directory/shared_size.h"
 
-#include "base/capacity.h"
 #include "base/fuse_wire.h"
+#include "base/lock.h"
 #include "base/times.h"
 #include "directory/cut.h"
+#include "directory/owner.h"
 #include "directory/records.h"
 
 #include <errno.h>
-
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -186,24 +186,14 @@ static void label(struct hm_region *region, uint64_t first, uint64_t end,
         uint32_t low = (uint32_t)(page % HM_BLOCK_PAGES), count = HM_BLOCK_PAGES - low;
         struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
         struct hm_block *record = &region->blocks[block];
-        uint32_t on[HM_MAX_NODES] = {0};
+        struct hm_mask on[HM_MAX_NODES] = {{{0}}};
         count = count < end - page ? count : (uint32_t)(end - page);
         hm_lock(HM_RANK_STRIPE, &stripe->lock);
         hm_block_touch(region, block);
-        for (uint32_t i = low; i < low + count; i++, page++) {
-            uint32_t node = n ? nodes[page % n] : next_node(share, &at, &left);
-            uint64_t bit = 1ULL << (i % 64);
-            record->owner[i] = (uint8_t)node;
-            record->present[i / 64] |= bit;
-            record->device[i / 64] |= node == HM_HOST ? 0 : bit;
-            on[node]++;
-        }
-        for (uint32_t node = 0; node < region->core->config.nodes; node++) {
-            if (node != HM_HOST && on[node] && !record->pages[node])
-                record->arrived = hm_tick(region->core);
-            if (on[node])
-                hm_block_populate(region, record, node, on[node]);
-        }
+        for (uint32_t i = low; i < low + count; i++, page++)
+            hm_set(&on[n ? nodes[page % n] : next_node(share, &at, &left)], i);
+        for (uint32_t node = 0; node < region->core->config.nodes; node++)
+            hm_own(region, record, &on[node], node, HM_BY_WRITE, NULL);
         hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     }
 }

@@ -17,12 +17,14 @@
 #include "base/capacity.h"
 #include "base/events.h"
 #include "base/fuse.h"
+#include "base/lock.h"
 #include "base/pause.h"
 #include "base/times.h"
 #include "books/cost.h"
 #include "books/counters.h"
 #include "books/trace.h"
 #include "directory/copies.h"
+#include "directory/owner.h"
 #include "directory/records.h"
 #include "gate/order.h"
 #include "rules/prefetch.h"
@@ -535,7 +537,7 @@ static int copy_in(const struct part *part, const struct hm_request *request,
 static int apply_write(struct part *part, const struct hm_request *request)
 {
     struct hm_block *record = part->record;
-    uint32_t generation = record->generation, before, new = 0;
+    uint32_t generation = record->generation, before;
     struct hm_mask there, new_pages;
     int error;
     HM_EACH_WORD (w) {
@@ -560,12 +562,11 @@ static int apply_write(struct part *part, const struct hm_request *request)
         return record->generation != generation ? -EAGAIN : error;
     }
     before = hm_block_charge(part->region, record);
-    HM_EACH_WORD (w) {
-        new += hm_popcount(part->mask.word[w] & ~record->present[w]);
-        record->present[w] |= part->mask.word[w];
+    HM_EACH_WORD (w)
+        new_pages.word[w] = part->mask.word[w] & ~record->present[w];
+    hm_own(part->region, record, &new_pages, HM_HOST, HM_BY_WRITE, NULL);
+    HM_EACH_WORD (w)
         record->dirty[w] |= part->mask.word[w];
-    }
-    hm_block_populate(part->region, record, HM_HOST, new);
     hm_reserve_always(part->region->core, HM_HOST, hm_block_charge(part->region, record) - before);
     hm_step(part->region, part->block,
             request->flags & FUSE_WRITE_CACHE ? "back.applied" : "write.applied", HM_BY_GATE,

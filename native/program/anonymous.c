@@ -8,9 +8,10 @@
  */
 #include "program/anonymous.h"
 
+#include "base/lock.h"
 #include "base/pause.h"
-#include "books/counters.h"
 #include "directory/cut.h"
+#include "directory/owner.h"
 #include "directory/records.h"
 #include "directory/windows.h"
 #include "program/late.h"
@@ -140,32 +141,15 @@ static void flip_to(struct transaction *t, const struct hm_mask *others,
     memset(freed, 0, HM_MAX_NODES * sizeof(*freed));
     memcpy(from, record->owner, sizeof(from));
     hm_process_revoke(t->region->process, t->block, others);
+    HM_EACH_PAGE (page, others->word)
+        hm_set(&freed[record->owner[page]], page);
     HM_EACH_WORD (w) {
         moved.word[w] = others->word[w] | taking->taken.word[w];
         all.word[w] = moved.word[w] | taking->holes.word[w];
-        record->present[w] |= all.word[w];
-        record->device[w] |= all.word[w];
-        record->dirty[w] &= ~all.word[w];
     }
-    HM_EACH_PAGE (page, all.word) {
-        if (hm_test(others->word, page))
-            hm_set(&freed[record->owner[page]], page);
-        record->owner[page] = (uint8_t)to;
-    }
-    for (uint32_t node = 1; node < t->core->config.nodes; node++) {
-        uint32_t pages = hm_bits(freed[node].word);
-        hm_block_pages(t->region, record, node, -(int64_t)pages);
-        hm_count_moved(t->core, node, to, pages, t->cause.trigger);
-    }
-    if (!record->pages[to]) {
-        record->arrived = hm_tick(t->core);
-        record->uses = 0;
-    }
-    hm_block_populate(t->region, record, HM_HOST, taken);
-    hm_block_pages(t->region, record, HM_HOST, -(int64_t)taken);
-    hm_count_moved(t->core, HM_HOST, to, taken, t->cause.trigger);
-    hm_block_pages(t->region, record, to, hm_bits(moved.word));
-    hm_block_populate(t->region, record, to, hm_bits(taking->holes.word));
+    /* What is taken was the program's: it is entered just to leave. */
+    hm_own(t->region, record, &taking->taken, HM_HOST, t->cause.trigger, NULL);
+    hm_own(t->region, record, &all, to, t->cause.trigger, NULL);
     record->last_migrated = hm_tick(t->core);
     record->cpu_faults = 0;
     t->event.moved += hm_bits(moved.word);
@@ -384,24 +368,16 @@ static int give(const struct transaction *t, struct hm_mask *mask, uint64_t mode
 static void flip_home(struct transaction *t, const struct hm_mask *mask, uint64_t began)
 {
     struct hm_block *record = t->record;
-    uint32_t pages = hm_bits(mask->word), from[HM_MAX_NODES] = {0};
+    uint32_t pages = hm_bits(mask->word), from[HM_MAX_NODES], gone[HM_MAX_NODES];
     uint8_t owners[HM_BLOCK_PAGES];
     memcpy(owners, record->owner, sizeof(owners));
     hm_process_revoke(t->region->process, t->block, mask);
-    HM_EACH_PAGE (page, mask->word) {
-        from[record->owner[page]]++;
-        record->owner[page] = HM_HOST;
-    }
-    HM_EACH_WORD (w) {
-        record->present[w] &= ~mask->word[w];
-        record->device[w] &= ~mask->word[w];
-        record->dirty[w] &= ~mask->word[w];
-    }
+    hm_own(t->region, record, mask, HM_HOST, t->cause.trigger, from);
+    /* They are the program's to keep or to drop, which nobody tells us: so they are no more. */
+    hm_disown(t->region, record, mask, gone);
     for (uint32_t node = 1; node < t->core->config.nodes; node++) {
         if (!from[node])
             continue;
-        hm_block_pages(t->region, record, node, -(int64_t)from[node]);
-        hm_count_moved(t->core, node, HM_HOST, from[node], t->cause.trigger);
         hm_count(&t->core->nodes[node].copies_made, from[node]);
         if (t->job->flags & HM_JOB_EVICT) {
             hm_count(&t->core->nodes[node].evicted_blocks, 1);
@@ -411,8 +387,6 @@ static void flip_home(struct transaction *t, const struct hm_mask *mask, uint64_
             record->evicted = 1 + t->core->nodes[node].evicted_pages;
         }
     }
-    /* They are the program's to keep or to drop, which nobody tells us: so they are no more. */
-    hm_count(&t->core->nodes[HM_HOST].dropped_pages, pages);
     hm_count(&t->core->count.migrations, 1);
     hm_carried(t, HM_TRACE_MIGRATE_END, mask, mask, owners, began);
     record->last_migrated = hm_tick(t->core);

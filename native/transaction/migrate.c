@@ -1,17 +1,17 @@
 /* Transactions on one block: recall, copy, flip, punch.
  *
- * The only place that changes a page's owner is flip() and hm_bring_home(), both here.
  * The order is always: recall until proven clean, freeze, drain, copy, check the generation, flip,
  * punch, thaw. PROTOCOL.md in hmmfs/service says why each step is where it is.
  */
 #include "transaction/migrate.h"
 
 #include "base/capacity.h"
+#include "base/lock.h"
 #include "base/pause.h"
 #include "books/counters.h"
 #include "directory/copies.h"
 #include "directory/labels.h"
-#include "directory/records.h"
+#include "directory/owner.h"
 #include "directory/windows.h"
 #include "rules/thrash.h"
 #include "transaction/journal.h"
@@ -238,7 +238,7 @@ struct leaving {
 static void flip(struct transaction *t, const struct plan *plan, struct leaving *leaving)
 {
     struct hm_block *record = t->record;
-    uint32_t to = t->job->node, moved[HM_MAX_NODES] = {0}, *of = leaving->labels;
+    uint32_t to = t->job->node, *of = leaving->labels;
     struct hm_mask changing, *freed = leaving->freed, labelled = {{0}}, unkept = {{0}};
     bool keep = t->core->config.keep_clean;
     memset(leaving, 0, sizeof(*leaving));
@@ -255,26 +255,13 @@ static void flip(struct transaction *t, const struct plan *plan, struct leaving 
         uint32_t w = page / 64, from = record->owner[page];
         uint64_t bit = 1ULL << (page % 64);
         bool move = plan->move.word[w] & bit;
-        record->owner[page] = (uint8_t)to;
-        record->dirty[w] &= ~bit;
-        if (to == HM_HOST) {
-            record->device[w] &= ~bit;
+        if (to != HM_HOST && plan->blank.word[w] & bit) {
+            freed[HM_HOST].word[w] |= record->kept[w] & bit;
             record->kept[w] &= ~bit;
-        } else {
-            record->device[w] |= bit;
-            if (plan->blank.word[w] & bit) {
-                freed[HM_HOST].word[w] |= record->kept[w] & bit;
-                record->kept[w] &= ~bit;
-            } else if (move && from == HM_HOST && keep && !(unkept.word[w] & bit)) {
-                record->kept[w] |= bit;
-            }
+        } else if (to != HM_HOST && move && from == HM_HOST && keep && !(unkept.word[w] & bit)) {
+            record->kept[w] |= bit;
         }
-        if (!move) {
-            record->present[w] |= bit;
-            continue;
-        }
-        moved[from]++;
-        if (!(record->kept[w] & bit) || from != HM_HOST)
+        if (move && (!(record->kept[w] & bit) || from != HM_HOST))
             freed[from].word[w] |= bit;
     }
     flip_copies(t, plan, freed);
@@ -283,18 +270,7 @@ static void flip(struct transaction *t, const struct plan *plan, struct leaving 
         for (uint32_t node = 1; node < t->core->config.nodes; node++)
             hm_count_moved(t->core, node, HM_HOST, of[node], t->cause.trigger);
     }
-    for (uint32_t node = 0; node < t->core->config.nodes; node++) {
-        if (!moved[node])
-            continue;
-        hm_block_pages(t->region, record, node, -(int64_t)moved[node]);
-        hm_count_moved(t->core, node, to, moved[node], t->cause.trigger);
-    }
-    if (to != HM_HOST && !record->pages[to]) {
-        record->arrived = hm_tick(t->core);
-        record->uses = 0;
-    }
-    hm_block_pages(t->region, record, to, plan->moves);
-    hm_block_populate(t->region, record, to, plan->fills);
+    hm_own(t->region, record, &changing, to, t->cause.trigger, NULL);
 }
 
 static void give_back(struct transaction *t, const struct leaving *leaving)

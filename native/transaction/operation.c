@@ -2,10 +2,12 @@
  * that need no worker. */
 #include "transaction/operation.h"
 
+#include "base/lock.h"
 #include "base/pause.h"
 #include "base/times.h"
 #include "directory/copies.h"
 #include "directory/cut.h"
+#include "directory/owner.h"
 #include "directory/records.h"
 #include "rules/placement.h"
 #include "transaction/duplicate.h"
@@ -190,11 +192,9 @@ static int hold_afar(struct transaction *t, const struct hm_mask *afar, bool sto
         }
         hm_collapse(t->region, t->block, afar,
                     HM_HOST); /* made before the pages were said to stay */
-        HM_EACH_WORD (w) {
-            record->present[w] |= fill.word[w];
+        hm_own(t->region, record, &fill, HM_HOST, t->cause.trigger, NULL);
+        HM_EACH_WORD (w)
             record->dirty[w] |= afar->word[w] & record->present[w];
-        }
-        hm_block_populate(t->region, record, HM_HOST, before);
         hm_step_of(t, "afar.written", afar);
         return 0;
     }

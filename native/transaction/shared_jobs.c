@@ -1,8 +1,8 @@
 /* Jobs on coherent and DAX regions (directory/shared_size.c): a migration relabels. */
 #include "transaction/shared_jobs.h"
 
-#include "books/counters.h"
-#include "directory/records.h"
+#include "base/lock.h"
+#include "directory/owner.h"
 #include "transaction/journal.h"
 
 #include <errno.h>
@@ -15,7 +15,7 @@ int hm_shared_relabel(struct transaction *t, const struct hm_mask *mask, bool po
                       uint32_t limit)
 {
     struct hm_block *record = t->record;
-    uint32_t to = t->job->node, moved[HM_MAX_NODES] = {0}, moves = 0, error;
+    uint32_t to = t->job->node, moved[HM_MAX_NODES], moves = 0, error;
     uint8_t from[HM_BLOCK_PAGES];
     uint64_t began;
     struct hm_mask move = {{0}}, stay = hm_stay(t), may = hm_without(*mask, &stay);
@@ -23,7 +23,6 @@ int hm_shared_relabel(struct transaction *t, const struct hm_mask *mask, bool po
     HM_EACH_PAGE (page, may.word)
         if (hm_test(record->present, page) && from[page] != to && moves < limit) {
             move.word[page / 64] |= 1ULL << (page % 64);
-            moved[from[page]]++;
             moves++;
         }
     if (!moves)
@@ -37,20 +36,12 @@ int hm_shared_relabel(struct transaction *t, const struct hm_mask *mask, bool po
     }
     t->reserved += error - moves;
     began = hm_trace_move(t, &move, from, 0);
-    if (to != HM_HOST && !record->pages[to])
-        record->arrived = hm_tick(t->core);
-    HM_EACH_PAGE (page, move.word)
-        record->owner[page] = (uint8_t)to;
-    HM_EACH_WORD (w)
-        record->device[w] =
-            to ? record->device[w] | move.word[w] : record->device[w] & ~move.word[w];
+    hm_own(t->region, record, &move, to, t->cause.trigger, moved);
     for (uint32_t node = 0; node < t->core->config.nodes; node++) {
         struct hm_node *counts = &t->core->nodes[node];
         if (!moved[node])
             continue;
-        hm_block_pages(t->region, record, node, -(int64_t)moved[node]);
         hm_release(t->core, node, moved[node]);
-        hm_count_moved(t->core, node, to, moved[node], t->cause.trigger);
         hm_count(&counts->copies_made, moved[node]);
         if (t->job->flags & HM_JOB_EVICT) {
             hm_count(&counts->evicted_blocks, 1);
@@ -59,7 +50,6 @@ int hm_shared_relabel(struct transaction *t, const struct hm_mask *mask, bool po
             record->evictions++;
         }
     }
-    hm_block_pages(t->region, record, to, moves);
     hm_count(&t->core->count.migrations, 1);
     hm_carried(t, HM_TRACE_MIGRATE_END, &move, &move, from, began);
     record->last_migrated = hm_tick(t->core);

@@ -83,6 +83,15 @@ def test_names_of_files_and_folders(native: Path) -> None:
     ]
 
 
+def test_one_file_changes_owners() -> None:
+    """And which pages there are: what hangs on that is counted there, too."""
+    changes = re.compile(r"->(?:owner|present|device)\[[^]]*\] *[|&]?=[^=]")
+    found = {
+        path.name for path in (ROOT / "native").rglob("*.c") if changes.search(path.read_text())
+    }
+    assert found == {"owner.c"}
+
+
 def test_one_file_says_in_which_order_locks_are_taken() -> None:
     """Of the core: what runs in other processes has locks of its own."""
     takes = re.compile(r"pthread_(?:mutex|rwlock)_\w*lock\(")

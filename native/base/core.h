@@ -1,6 +1,4 @@
 /* The core: what hangs off it, and of the folders above only that they have something.
- *
- * Counters are relaxed atomics; a node's `used` is the one that admits work.
  */
 #ifndef HMMFS_BASE_CORE_H
 #define HMMFS_BASE_CORE_H
@@ -16,12 +14,22 @@
 #define HM_MAX_MOVERS 64
 #define HM_ZERO_BYTES HM_BLOCK_BYTES
 
-typedef _Atomic uint64_t hm_counter;
+/* ---- counters ------------------------------------------------------------------------------- */
 
-static inline void hm_count(hm_counter *counter, uint64_t by)
+/* What people read is counted in the structs of hmmfs.h themselves, so each is declared once: plain
+ * words, which are only counted up, and read one by one. */
+static inline void hm_count(uint64_t *counter, uint64_t by)
 {
-    atomic_fetch_add_explicit(counter, by, memory_order_relaxed);
+    __atomic_fetch_add(counter, by, __ATOMIC_RELAXED);
 }
+
+static inline uint64_t hm_read(const uint64_t *counter)
+{
+    return __atomic_load_n(counter, __ATOMIC_RELAXED);
+}
+
+/* What the core goes by. */
+typedef _Atomic uint64_t hm_counter;
 
 /* For readers that do without the stripe: stale numbers cost them time, never a page. */
 #define HM_UNLOCKED __attribute__((no_sanitize("thread")))
@@ -53,25 +61,13 @@ struct hm_stripe {
 } __attribute__((aligned(64)));
 
 struct hm_node {
-    hm_counter used, peak, pages_in, pages_out, copies_made, copies_saved;
-    hm_counter populated_pages, dropped_pages, shared_pages;
-    hm_counter evicted_blocks, evicted_pages, faults, fault_batches, operations, mapped_pages;
-    hm_counter refaulted_pages, thrashed_pages;
-    hm_counter fault_ns, copy_in_ns, copy_out_ns;
-    hm_counter copies_begun, copies_ended, labelled;
-    hm_counter thrashing_pages, throttles, thrash_pins, throttle_ns;
+    struct hm_node_stats counts;     /* but for capacity, used and peak: these are here */
+    hm_counter used, peak, labelled; /* pages; `used` is what admits work */
+    hm_counter watermark;            /* free pages below which the service is told; 0: it is not,
+                                        or has been */
     uint64_t capacity;
     _Atomic bool excluded; /* nothing comes here that could be elsewhere */
-    hm_counter
-        watermark;       /* free pages below which the service is told; 0: it is not, or has been */
-    uint32_t fault_cost; /* ns of one; written before there is anything to charge */
-};
-
-struct hm_counters {
-    hm_counter reads, writes, read_bytes, written_bytes, express_faults, service_faults;
-    hm_counter parked, replayed, readahead_refused, no_room, recalls, recall_retries;
-    hm_counter recalled_pages, recalls_failed, migrations, migrations_discarded;
-    hm_counter stale_writes_skipped, relayed, relay_queued, interrupts, jobs;
+    uint32_t fault_cost;   /* ns of one; written before there is anything to charge */
 };
 
 struct hm_listed {
@@ -86,18 +82,13 @@ struct hm_core {
      * no link. Written before there is anything to charge, so read without a lock. */
     uint32_t *links[HM_MAX_NODES][HM_MAX_NODES];
     struct hm_device *device; /* by node; the host's is not used */
-    struct hm_counters count;
-    struct hm_core_flows {
-        hm_counter moved[HM_MAX_NODES][HM_MAX_NODES], carried[HM_MAX_NODES][HM_MAX_NODES];
-        hm_counter linked[HM_MAX_NODES][HM_MAX_NODES], copies[HM_MAX_NODES][HM_MAX_NODES];
-        hm_counter link_ns[HM_MAX_NODES][HM_MAX_NODES];
-        hm_counter in[HM_MAX_NODES][6], out[HM_MAX_NODES][6], faults[HM_MAX_NODES][10];
-    } flows; /* struct hm_flows */
+    struct hm_stats count;    /* those that are counted as things happen; `clock_ns` orders what
+                                 follows    simulated time */
+    struct hm_flows flows;
     struct hm_trace *trace;
     hm_counter ticks; /* of hm_tick */
     _Atomic(const struct hm_prefetch *) prefetch[HM_MAX_NODES];
     _Atomic(const struct hm_thrashing *) thrashing; /* NULL: nothing does */
-    hm_counter clock;                               /* ns of simulated time, all that was charged */
     _Atomic uint32_t placement[HM_MAX_NODES];       /* the kind, and from bit 8 on the threshold */
     struct hm_published *_Atomic published;
     const uint8_t *zeros; /* HM_ZERO_BYTES that read as zeros */
@@ -107,7 +98,6 @@ struct hm_core {
     int table_fd;
     struct hm_region_record *table;
     uint32_t table_used; /* records ever used; guarded by regions_lock */
-    hm_counter regions;
     /* What is below calls what is above by these; they are set when the core is made. */
     bool (*answer)(struct hm_core *core, const struct hm_request *request, struct hm_parked *had,
                    int error);                                       /* gate/access.h */

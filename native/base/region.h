@@ -45,11 +45,7 @@ struct hm_region {
     uint32_t advice_used;
     struct hm_pool pools[HM_MAX_NODES];
     _Atomic bool untraced; /* a filter leaves its events out */
-    struct hm_region_accounts {
-        hm_counter faults[HM_MAX_NODES][10];
-        hm_counter evicted[HM_MAX_NODES], refaulted[HM_MAX_NODES], thrashed[HM_MAX_NODES];
-        hm_counter shared[HM_MAX_NODES], refaulted_at[HM_MAX_NODES], shared_at[HM_MAX_NODES];
-    } accounts; /* struct hm_region_flows */
+    struct hm_region_flows flows;
 };
 
 /* Bit of `writers`: no page that the page cache may have has copies. Set and cleared in copies.c.

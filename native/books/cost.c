@@ -45,8 +45,8 @@ void hm_links_free(struct hm_core *core)
 uint64_t hm_charge_faults(struct hm_core *core, uint32_t node, uint32_t faults)
 {
     uint64_t ns = (uint64_t)faults * core->nodes[node].fault_cost;
-    hm_count(&core->nodes[node].fault_ns, ns);
-    hm_count(&core->clock, ns);
+    hm_count(&core->nodes[node].counts.fault_ns, ns);
+    hm_count(&core->count.clock_ns, ns);
     return ns;
 }
 
@@ -58,8 +58,8 @@ static uint64_t charge_link(struct hm_core *core, uint32_t from, uint32_t to, ui
     hm_count(&core->flows.linked[from][to], pages);
     hm_count(&core->flows.copies[from][to], 1);
     hm_count(&core->flows.link_ns[from][to], ns);
-    hm_count(&core->nodes[from].copy_out_ns, ns);
-    hm_count(&core->nodes[to].copy_in_ns, ns);
+    hm_count(&core->nodes[from].counts.copy_out_ns, ns);
+    hm_count(&core->nodes[to].counts.copy_in_ns, ns);
     return ns;
 }
 
@@ -79,6 +79,6 @@ uint64_t hm_charge_copies(struct hm_core *core, uint32_t from, uint32_t to,
     uint32_t first = 0, count;
     for (; hm_next_run(copied->word, &first, &count); first += count)
         all += charge_run(core, from, to, count);
-    hm_count(&core->clock, all);
+    hm_count(&core->count.clock_ns, all);
     return all;
 }

@@ -12,5 +12,7 @@ void hm_count_faults(struct hm_region *region, uint32_t node, enum hm_fault_coun
  * sentence in text if not. */
 bool hm_books_agree(struct hm_core *core, uint32_t node, uint64_t resident, char *text,
                     size_t size);
+/* What was counted as it happened; the rest of hm_stats is 0. */
+void hm_counted(struct hm_core *core, struct hm_stats *out);
 
 #endif

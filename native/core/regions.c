@@ -99,7 +99,7 @@ int hm_region_create(struct hm_core *core, uint64_t ino, uint32_t mode, uint32_t
     if (error)
         goto fail;
     *ret = region->record;
-    hm_count(&core->regions, 1);
+    hm_count(&core->count.regions, 1);
     return 0;
 fail:
     hm_region_free(region);
@@ -122,12 +122,12 @@ int hm_region_destroy(struct hm_core *core, uint64_t ino)
     if (!region)
         return -ENOENT;
     hm_trace_gone(region);
-    hm_count(&core->dying, 1);
+    atomic_fetch_add(&core->dying, 1);
     error = hm_region_leave(core, ino);
     if (!error) {
         /* Nobody finds it any more; a mover that still has it sees the generation and gives up. */
         hm_cut_range(region, 0, HM_MAX_BYTES, true);
-        atomic_fetch_sub_explicit(&core->regions, 1, memory_order_relaxed);
+        hm_count(&core->count.regions, -1ULL);
         hm_region_put(region); /* it was the table's */
     }
     hm_region_put(region);

@@ -1,5 +1,6 @@
 /* What there is, counted anew each time that somebody asks. */
 #include "base/region.h"
+#include "books/counters.h"
 #include "books/trace.h"
 #include "directory/copies.h"
 #include "directory/labels.h"
@@ -26,33 +27,7 @@ HM_UNLOCKED static uint64_t cached_of(const struct hm_listed *at)
 
 int hm_stats_get(struct hm_core *core, struct hm_stats *out)
 {
-    struct hm_counters *c = &core->count;
-    *out = (struct hm_stats){.reads = c->reads,
-                             .writes = c->writes,
-                             .read_bytes = c->read_bytes,
-                             .written_bytes = c->written_bytes,
-                             .cpu_read_faults = core->flows.faults[HM_HOST][HM_FAULTS_READ],
-                             .cpu_write_faults = core->flows.faults[HM_HOST][HM_FAULTS_WRITE],
-                             .clock_ns = core->clock,
-                             .express_faults = c->express_faults,
-                             .service_faults = c->service_faults,
-                             .parked = c->parked,
-                             .replayed = c->replayed,
-                             .readahead_refused = c->readahead_refused,
-                             .no_room = c->no_room,
-                             .recalls = c->recalls,
-                             .recall_retries = c->recall_retries,
-                             .recalled_pages = c->recalled_pages,
-                             .recalls_failed = c->recalls_failed,
-                             .migrations = c->migrations,
-                             .migrations_discarded = c->migrations_discarded,
-                             .stale_writes_skipped = c->stale_writes_skipped,
-                             .relayed = c->relayed,
-                             .relay_queued = c->relay_queued,
-                             .interrupts = c->interrupts,
-                             .jobs = c->jobs,
-                             .regions = core->regions};
-    out->cpu_faults = out->cpu_read_faults + out->cpu_write_faults;
+    hm_counted(core, out);
     hm_lock(HM_RANK_TRACE, &core->trace->lock);
     out->trace_recorded = core->trace->head;
     hm_unlock(HM_RANK_TRACE, &core->trace->lock);

@@ -102,7 +102,7 @@ static uint32_t file_fault(struct hm_device *device, const struct uffd_msg *mess
     struct hm_job *job;
     uint32_t page, at = 0;
     if (message->event != UFFD_EVENT_PAGEFAULT || !window) { /* its region has just gone */
-        hm_counter *counts = device->core->flows.faults[device - device->core->device];
+        uint64_t *counts = device->core->flows.faults[device - device->core->device];
         hm_count(&counts[store ? HM_FAULTS_WRITE : HM_FAULTS_READ], 1);
         hm_count(&counts[HM_FAULTS_STALE], 1);
         return used;
@@ -133,7 +133,7 @@ static void begin_faults(struct hm_core *core, const struct filed *filed)
     const struct hm_job *job = &filed->job;
     struct hm_region *region = hm_region_get(core, job->ino);
     if (!region) {
-        hm_counter *counts = core->flows.faults[job->node];
+        uint64_t *counts = core->flows.faults[job->node];
         hm_count(&counts[HM_FAULTS_READ], filed->reads);
         hm_count(&counts[HM_FAULTS_WRITE], filed->writes);
         hm_count(&counts[HM_FAULTS_DUPLICATE], filed->duplicates);
@@ -169,8 +169,8 @@ static bool take_faults(struct hm_core *core, uint32_t node)
         return false;
     n /= (ssize_t)sizeof(*messages);
     now = hm_now();
-    hm_count(&core->nodes[node].faults, (uint64_t)n);
-    hm_count(&core->nodes[node].fault_batches, 1);
+    hm_count(&core->nodes[node].counts.faults, (uint64_t)n);
+    hm_count(&core->nodes[node].counts.fault_batches, 1);
     hm_lock_to_read(HM_RANK_DEVICE, &device->lock);
     for (ssize_t i = 0; i < n; i++)
         used = file_fault(device, &messages[i], filed, used);

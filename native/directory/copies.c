@@ -54,7 +54,7 @@ uint32_t hm_collapse(struct hm_region *region, uint64_t block, const struct hm_m
             continue;
         hm_punch_runs(region, node, block, gone.word);
         hm_release(region->core, node, pages);
-        hm_count(&region->core->nodes[node].copies_ended, pages);
+        hm_count(&region->core->nodes[node].counts.copies_ended, pages);
         hm_trace(region, block, &gone,
                  (struct hm_trace_event){.kind = HM_TRACE_READ_DUPLICATE_INVALIDATE,
                                          .node = (uint8_t)node,

@@ -1,6 +1,5 @@
 #include "directory/cut.h"
 
-#include "base/lock.h"
 #include "base/step.h"
 #include "directory/copies.h"
 #include "directory/labels.h"
@@ -80,8 +79,8 @@ int hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask 
     for (uint32_t node = 1; node < core->config.nodes; node++) {
         hm_release(core, node, gone[node]);
         /* It is a device that loses those with a label, not the host. */
-        hm_count(&core->nodes[node].dropped_pages, of[node]);
-        atomic_fetch_sub(&core->nodes[HM_HOST].dropped_pages, of[node]);
+        hm_count(&core->nodes[node].counts.dropped_pages, of[node]);
+        hm_count(&core->nodes[HM_HOST].counts.dropped_pages, -(uint64_t)of[node]);
     }
     hm_release_labels(core, of);
     /* Pages that stay cached become holes with a reservation, so the charge never grows here. */

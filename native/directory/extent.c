@@ -1,5 +1,4 @@
 /* How long a region is, and its holes: truncate, punch, allocate, seek. */
-#include "base/lock.h"
 #include "base/region.h"
 #include "base/step.h"
 #include "base/times.h"

@@ -51,7 +51,7 @@ void hm_own(struct hm_region *region, struct hm_block *record, const struct hm_m
         record->uses = 0;
     }
     count_pages(region, record, node, moves + made);
-    hm_count(&core->nodes[node].populated_pages, made);
+    hm_count(&core->nodes[node].counts.populated_pages, made);
     if (moved)
         memcpy(moved, from, sizeof(from));
 }
@@ -73,6 +73,6 @@ void hm_disown(struct hm_region *region, struct hm_block *record, const struct h
     for (uint32_t node = 0; node < core->config.nodes; node++) {
         count_pages(region, record, node, -(int64_t)gone[node]);
         if (gone[node])
-            hm_count(&core->nodes[node].dropped_pages, gone[node]);
+            hm_count(&core->nodes[node].counts.dropped_pages, gone[node]);
     }
 }

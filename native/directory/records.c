@@ -1,7 +1,5 @@
 #include "directory/records.h"
 
-#include "base/lock.h"
-
 #include <errno.h>
 #include <stdlib.h>
 #include <unistd.h>

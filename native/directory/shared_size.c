@@ -15,7 +15,6 @@
 #include "directory/shared_size.h"
 
 #include "base/fuse_wire.h"
-#include "base/lock.h"
 #include "base/times.h"
 #include "directory/cut.h"
 #include "directory/owner.h"

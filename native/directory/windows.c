@@ -217,7 +217,7 @@ int hm_window_map_afar(struct hm_region *region, uint32_t node, uint64_t block,
         if (send(device->afar, &request, sizeof(request), MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
             error = errno == EAGAIN ? -EBUSY : -ENOTCONN;
         else
-            hm_count(&region->core->nodes[node].mapped_pages, count);
+            hm_count(&region->core->nodes[node].counts.mapped_pages, count);
     }
     if (error == -ENOTCONN)
         hm_window_note_afar(device, region->ino, block, mask, false);

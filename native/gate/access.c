@@ -17,7 +17,6 @@
 #include "base/capacity.h"
 #include "base/events.h"
 #include "base/fuse.h"
-#include "base/lock.h"
 #include "base/pause.h"
 #include "base/times.h"
 #include "books/cost.h"

@@ -8,7 +8,6 @@
  */
 #include "program/anonymous.h"
 
-#include "base/lock.h"
 #include "base/pause.h"
 #include "directory/cut.h"
 #include "directory/owner.h"
@@ -154,7 +153,7 @@ static void flip_to(struct transaction *t, const struct hm_mask *others,
     record->cpu_faults = 0;
     t->event.moved += hm_bits(moved.word);
     hm_count(&t->core->count.migrations, 1);
-    hm_count(&t->core->nodes[HM_HOST].copies_made, taken);
+    hm_count(&t->core->nodes[HM_HOST].counts.copies_made, taken);
     hm_carried(t, HM_TRACE_MIGRATE_END, &moved, &moved, from, began);
     if (t->job->kind == HM_JOB_TOUCH)
         t->moved = moved;
@@ -378,13 +377,13 @@ static void flip_home(struct transaction *t, const struct hm_mask *mask, uint64_
     for (uint32_t node = 1; node < t->core->config.nodes; node++) {
         if (!from[node])
             continue;
-        hm_count(&t->core->nodes[node].copies_made, from[node]);
+        hm_count(&t->core->nodes[node].counts.copies_made, from[node]);
         if (t->job->flags & HM_JOB_EVICT) {
-            hm_count(&t->core->nodes[node].evicted_blocks, 1);
-            hm_count(&t->core->nodes[node].evicted_pages, from[node]);
-            hm_count(&t->region->accounts.evicted[node], from[node]);
+            hm_count(&t->core->nodes[node].counts.evicted_blocks, 1);
+            hm_count(&t->core->nodes[node].counts.evicted_pages, from[node]);
+            hm_count(&t->region->flows.evicted[node], from[node]);
             record->evictions++;
-            record->evicted = 1 + t->core->nodes[node].evicted_pages;
+            record->evicted = 1 + hm_read(&t->core->nodes[node].counts.evicted_pages);
         }
     }
     hm_count(&t->core->count.migrations, 1);

@@ -42,7 +42,7 @@ int hm_thrashing_set(struct hm_core *core, const struct hm_thrashing *policy)
 
 static uint64_t now(struct hm_core *core)
 {
-    return 1 + core->clock; /* 0 stands for never */
+    return 1 + hm_read(&core->count.clock_ns); /* 0 stands for never */
 }
 
 /* What was throttled and how often stays: who thrashes slower for being throttled is pinned, too.
@@ -70,7 +70,7 @@ static void note_page(struct hm_region *region, struct hm_history *history,
     if (since <= policy->lapse_ns) {
         page->events += page->events < UINT8_MAX;
         if (page->events == policy->threshold)
-            hm_count(&region->core->nodes[node].thrashing_pages, 1);
+            hm_count(&region->core->nodes[node].counts.thrashing_pages, 1);
         if (page->events >= policy->threshold)
             history->last_thrashing = at;
     } else if (page->events >= policy->threshold && !page->pinned) {
@@ -184,9 +184,9 @@ static uint64_t throttle(struct hm_core *core, struct hm_thrashing_page *page, u
     if (!(page->throttled & bit) && !page->pinned)
         page->throttles++;
     page->throttled |= bit;
-    hm_count(&core->nodes[node].throttles, 1);
-    hm_count(&core->nodes[node].throttle_ns, rest);
-    hm_count(&core->clock, rest);
+    hm_count(&core->nodes[node].counts.throttles, 1);
+    hm_count(&core->nodes[node].counts.throttle_ns, rest);
+    hm_count(&core->count.clock_ns, rest);
     return rest;
 }
 
@@ -199,7 +199,7 @@ static bool pin(struct hm_core *core, const struct hm_thrashing *policy, struct 
         page->throttles = 0;
         page->throttled = 0;
         page->pin_end = policy->pin_ns ? now(core) + policy->pin_ns : UINT64_MAX;
-        hm_count(&core->nodes[node].thrash_pins, 1);
+        hm_count(&core->nodes[node].counts.thrash_pins, 1);
     }
     page->pinned = (uint8_t)(1 + to);
     return new;

@@ -111,10 +111,10 @@ static void count_refault(struct transaction *t, const struct hm_mask *arriving)
     if (!t->record->evicted || !pages)
         return;
     hm_count_thrashing(t, false, arriving);
-    if (node->evicted_pages - (t->record->evicted - 1) > node->capacity)
+    if (hm_read(&node->counts.evicted_pages) - (t->record->evicted - 1) > node->capacity)
         return;
-    hm_count(&node->thrashed_pages, pages);
-    hm_count(&t->region->accounts.thrashed[t->job->node], pages);
+    hm_count(&node->counts.thrashed_pages, pages);
+    hm_count(&t->region->flows.thrashed[t->job->node], pages);
 }
 
 /* Thrash between a device and programs, by block: whether programs took pages of it between two of

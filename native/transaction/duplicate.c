@@ -51,7 +51,7 @@ static void count_copies(struct transaction *t, const struct hm_mask *made, uint
 {
     static const uint8_t host[HM_BLOCK_PAGES];
     hm_copies_set(t->region, t->block, t->job->node, made, true);
-    hm_count(&t->core->nodes[t->job->node].copies_begun, hm_bits(made->word));
+    hm_count(&t->core->nodes[t->job->node].counts.copies_begun, hm_bits(made->word));
     hm_carried(t, HM_TRACE_READ_DUPLICATE, made, made, host, began);
     t->event.moved += hm_bits(made->word);
     t->record->last_migrated = hm_tick(t->core);

@@ -176,14 +176,16 @@ void hm_faults_served(struct transaction *t)
 
 void hm_count_thrashing(struct transaction *t, bool sharing, const struct hm_mask *pages)
 {
-    struct hm_region_accounts *of = &t->region->accounts;
+    struct hm_region_flows *of = &t->region->flows;
     uint32_t node = t->job->node, count = hm_bits(pages->word);
     if (!count)
         return;
-    hm_count(sharing ? &t->core->nodes[node].shared_pages : &t->core->nodes[node].refaulted_pages,
+    hm_count(sharing ? &t->core->nodes[node].counts.shared_pages
+                     : &t->core->nodes[node].counts.refaulted_pages,
              count);
     hm_count(sharing ? &of->shared[node] : &of->refaulted[node], count);
-    atomic_store(sharing ? &of->shared_at[node] : &of->refaulted_at[node], hm_now());
+    __atomic_store_n(sharing ? &of->shared_at[node] : &of->refaulted_at[node], hm_now(),
+                     __ATOMIC_RELAXED);
     if (hm_traced(t->region, HM_TRACE_THRASHING)) {
         struct hm_trace_event event = event_of(t, HM_TRACE_THRASHING, HM_HOST, node, 0, hm_now());
         event.trigger = sharing ? HM_BY_SHARING : HM_BY_CAPACITY;

@@ -6,7 +6,6 @@
 #include "transaction/migrate.h"
 
 #include "base/capacity.h"
-#include "base/lock.h"
 #include "base/pause.h"
 #include "books/counters.h"
 #include "directory/copies.h"
@@ -193,7 +192,7 @@ static void flip_copies(struct transaction *t, const struct plan *plan,
             if (node != to) {
                 HM_EACH_WORD (w)
                     freed[node].word[w] |= copies.word[w];
-                hm_count(&t->core->nodes[node].copies_ended, hm_bits(copies.word));
+                hm_count(&t->core->nodes[node].counts.copies_ended, hm_bits(copies.word));
             }
             hm_copies_set(t->region, t->block, node, &copies, false);
         }
@@ -207,7 +206,7 @@ static void flip_copies(struct transaction *t, const struct plan *plan,
             freed[node].word[w] &= ~stays.word[w];
         }
         hm_copies_set(t->region, t->block, node, &stays, true);
-        hm_count(&t->core->nodes[node].copies_begun, hm_bits(stays.word));
+        hm_count(&t->core->nodes[node].counts.copies_begun, hm_bits(stays.word));
     }
 }
 
@@ -292,15 +291,15 @@ static void count_migration(struct transaction *t, const struct plan *plan,
     for (uint32_t node = 1; node < core->config.nodes; node++)
         if (hm_bits(freed[node].word))
             from = node;
-    hm_count(&core->nodes[from].copies_made, plan->copies);
-    hm_count(&core->nodes[from].copies_saved, plan->moves - plan->copies);
+    hm_count(&core->nodes[from].counts.copies_made, plan->copies);
+    hm_count(&core->nodes[from].counts.copies_saved, plan->moves - plan->copies);
     if (t->job->flags & HM_JOB_EVICT) {
-        hm_count(&core->nodes[from].evicted_blocks, 1);
-        hm_count(&core->nodes[from].evicted_pages, plan->moves);
-        hm_count(&t->region->accounts.evicted[from], plan->moves);
+        hm_count(&core->nodes[from].counts.evicted_blocks, 1);
+        hm_count(&core->nodes[from].counts.evicted_pages, plan->moves);
+        hm_count(&t->region->flows.evicted[from], plan->moves);
         t->record->evictions++;
         t->record->turns = 0;
-        t->record->evicted = 1 + core->nodes[from].evicted_pages;
+        t->record->evicted = 1 + hm_read(&core->nodes[from].counts.evicted_pages);
     }
     hm_count(&core->count.migrations, 1);
     hm_carried(t, HM_TRACE_MIGRATE_END, &plan->move, &plan->copy, plan->from, began);

@@ -2,7 +2,6 @@
  * that need no worker. */
 #include "transaction/operation.h"
 
-#include "base/lock.h"
 #include "base/pause.h"
 #include "base/times.h"
 #include "directory/copies.h"
@@ -236,7 +235,7 @@ int hm_operate(struct transaction *t, const struct hm_mask *mask)
     places.host = hm_owned(t->record, HM_HOST);
     HM_EACH_WORD (w)
         places.host.word[w] &= place.afar.word[w];
-    hm_count(&t->core->nodes[job->node].operations, 1);
+    hm_count(&t->core->nodes[job->node].counts.operations, 1);
     t->record->last_device = hm_tick(t->core);
     t->record->uses += t->record->uses < UINT32_MAX;
     generation = t->record->generation;

@@ -58,8 +58,8 @@ int hm_label_home(struct transaction *t, const struct hm_mask *mask)
     if (error || !pages)
         return error;
     if (t->job->flags & HM_JOB_EVICT && t->job->source) {
-        hm_count(&t->core->nodes[t->job->source].evicted_pages, pages);
-        hm_count(&t->core->nodes[t->job->source].evicted_blocks, 1);
+        hm_count(&t->core->nodes[t->job->source].counts.evicted_pages, pages);
+        hm_count(&t->core->nodes[t->job->source].counts.evicted_blocks, 1);
     }
     began = hm_trace_move(t, &moving, from, 0);
     hm_unlabel(t->region, t->block, &moving, of);

@@ -1,7 +1,6 @@
 /* Jobs on coherent and DAX regions (directory/shared_size.c): a migration relabels. */
 #include "transaction/shared_jobs.h"
 
-#include "base/lock.h"
 #include "directory/owner.h"
 #include "transaction/journal.h"
 
@@ -42,11 +41,11 @@ int hm_shared_relabel(struct transaction *t, const struct hm_mask *mask, bool po
         if (!moved[node])
             continue;
         hm_release(t->core, node, moved[node]);
-        hm_count(&counts->copies_made, moved[node]);
+        hm_count(&counts->counts.copies_made, moved[node]);
         if (t->job->flags & HM_JOB_EVICT) {
-            hm_count(&counts->evicted_blocks, 1);
-            hm_count(&counts->evicted_pages, moved[node]);
-            hm_count(&t->region->accounts.evicted[node], moved[node]);
+            hm_count(&counts->counts.evicted_blocks, 1);
+            hm_count(&counts->counts.evicted_pages, moved[node]);
+            hm_count(&t->region->flows.evicted[node], moved[node]);
             record->evictions++;
         }
     }
@@ -104,7 +103,7 @@ int hm_shared_operate(struct transaction *t, const struct hm_mask *mask)
         return -ENOMEM;
     t->record->last_device = hm_tick(t->core);
     t->record->uses += t->record->uses < UINT32_MAX;
-    hm_count(&t->core->nodes[job->node].operations, 1);
+    hm_count(&t->core->nodes[job->node].counts.operations, 1);
     hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
     if (job->kind == HM_JOB_FILL)
         memset(bytes, (int)job->byte, job->length);

@@ -111,7 +111,7 @@ static void damage_region(void)
 static void damage_books(void)
 {
     struct hm_node *host = &core->nodes[HM_HOST], *device = &core->nodes[1];
-    struct hm_core_flows *flows = &core->flows;
+    struct hm_flows *flows = &core->flows;
     uint64_t peak = device->peak;
     DAMAGE("node 0: 3 pages are accounted for, 4 are used", host->used++, host->used--);
     DAMAGE("node 1: 2 pages are accounted for, 1 are used", device->used--, device->used++);
@@ -120,16 +120,17 @@ static void damage_books(void)
     DAMAGE("node 0: its peak passed its capacity", host->peak = 2048 + HM_BLOCK_PAGES + 1,
            host->peak = peak);
     DAMAGE("node 0: 4 pages in and 0 populated are not 2 out, 1 dropped and 2 there",
-           host->dropped_pages++, host->dropped_pages--);
+           host->counts.dropped_pages++, host->counts.dropped_pages--);
     DAMAGE("node 1: 1 pages in and 4 populated are not 4 out, 1 dropped and 1 there",
-           device->dropped_pages++, device->dropped_pages--);
+           device->counts.dropped_pages++, device->counts.dropped_pages--);
     DAMAGE("node 0: pages by pair or trigger are not all that moved", flows->moved[0][1]++,
            flows->moved[0][1]--);
     DAMAGE("node 1: pages by pair or trigger are not all that moved", flows->in[1][0]++,
            flows->in[1][0]--);
     DAMAGE("node 2: pages by pair or trigger are not all that moved", flows->out[2][1]++,
            flows->out[2][1]--);
-    DAMAGE("node 1: of 1 faults 0 are accounted for", device->faults++, device->faults--);
+    DAMAGE("node 1: of 1 faults 0 are accounted for", device->counts.faults++,
+           device->counts.faults--);
     DAMAGE("node 2: of 0 faults 1 are accounted for", flows->faults[2][HM_FAULTS_MIGRATED]++,
            flows->faults[2][HM_FAULTS_MIGRATED]--);
 }

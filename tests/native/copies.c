@@ -165,7 +165,7 @@ static void open_while_it_is_copied(void)
                          .ino = INO,
                          .node = 1,
                          .count = 4};
-    uint64_t recalls = core->count.recalls;
+    uint64_t recalls = hm_read(&core->count.recalls);
     pthread_mutex_lock(&stripe->lock);
     region->blocks[0].cached[0] |= 1; /* as a READ that was answered leaves it */
     pthread_mutex_unlock(&stripe->lock);
@@ -177,7 +177,7 @@ static void open_while_it_is_copied(void)
     pthread_rwlock_unlock(&device->lock);
     CHECK(!await_job(8), "copy");
     atomic_store(&region->window[1], 0);
-    CHECK(core->count.recalls > recalls, "the CPU kept a page that was copied");
+    CHECK(hm_read(&core->count.recalls) > recalls, "the CPU kept a page that was copied");
     audit();
     close_all();
 }

@@ -226,7 +226,7 @@ static void enter(uint64_t key, const struct hm_shadow *shadow, uint32_t page)
         uint64_t found = 0;
         if (atomic_load(&entry->key) == key || /* else it is taken now, unless another takes it */
             (!atomic_compare_exchange_strong(&entry->key, &found, key) && found == key)) {
-            hm_count(&entry->count, 1);
+            atomic_fetch_add(&entry->count, 1);
             return;
         }
         if (found)
@@ -236,7 +236,7 @@ static void enter(uint64_t key, const struct hm_shadow *shadow, uint32_t page)
         entry->block = (uint32_t)shadow->block;
         entry->page = page;
         memcpy(entry->before, shadow->before, BEFORE);
-        hm_count(&entry->count, 1);
+        atomic_fetch_add(&entry->count, 1);
         return;
     }
     abort();

@@ -38,12 +38,12 @@ static uint64_t count(uint32_t node, const char *what)
 static uint64_t moves(uint32_t node, uint64_t at)
 {
     const struct hm_mask one = hm_mask_range(PAGE_AT, 1);
-    core->clock = at;
+    core->count.clock_ns = at;
     pthread_mutex_lock(&stripe->lock);
     hm_thrash_fault(region, 0, node, &one);
     hm_thrash_note(region, 0, node, &one, true);
     pthread_mutex_unlock(&stripe->lock);
-    return core->clock - at;
+    return core->count.clock_ns - at;
 }
 
 static bool is_pinned(void)

@@ -147,7 +147,7 @@ memory = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 memory[:3] = b"abc"
 address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 print(f"{os.getpid()}@{address:#x}", flush=True)
-while memory[0] == 97:
+while memory[-1] != 98:
     time.sleep(0.01)
 """
 

@@ -261,10 +261,20 @@ uint32_t hm_device_worker(struct hm_core *core, uint32_t node)
     return node < core->config.nodes ? atomic_load(&core->device[node].worker) : 0;
 }
 
+/* The region that some window of the device is on; 0: it has none. */
+static uint64_t any_window(struct hm_device *device)
+{
+    uint64_t ino;
+    hm_lock_to_read(HM_RANK_DEVICE, &device->lock);
+    ino = device->windows_used ? device->windows[0].ino : 0;
+    hm_unlock_either(HM_RANK_DEVICE, &device->lock);
+    return ino;
+}
+
 int hm_device_detach(struct hm_core *core, uint32_t node)
 {
     struct hm_device *device = &core->device[node];
-    uint64_t one = 1;
+    uint64_t one = 1, ino;
     if (node == HM_HOST || node >= core->config.nodes)
         return -ENODEV;
     if (device->uffd < 0)
@@ -272,25 +282,17 @@ int hm_device_detach(struct hm_core *core, uint32_t node)
     if (write(device->stop_fd, &one, sizeof(one)) < 0)
         return -errno;
     pthread_join(device->thread, NULL);
+    /* Without a userfaultfd nothing is done to a window any more, so they may go one by one. */
     hm_lock_to_write(HM_RANK_DEVICE, &device->lock);
-    for (uint32_t i = 0; i < device->windows_used; i++) {
-        struct hm_region *region = hm_region_get(core, device->windows[i].ino);
-        if (region) {
-            atomic_store(&region->window[node], 0);
-            hm_region_put(region);
-        }
-        hm_window_free(&device->windows[i]);
-    }
-    atomic_store(&device->reaches, false);
-    free(device->windows);
-    device->windows = NULL;
-    device->windows_used = 0;
     close(device->uffd);
     close(device->stop_fd);
     if (device->afar >= 0)
         close(device->afar);
     device->uffd = device->stop_fd = device->afar = -1;
+    atomic_store(&device->reaches, false);
     hm_unlock_either(HM_RANK_DEVICE, &device->lock);
+    while ((ino = any_window(device)))
+        hm_device_unmap(core, node, ino); /* takes the table's lock before the device's */
     return 0;
 }
 

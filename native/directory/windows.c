@@ -37,8 +37,10 @@ int hm_devices_init(struct hm_core *core)
 
 void hm_devices_deinit(struct hm_core *core)
 {
-    for (uint32_t node = 0; core->device && node < HM_MAX_NODES; node++)
+    for (uint32_t node = 0; core->device && node < HM_MAX_NODES; node++) {
+        free(core->device[node].windows);
         pthread_rwlock_destroy(&core->device[node].lock);
+    }
     free(core->device);
 }
 

@@ -5,11 +5,11 @@
 #include <errno.h>
 #include <string.h>
 
-#define SIDE_BYTES (HM_MAX_BLOCKS * sizeof(struct hm_side))
+#define SIDE_BYTES (HM_MAX_BLOCKS * sizeof(struct hm_page_sets))
 
-int hm_side_init(hm_side_table *table)
+int hm_page_sets_init(hm_page_sets_table *table)
 {
-    struct hm_side *made, *nothing = NULL;
+    struct hm_page_sets *made, *nothing = NULL;
     if (atomic_load(table))
         return 0;
     made = hm_reserve_memory(SIDE_BYTES);
@@ -20,27 +20,28 @@ int hm_side_init(hm_side_table *table)
     return 0;
 }
 
-void hm_side_deinit(hm_side_table *table)
+void hm_page_sets_deinit(hm_page_sets_table *table)
 {
     hm_free_memory(atomic_load(table), SIDE_BYTES);
 }
 
-struct hm_side *hm_side(const hm_side_table *table, uint64_t block)
+struct hm_page_sets *hm_page_sets_of(const hm_page_sets_table *table, uint64_t block)
 {
-    struct hm_side *all = atomic_load_explicit(table, memory_order_acquire);
+    struct hm_page_sets *all = atomic_load_explicit(table, memory_order_acquire);
     return all ? &all[block] : NULL;
 }
 
-struct hm_mask hm_side_on(const hm_side_table *table, uint64_t block, uint32_t node)
+struct hm_mask hm_page_set(const hm_page_sets_table *table, uint64_t block, uint32_t node)
 {
-    const struct hm_side *side = hm_side(table, block);
+    const struct hm_page_sets *side = hm_page_sets_of(table, block);
     struct hm_mask mask = {{0}};
     if (side)
         memcpy(mask.word, side->on[node], sizeof(mask.word));
     return mask;
 }
 
-struct hm_mask hm_side_take(struct hm_side *side, uint32_t node, const struct hm_mask *mask)
+struct hm_mask hm_page_set_take(struct hm_page_sets *side, uint32_t node,
+                                const struct hm_mask *mask)
 {
     struct hm_mask gone;
     HM_EACH_WORD (w) {

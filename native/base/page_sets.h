@@ -10,18 +10,20 @@
 #include <stdatomic.h>
 
 /* Of a block, a mask for each node; and the table of these by block, NULL until first used. */
-struct hm_side {
+struct hm_page_sets {
     uint64_t on[HM_MAX_NODES][HM_WORDS];
 };
-typedef _Atomic(struct hm_side *) hm_side_table;
+typedef _Atomic(struct hm_page_sets *) hm_page_sets_table;
 
 /* Made at first use (-ENOMEM), and freed with what it belongs to. */
-int hm_side_init(hm_side_table *table);
-void hm_side_deinit(hm_side_table *table);
+int hm_page_sets_init(hm_page_sets_table *table);
+void hm_page_sets_deinit(hm_page_sets_table *table);
 /* With the stripe held from here on. */
-struct hm_side *hm_side(const hm_side_table *table, uint64_t block); /* NULL: it was never used */
-struct hm_mask hm_side_on(const hm_side_table *table, uint64_t block, uint32_t node);
+struct hm_page_sets *hm_page_sets_of(const hm_page_sets_table *table,
+                                     uint64_t block); /* NULL: it was never used */
+struct hm_mask hm_page_set(const hm_page_sets_table *table, uint64_t block, uint32_t node);
 /* Take pages out of the node's mask; returns those that were in it. */
-struct hm_mask hm_side_take(struct hm_side *side, uint32_t node, const struct hm_mask *mask);
+struct hm_mask hm_page_set_take(struct hm_page_sets *side, uint32_t node,
+                                const struct hm_mask *mask);
 
 #endif

@@ -32,8 +32,8 @@ struct hm_region {
     int backing_id;              /* shared: what the kernel calls its memfd; 0: nothing yet */
     pthread_mutex_t shared_lock; /* shared: its size, and writes to it from here; then a stripe */
     _Atomic uint32_t writers;    /* files open for writing, and HM_COPIES_ENDED */
-    hm_side_table copies;        /* NULL: nothing was ever read-mostly */
-    hm_side_table labels;        /* NULL: no page was ever labelled */
+    hm_page_sets_table copies;   /* NULL: nothing was ever read-mostly */
+    hm_page_sets_table labels;   /* NULL: no page was ever labelled */
     _Atomic(const struct hm_kind_ops *) ops; /* what its kind does its own way */
     _Atomic(struct hm_process *) process;    /* whose own memory this is; NULL: it is a file's */
     pthread_mutex_t pools_lock; /* guards the making of a pool; reading one needs none */

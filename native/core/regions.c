@@ -31,8 +31,8 @@ void hm_region_free(struct hm_region *region)
     hm_unlist(region);
     hm_process_deinit(region);
     hm_history_free(region);
-    hm_side_deinit(&region->copies);
-    hm_side_deinit(&region->labels);
+    hm_page_sets_deinit(&region->copies);
+    hm_page_sets_deinit(&region->labels);
     hm_advice_free(region);
     hm_shared_deinit(region);
     for (uint32_t node = 0; node < HM_MAX_NODES; node++)

@@ -25,13 +25,13 @@
 
 struct hm_mask hm_copies_on(const struct hm_region *region, uint64_t block, uint32_t node)
 {
-    return hm_side_on(&region->copies, block, node);
+    return hm_page_set(&region->copies, block, node);
 }
 
 void hm_copies_set(struct hm_region *region, uint64_t block, uint32_t node,
                    const struct hm_mask *mask, bool there)
 {
-    struct hm_side *copies = hm_side(&region->copies, block);
+    struct hm_page_sets *copies = hm_page_sets_of(&region->copies, block);
     if (copies)
         HM_EACH_WORD (w)
             copies->on[node][w] =
@@ -41,14 +41,14 @@ void hm_copies_set(struct hm_region *region, uint64_t block, uint32_t node,
 uint32_t hm_collapse(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
                      uint32_t only)
 {
-    struct hm_side *copies = hm_side(&region->copies, block);
+    struct hm_page_sets *copies = hm_page_sets_of(&region->copies, block);
     uint32_t all = 0;
     for (uint32_t node = 1; copies && node < region->core->config.nodes; node++) {
         struct hm_mask gone;
         uint32_t pages;
         if (only != HM_HOST && only != node)
             continue;
-        gone = hm_side_take(copies, node, mask);
+        gone = hm_page_set_take(copies, node, mask);
         pages = hm_bits(gone.word);
         if (!pages)
             continue;

@@ -25,7 +25,7 @@ bool hm_labels(const struct hm_region *region, uint32_t node)
 
 struct hm_mask hm_labels_on(const struct hm_region *region, uint64_t block, uint32_t node)
 {
-    return hm_side_on(&region->labels, block, node);
+    return hm_page_set(&region->labels, block, node);
 }
 
 struct hm_mask hm_said_on(struct hm_region *region, uint64_t block, uint32_t node)
@@ -44,7 +44,7 @@ struct hm_mask hm_said_on(struct hm_region *region, uint64_t block, uint32_t nod
 
 struct hm_mask hm_all_labels(const struct hm_region *region, uint64_t block)
 {
-    const struct hm_side *labels = hm_side(&region->labels, block);
+    const struct hm_page_sets *labels = hm_page_sets_of(&region->labels, block);
     struct hm_mask all = {{0}};
     for (uint32_t node = 1; labels && node < region->core->config.nodes; node++)
         HM_EACH_WORD (w)
@@ -54,7 +54,7 @@ struct hm_mask hm_all_labels(const struct hm_region *region, uint64_t block)
 
 uint32_t hm_labelled(const struct hm_region *region, uint64_t block)
 {
-    const struct hm_side *labels = hm_side(&region->labels, block);
+    const struct hm_page_sets *labels = hm_page_sets_of(&region->labels, block);
     uint32_t pages = 0;
     for (uint32_t node = 1; labels && node < region->core->config.nodes; node++)
         pages += hm_bits(labels->on[node]);
@@ -64,11 +64,11 @@ uint32_t hm_labelled(const struct hm_region *region, uint64_t block)
 uint32_t hm_unlabel(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
                     uint32_t of[HM_MAX_NODES])
 {
-    struct hm_side *labels = hm_side(&region->labels, block);
+    struct hm_page_sets *labels = hm_page_sets_of(&region->labels, block);
     uint32_t all = 0;
     memset(of, 0, HM_MAX_NODES * sizeof(*of));
     for (uint32_t node = 1; labels && node < region->core->config.nodes; node++) {
-        struct hm_mask gone = hm_side_take(labels, node, mask);
+        struct hm_mask gone = hm_page_set_take(labels, node, mask);
         of[node] = hm_bits(gone.word);
         atomic_fetch_sub(&region->core->nodes[node].labelled, of[node]);
         all += of[node];

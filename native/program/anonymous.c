@@ -416,17 +416,17 @@ static void punch_later(struct transaction *t, const uint8_t owners[HM_BLOCK_PAG
 {
     struct hm_process *process = t->region->process;
     struct hm_mask now = {{0}};
-    struct hm_side *side;
+    struct hm_page_sets *side;
     uint32_t i = 0;
     while (i < process->late_blocks && process->late_block[i] != t->block)
         i++;
-    if (i == HM_LATE_BLOCKS || hm_side_init(&process->late)) {
+    if (i == HM_LATE_BLOCKS || hm_page_sets_init(&process->late)) {
         punch(t, owners, mask);
         return;
     }
     if (i == process->late_blocks)
         process->late_block[process->late_blocks++] = t->block;
-    side = hm_side(&process->late, t->block);
+    side = hm_page_sets_of(&process->late, t->block);
     HM_EACH_PAGE (page, mask->word) {
         uint32_t node = owners[page];
         if (atomic_load(&t->region->window[node])) {

@@ -7,7 +7,7 @@
 /* Of one block, whose stripe is held. */
 static void punch_late(struct hm_process *process, uint64_t block)
 {
-    struct hm_side *side = hm_side(&process->late, block);
+    struct hm_page_sets *side = hm_page_sets_of(&process->late, block);
     for (uint32_t node = 1; side && node < process->core->config.nodes; node++) {
         hm_punch_runs(process->region, node, block, side->on[node]);
         memset(side->on[node], 0, sizeof(side->on[node]));
@@ -24,7 +24,7 @@ void hm_process_flush(struct hm_process *process)
         if (process->region->blocks[block].busy) {
             process->late_block[kept++] = block;
             for (uint32_t node = 1; node < process->core->config.nodes; node++)
-                waiting += hm_bits(hm_side(&process->late, block)->on[node]);
+                waiting += hm_bits(hm_page_sets_of(&process->late, block)->on[node]);
         } else {
             punch_late(process, block);
         }
@@ -36,7 +36,7 @@ void hm_process_flush(struct hm_process *process)
 
 void hm_process_flush_block(struct hm_process *process, uint64_t block)
 {
-    struct hm_side *side = hm_side(&process->late, block), late;
+    struct hm_page_sets *side = hm_page_sets_of(&process->late, block), late;
     struct hm_stripe *stripe = hm_stripe_of(process->core, process->region->ino, block);
     if (!side)
         return;

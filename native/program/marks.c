@@ -12,11 +12,11 @@
 
 void hm_process_revoke(struct hm_process *process, uint64_t block, const struct hm_mask *mask)
 {
-    struct hm_side *side = hm_side(&process->exclusive, block);
+    struct hm_page_sets *side = hm_page_sets_of(&process->exclusive, block);
     if (hm_bits(mask->word))
         process->region->blocks[block].huge = 0;
     for (uint32_t node = 1; side && node < process->core->config.nodes; node++)
-        hm_side_take(side, node, mask);
+        hm_page_set_take(side, node, mask);
 }
 
 int hm_process_exclusive(struct hm_core *core, uint64_t ino, uint32_t node, uint64_t block,
@@ -28,11 +28,12 @@ int hm_process_exclusive(struct hm_core *core, uint64_t ino, uint32_t node, uint
     if (!error && (!node || node >= core->config.nodes || block >= HM_MAX_BLOCKS))
         error = -EINVAL;
     if (!error && set)
-        error = hm_side_init(&process->exclusive);
+        error = hm_page_sets_init(&process->exclusive);
     if (out)
         memset(out, 0, HM_WORDS * sizeof(*out));
-    if (!error && hm_side(&process->exclusive, block) && hm_region_is_touched(region, block)) {
-        struct hm_side *side = hm_side(&process->exclusive, block);
+    if (!error && hm_page_sets_of(&process->exclusive, block) &&
+        hm_region_is_touched(region, block)) {
+        struct hm_page_sets *side = hm_page_sets_of(&process->exclusive, block);
         struct hm_stripe *stripe = hm_stripe_of(core, ino, block);
         struct hm_mask mine;
         hm_lock(HM_RANK_STRIPE, &stripe->lock);

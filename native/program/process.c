@@ -339,8 +339,8 @@ static void process_free(struct hm_process *process)
         process->pending = pending->next;
         hm_pending_free(pending);
     }
-    hm_side_deinit(&process->exclusive);
-    hm_side_deinit(&process->late);
+    hm_page_sets_deinit(&process->exclusive);
+    hm_page_sets_deinit(&process->late);
     if (process->control)
         munmap(process->control, sizeof(*process->control));
     pthread_mutex_destroy(&process->lock);

@@ -62,11 +62,11 @@ struct hm_process {
      * not punched yet: one by one that would be a fifth of a fault. With the stripe. Of which
      * blocks, and how many in all: with the lock. A worker's window would show them, so there are
      * none while there is one. */
-    hm_side_table late;
+    hm_page_sets_table late;
     uint64_t late_block[HM_LATE_BLOCKS];
     uint32_t late_blocks, late_pages;
-    hm_side_table exclusive;  /* pages that a device has for itself; with the stripe */
-    struct hm_slot *dropping; /* what the helper drops: REMOVE events of its runs are our own */
+    hm_page_sets_table exclusive; /* pages that a device has for itself; with the stripe */
+    struct hm_slot *dropping;     /* what the helper drops: REMOVE events of its runs are our own */
     _Atomic uint64_t area[HM_AREAS];           /* 1 + the high bits of its addresses; 0: free */
     _Atomic uint32_t remote[HM_MAX_MOVERS];    /* threads of ours that access its memory */
     _Atomic uint64_t remote_ns[HM_MAX_MOVERS]; /* since when */

@@ -157,7 +157,7 @@ int hm_advise(struct hm_core *core, uint64_t ino, uint64_t first, uint64_t count
     region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
-    error = field == HM_ADVICE_READ_MOSTLY && value ? hm_side_init(&region->copies) : 0;
+    error = field == HM_ADVICE_READ_MOSTLY && value ? hm_page_sets_init(&region->copies) : 0;
     if (error) {
         hm_region_put(region);
         return error;

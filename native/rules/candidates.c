@@ -15,8 +15,8 @@
 HM_UNLOCKED static uint32_t lent(const struct hm_listed *at, uint32_t node,
                                  const struct hm_mask *pinned)
 {
-    const struct hm_side *copies = atomic_load(&at->region->copies);
-    const struct hm_side *labels = atomic_load(&at->region->labels);
+    const struct hm_page_sets *copies = atomic_load(&at->region->copies);
+    const struct hm_page_sets *labels = atomic_load(&at->region->labels);
     uint32_t pages = 0;
     for (uint32_t other = 1; other < at->region->core->config.nodes; other++) {
         if (node != HM_HOST && node != other)

@@ -26,7 +26,7 @@ static void trim(struct hm_mask *mask, uint32_t pages)
 }
 
 /* By page the device that it is labelled as, or the host. */
-static void labelled_as(const struct transaction *t, const struct hm_side *labels,
+static void labelled_as(const struct transaction *t, const struct hm_page_sets *labels,
                         uint8_t nodes[HM_BLOCK_PAGES])
 {
     memset(nodes, HM_HOST, HM_BLOCK_PAGES);
@@ -37,7 +37,7 @@ static void labelled_as(const struct transaction *t, const struct hm_side *label
 
 int hm_label_home(struct transaction *t, const struct hm_mask *mask)
 {
-    const struct hm_side *labels = hm_side(&t->region->labels, t->block);
+    const struct hm_page_sets *labels = hm_page_sets_of(&t->region->labels, t->block);
     uint8_t from[HM_BLOCK_PAGES];
     struct hm_mask moving = {{0}}, stay;
     uint32_t pages, of[HM_MAX_NODES];
@@ -97,7 +97,7 @@ static struct hm_mask strangers(const struct transaction *t, const struct hm_mas
 /* Say of host-owned pages that they are the node's, whose room for them is taken. */
 static void relabel(struct transaction *t, const struct hm_mask *pages)
 {
-    struct hm_side *labels = hm_side(&t->region->labels, t->block);
+    struct hm_page_sets *labels = hm_page_sets_of(&t->region->labels, t->block);
     uint32_t node = t->job->node, count = hm_bits(pages->word), host, of[HM_MAX_NODES];
     uint8_t from[HM_BLOCK_PAGES];
     uint64_t began;
@@ -122,7 +122,7 @@ int hm_label(struct transaction *t, struct hm_mask *mask)
 {
     uint32_t node = t->job->node, claimed, pages = 0;
     struct hm_mask want, away, had;
-    int error = hm_side_init(&t->region->labels);
+    int error = hm_page_sets_init(&t->region->labels);
     if (error)
         return error;
     want = strangers(t, mask);

@@ -69,7 +69,7 @@ static void begin(void)
 static void damage_blocks(void)
 {
     struct hm_mask third = hm_mask_range(2, 1);
-    struct hm_side *labels;
+    struct hm_page_sets *labels;
     damage_block("a device owns a page that is not present", block->device, 9);
     damage_block("a device owns a page that is not present", block->present, 2);
     damage_block("a kept copy of a host-owned or dirty page", block->kept, 0);
@@ -87,8 +87,8 @@ static void damage_blocks(void)
     DAMAGE("the CPU may store to a page that dev0 has a copy of",
            (block->cached[0] |= 8, region->writers = 1 | HM_COPIES_ENDED),
            (block->cached[0] &= ~8ULL, region->writers = 0));
-    CHECK(!hm_side_init(&region->labels), "memory");
-    labels = hm_side(&region->labels, 0);
+    CHECK(!hm_page_sets_init(&region->labels), "memory");
+    labels = hm_page_sets_of(&region->labels, 0);
     DAMAGE("dev0 labels a page that is not the host's", labels->on[1][0] = 4, labels->on[1][0] = 0);
 }
 

@@ -73,25 +73,54 @@ static inline uint32_t hm_next_page(const uint64_t *words, uint32_t page)
     return HM_BLOCK_PAGES;
 }
 
-static inline struct hm_mask hm_both(const struct hm_mask *one, const struct hm_mask *two)
+/* ---- sets from sets ------------------------------------------------------------------------- */
+
+/* Words are a mask's, or a record's. */
+static inline void hm_add(uint64_t *to, const uint64_t *words)
+{
+    HM_EACH_WORD (w)
+        to[w] |= words[w];
+}
+
+static inline void hm_keep(uint64_t *in, const uint64_t *words)
+{
+    HM_EACH_WORD (w)
+        in[w] &= words[w];
+}
+
+static inline void hm_drop(uint64_t *from, const uint64_t *words)
+{
+    HM_EACH_WORD (w)
+        from[w] &= ~words[w];
+}
+
+static inline struct hm_mask hm_both(const uint64_t *one, const uint64_t *other)
 {
     struct hm_mask mask;
     HM_EACH_WORD (w)
-        mask.word[w] = one->word[w] & two->word[w];
+        mask.word[w] = one[w] & other[w];
+    return mask;
+}
+
+static inline struct hm_mask hm_either(const uint64_t *one, const uint64_t *other)
+{
+    struct hm_mask mask;
+    HM_EACH_WORD (w)
+        mask.word[w] = one[w] | other[w];
+    return mask;
+}
+
+static inline struct hm_mask hm_without(const uint64_t *one, const uint64_t *other)
+{
+    struct hm_mask mask;
+    HM_EACH_WORD (w)
+        mask.word[w] = one[w] & ~other[w];
     return mask;
 }
 
 static inline void hm_set(struct hm_mask *mask, uint32_t page)
 {
     mask->word[page / 64] |= 1ULL << (page % 64);
-}
-
-/* One mask without the pages of another. */
-static inline struct hm_mask hm_without(struct hm_mask mask, const struct hm_mask *other)
-{
-    HM_EACH_WORD (w)
-        mask.word[w] &= ~other->word[w];
-    return mask;
 }
 
 #endif

@@ -43,7 +43,7 @@ static uint32_t room_of_labelled(struct hm_region *region, uint64_t block, struc
             uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE;
             hm_zero_part(region, offset, offset + HM_PAGE_SIZE);
         }
-    *mask = hm_without(*mask, &labelled);
+    hm_drop(mask->word, labelled.word);
     return 0;
 }
 
@@ -71,11 +71,10 @@ int hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask 
         first += count;
     }
     hm_disown(region, record, mask, gone);
-    if (forget_cached)
-        HM_EACH_WORD (w) {
-            record->cached[w] &= ~mask->word[w];
-            record->recalling[w] &= ~mask->word[w];
-        }
+    if (forget_cached) {
+        hm_drop(record->cached, mask->word);
+        hm_drop(record->recalling, mask->word);
+    }
     for (uint32_t node = 1; node < core->config.nodes; node++) {
         hm_release(core, node, gone[node]);
         /* It is a device that loses those with a label, not the host. */

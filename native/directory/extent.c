@@ -101,8 +101,7 @@ static int allocate_block(struct hm_region *region, uint64_t block, const struct
     error = hm_reserve(core, HM_HOST, need, 0);
     if (error)
         goto out;
-    HM_EACH_WORD (w)
-        hole.word[w] = mask->word[w] & ~record->present[w];
+    hole = hm_without(mask->word, record->present);
     while (!error && hm_next_run(hole.word, &first, &count)) {
         uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE;
         error = hm_pool_zero(pool, offset, (uint64_t)count * HM_PAGE_SIZE);

@@ -34,10 +34,9 @@ struct hm_mask hm_said_on(struct hm_region *region, uint64_t block, uint32_t nod
     for (uint32_t other = 1; other < region->core->config.nodes; other++) {
         labels = hm_labels_on(region, block, other);
         if (node == HM_HOST)
-            pages = hm_without(pages, &labels);
+            hm_drop(pages.word, labels.word);
         else if (node == other)
-            HM_EACH_WORD (w)
-                pages.word[w] |= labels.word[w];
+            hm_add(pages.word, labels.word);
     }
     return pages;
 }
@@ -47,8 +46,7 @@ struct hm_mask hm_all_labels(const struct hm_region *region, uint64_t block)
     const struct hm_page_sets *labels = hm_page_sets_of(&region->labels, block);
     struct hm_mask all = {{0}};
     for (uint32_t node = 1; labels && node < region->core->config.nodes; node++)
-        HM_EACH_WORD (w)
-            all.word[w] |= labels->on[node][w];
+        hm_add(all.word, labels->on[node]);
     return all;
 }
 

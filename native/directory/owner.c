@@ -35,12 +35,13 @@ void hm_own(struct hm_region *region, struct hm_block *record, const struct hm_m
     uint32_t made = hm_bits(pages->word) - moves;
     HM_EACH_PAGE (page, pages->word)
         record->owner[page] = (uint8_t)node;
-    HM_EACH_WORD (w) {
-        uint64_t word = pages->word[w];
-        record->present[w] |= word;
-        record->device[w] = node ? record->device[w] | word : record->device[w] & ~word;
-        record->dirty[w] &= ~word;
-        record->kept[w] &= node ? ~0ULL : ~word; /* it is the page again */
+    hm_add(record->present, pages->word);
+    hm_drop(record->dirty, pages->word);
+    if (node == HM_HOST) {
+        hm_drop(record->device, pages->word);
+        hm_drop(record->kept, pages->word); /* it is the page again */
+    } else {
+        hm_add(record->device, pages->word);
     }
     for (uint32_t other = 0; other < core->config.nodes; other++) {
         count_pages(region, record, other, -(int64_t)from[other]);
@@ -63,13 +64,10 @@ void hm_disown(struct hm_region *region, struct hm_block *record, const struct h
     count_owners(record, pages, gone);
     HM_EACH_PAGE (page, pages->word)
         record->owner[page] = HM_HOST;
-    HM_EACH_WORD (w) {
-        uint64_t keep = ~pages->word[w];
-        record->present[w] &= keep;
-        record->device[w] &= keep;
-        record->dirty[w] &= keep;
-        record->kept[w] &= keep;
-    }
+    hm_drop(record->present, pages->word);
+    hm_drop(record->device, pages->word);
+    hm_drop(record->dirty, pages->word);
+    hm_drop(record->kept, pages->word);
     for (uint32_t node = 0; node < core->config.nodes; node++) {
         count_pages(region, record, node, -(int64_t)gone[node]);
         if (gone[node])

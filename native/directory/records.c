@@ -21,8 +21,7 @@ struct hm_mask hm_owned(const struct hm_block *block, uint32_t node)
 {
     struct hm_mask owned = {{0}};
     if (node == HM_HOST) {
-        HM_EACH_WORD (w)
-            owned.word[w] = block->present[w] & ~block->device[w];
+        owned = hm_without(block->present, block->device);
         return owned;
     }
     HM_EACH_PAGE (page, block->device)

@@ -252,8 +252,7 @@ struct hm_mask hm_window_discards(struct hm_region *region, uint32_t node, uint6
     if (had) {
         uint64_t pages = (discard - block * HM_BLOCK_BYTES) / HM_PAGE_SIZE;
         mask = hm_mask_range(0, pages < HM_BLOCK_PAGES ? (uint32_t)pages : HM_BLOCK_PAGES);
-        HM_EACH_WORD (w)
-            mask.word[w] &= ~had[w];
+        hm_drop(mask.word, had);
     }
     hm_unlock_either(HM_RANK_DEVICE, &device->lock);
     return mask;
@@ -269,8 +268,7 @@ void hm_window_had(struct hm_region *region, uint32_t node, uint64_t block,
     hm_lock_to_read(HM_RANK_DEVICE, &device->lock);
     had = had_of(device, region->ino, block, &discard);
     if (had)
-        HM_EACH_WORD (w)
-            had[w] |= mask->word[w];
+        hm_add(had, mask->word);
     hm_unlock_either(HM_RANK_DEVICE, &device->lock);
 }
 

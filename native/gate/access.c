@@ -158,15 +158,13 @@ static struct hm_mask fault_window(const struct part *part, const struct hm_pref
     struct hm_block *record = part->record;
     struct hm_mask touched = hm_mask_range(part->first, part->count), home, window;
     struct hm_mask inside = hm_inside_file(part->region, part->block);
-    HM_EACH_WORD (w)
-        home.word[w] = record->present[w] & ~record->device[w];
+    home = hm_without(record->present, record->device);
     window = hm_prefetch_window(policy, &home, &touched, &inside, record->cpu_faults,
                                 &record->cpu_stride);
     if (atomic_load_explicit(&part->region->advised, memory_order_relaxed)) {
         struct hm_mask pinned = hm_pinned(part->region, part->block);
         hm_advised_window(part->region, part->block, &touched, &window);
-        HM_EACH_WORD (w)
-            window.word[w] &= ~pinned.word[w];
+        hm_drop(window.word, pinned.word);
     }
     HM_EACH_WORD (w)
         window.word[w] = (window.word[w] | touched.word[w]) & record->device[w];
@@ -181,8 +179,7 @@ static bool pinned_away(const struct part *part)
     if (!atomic_load_explicit(&part->region->advised, memory_order_relaxed))
         return false;
     pinned = hm_pinned(part->region, part->block);
-    HM_EACH_WORD (w)
-        pinned.word[w] &= part->record->device[w];
+    hm_keep(pinned.word, part->record->device);
     return hm_any(pinned.word, part->mask.word);
 }
 
@@ -223,8 +220,7 @@ static enum admission express(struct part *part, bool write, enum hm_room room)
     bool urgent = room != HM_ROOM;
     if (record->busy && !(urgent && record->state == HM_RECALL))
         return PARK_BUSY;
-    HM_EACH_WORD (w)
-        window.word[w] = part->mask.word[w] & record->device[w];
+    window = hm_both(part->mask.word, record->device);
     hm_thrash_fault(part->region, part->block, HM_HOST, &window);
     window = wide = fault_window(part, policy, &pages);
     record->cpu_faults += record->cpu_faults < UINT8_MAX;
@@ -236,8 +232,7 @@ static enum admission express(struct part *part, bool write, enum hm_room room)
         return PARK_BUSY;
     }
     if (urgent || pages > HM_INLINE_PAGES) { /* no more than what must be home */
-        HM_EACH_WORD (w)
-            window.word[w] = part->mask.word[w] & record->device[w];
+        window = hm_both(part->mask.word, record->device);
         pages = hm_bits(window.word);
     }
     if ((urgent || (by_itself && pages <= HM_INLINE_PAGES)) &&
@@ -304,8 +299,7 @@ static enum admission admit_read(struct part *part, bool waits, bool direct)
         return PARK_SERVICE;
     }
     if (!direct)
-        HM_EACH_WORD (w)
-            record->cached[w] |= part->mask.word[w];
+        hm_add(record->cached, part->mask.word);
     record->inflight++;
     part->generation = record->generation;
     record->last_cpu = hm_tick(part->region->core);
@@ -443,8 +437,7 @@ static void leave_out_overtaken(struct part *part, uint64_t unique)
     overtaken = hm_order_overtaken(part->stripe, part->region->ino, part->block, &all, unique);
     if (hm_bits(overtaken.word))
         hm_count(&part->region->core->count.stale_writes_skipped, 1);
-    HM_EACH_WORD (w)
-        part->mask.word[w] = all.word[w] & ~overtaken.word[w];
+    part->mask = hm_without(all.word, overtaken.word);
 }
 
 static enum admission admit_write(struct part *part, const struct hm_request *request,
@@ -500,8 +493,7 @@ static enum admission admit_write(struct part *part, const struct hm_request *re
     }
     /* The page cache's own WRITEs mark, too: theirs may be the only ones that tell of a folio
      * that a write(2) made, if they overtook its WRITE. It costs a recall one more, empty round. */
-    HM_EACH_WORD (w)
-        record->cached[w] |= part->mask.word[w];
+    hm_add(record->cached, part->mask.word);
     record->inflight++;
     record->writing = 1;
     record->last_cpu = hm_tick(part->region->core);
@@ -554,18 +546,15 @@ static int apply_write(struct part *part, const struct hm_request *request)
     pthread_cond_broadcast(&part->stripe->changed);
     if (error || record->generation != generation) {
         /* What was put into holes is nobody's: it would show when they are filled. */
-        HM_EACH_WORD (w)
-            new_pages.word[w] = part->mask.word[w] & ~record->present[w];
+        new_pages = hm_without(part->mask.word, record->present);
         hm_punch_runs(part->region, HM_HOST, part->block, new_pages.word);
         hm_step(part->region, part->block, "write.undone", HM_BY_GATE, &part->mask);
         return record->generation != generation ? -EAGAIN : error;
     }
     before = hm_block_charge(part->region, record);
-    HM_EACH_WORD (w)
-        new_pages.word[w] = part->mask.word[w] & ~record->present[w];
+    new_pages = hm_without(part->mask.word, record->present);
     hm_own(part->region, record, &new_pages, HM_HOST, HM_BY_WRITE, NULL);
-    HM_EACH_WORD (w)
-        record->dirty[w] |= part->mask.word[w];
+    hm_add(record->dirty, part->mask.word);
     hm_reserve_always(part->region->core, HM_HOST, hm_block_charge(part->region, record) - before);
     hm_step(part->region, part->block,
             request->flags & FUSE_WRITE_CACHE ? "back.applied" : "write.applied", HM_BY_GATE,

@@ -22,8 +22,7 @@ static void write_back(struct hm_region *region)
         const struct hm_block *record = &region->blocks[block];
         struct hm_mask seen;
         hm_lock(HM_RANK_STRIPE, &stripe->lock);
-        HM_EACH_WORD (w)
-            seen.word[w] = record->cached[w] | record->recalling[w];
+        seen = hm_either(record->cached, record->recalling);
         hm_unlock(HM_RANK_STRIPE, &stripe->lock);
         for (uint32_t first = 0, count; hm_next_run(seen.word, &first, &count); first += count)
             hm_invalidate(region->core, region->ino,
@@ -49,8 +48,7 @@ static void protect_windows(struct hm_region *region)
             struct hm_mask mine = {{0}};
             if (record->pages[node])
                 mine = hm_owned(record, node);
-            HM_EACH_WORD (w)
-                mine.word[w] &= record->dirty[w];
+            hm_keep(mine.word, record->dirty);
             hm_window_protect(region, node, block, &mine);
         }
         hm_unlock(HM_RANK_STRIPE, &stripe->lock);

@@ -105,8 +105,7 @@ static int carry(struct transaction *t, struct hm_mask *others, struct hm_taking
     static const struct hm_mask none;
     struct hm_mask arriving;
     int error;
-    HM_EACH_WORD (w)
-        arriving.word[w] = taking->movable.word[w] | taking->fixed.word[w] | others->word[w];
+    arriving = hm_either(hm_either(taking->movable.word, taking->fixed.word).word, others->word);
     error = hm_window_protect(t->region, t->job->node, t->block, &arriving);
     if (!error)
         error = copy_between(t, others);
@@ -166,8 +165,7 @@ static int leave_out(const struct transaction *t, const struct hm_mask *need,
     struct hm_process *process = t->region->process;
     struct hm_mask wanted, guards, stays, shown;
     int error;
-    HM_EACH_WORD (w)
-        wanted.word[w] = taking->movable.word[w] | taking->fixed.word[w];
+    wanted = hm_either(taking->movable.word, taking->fixed.word);
     if (!hm_bits(wanted.word))
         return 0;
     error = hm_pages_there(process, hm_page_of(t, 0), &wanted, &taking->there, &guards);
@@ -217,7 +215,7 @@ static int choose(struct transaction *t, const struct hm_mask *mask, bool popula
 static int all_came(const struct transaction *t, const struct hm_mask *need)
 {
     struct hm_mask mine = hm_owned(t->record, t->job->node), missing;
-    missing = hm_without(*need, &mine);
+    missing = hm_without(need->word, mine.word);
     return hm_bits(missing.word) ? -EBUSY : 0;
 }
 
@@ -235,7 +233,7 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
         struct hm_mask need = needed(t, mask);
         return hm_bits(need.word) ? -EACCES : 0;
     }
-    others = hm_without(*mask, &mine);
+    others = hm_without(mask->word, mine.word);
     HM_EACH_WORD (w) {
         absent.word[w] = others.word[w] & ~record->device[w];
         others.word[w] &= record->device[w];
@@ -244,8 +242,7 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
     hm_process_flush_block(t->region->process, t->block);
     hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
     error = choose(t, &absent, populate, &taking);
-    HM_EACH_WORD (w)
-        moving.word[w] = others.word[w] | taking.movable.word[w] | taking.fixed.word[w];
+    moving = hm_either(hm_either(others.word, taking.movable.word).word, taking.fixed.word);
     room = error ? 0 : hm_bits(moving.word);
     if (!error)
         error = hm_take_room(t, room, hm_room_for(t->job));
@@ -268,8 +265,7 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
         return -ESRCH;
     }
     flip_to(t, &others, &taking, freed, began);
-    HM_EACH_WORD (w)
-        moved.word[w] = others.word[w] | taking.taken.word[w];
+    moved = hm_either(others.word, taking.taken.word);
     hm_trace_stayed(t, &moving, &moved, owners, began);
     t->reserved -= hm_bits(others.word) + hm_bits(taking.taken.word) + hm_bits(taking.holes.word);
     hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
@@ -280,7 +276,7 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
         struct hm_mask need = needed(t, mask), there;
         HM_EACH_WORD (w)
             there.word[w] = taking.there.word[w] | (populate ? ~0ULL : record->device[w]);
-        need = hm_both(&need, &there);
+        hm_keep(need.word, there.word);
         error = all_came(t, &need);
     }
     return error;
@@ -355,8 +351,7 @@ static int give(const struct transaction *t, struct hm_mask *mask, uint64_t mode
             break;
         }
         run = hm_mask_range(first, (uint32_t)done);
-        HM_EACH_WORD (w)
-            given.word[w] |= run.word[w];
+        hm_add(given.word, run.word);
         first += (uint32_t)done;
     }
     *mask = given;
@@ -448,7 +443,7 @@ static bool cut_discarded(struct transaction *t, struct hm_mask *mask)
     struct hm_mask gone = hm_take_discarded(t, mask);
     if (!hm_bits(gone.word))
         return false;
-    *mask = hm_without(*mask, &gone);
+    hm_drop(mask->word, gone.word);
     hm_process_revoke(t->region->process, t->block, &gone);
     hm_block_cut(t->region, t->block, &gone, false);
     return true;
@@ -606,8 +601,7 @@ static bool must_stay(struct transaction *t, const struct hm_mask *mask)
 {
     struct hm_process *process = t->region->process;
     struct hm_mask stays = {{0}}, shown, absent;
-    HM_EACH_WORD (w)
-        absent.word[w] = mask->word[w] & ~t->record->device[w];
+    absent = hm_without(mask->word, t->record->device);
     if (!hm_bits(absent.word) || process->uffd < 0)
         return false;
     hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
@@ -625,16 +619,14 @@ static int remote(struct transaction *t)
     uint32_t pages = (job->offset + job->length - 1) / HM_PAGE_SIZE - first + 1, at = 0;
     struct hm_mask mask = hm_mask_range(first, pages), mine = hm_owned(t->record, job->node), away;
     int error = 0;
-    HM_EACH_WORD (w)
-        away.word[w] = mask.word[w] & t->record->device[w] & ~mine.word[w];
+    away = hm_without(hm_both(mask.word, t->record->device).word, mine.word);
     if (hm_bits(away.word)) {
         struct hm_job home = {.kind = HM_JOB_MIGRATE, .ino = job->ino, .node = HM_HOST};
         struct transaction other = *t;
         other.job = &home;
         error = bring_home(&other, &away, HM_BLOCK_PAGES);
         t->charged = other.charged;
-        HM_EACH_WORD (w)
-            away.word[w] &= t->record->device[w];
+        hm_keep(away.word, t->record->device);
         if (!error && hm_bits(away.word))
             error = -EFAULT; /* nothing is mapped there any more */
     }
@@ -642,7 +634,7 @@ static int remote(struct transaction *t)
         error = hm_process_may_write(t, &mask);
         mine = hm_owned(t->record, job->node);
         if (!error) {
-            away = hm_both(&mask, &mine);
+            away = hm_both(mask.word, mine.word);
             hm_mark_written(t, &away);
         }
     }

@@ -30,8 +30,7 @@ void hm_add_part(struct hm_mask *mask, uint64_t base, uint64_t start, uint64_t e
         return;
     part = hm_mask_range((uint32_t)((start - base) / HM_PAGE_SIZE),
                          (uint32_t)((end - start + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE));
-    HM_EACH_WORD (w)
-        mask->word[w] |= part.word[w];
+    hm_add(mask->word, part.word);
 }
 
 void hm_process_fill(struct hm_process *process, uint64_t address, uint32_t pages)

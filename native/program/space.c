@@ -114,8 +114,7 @@ bool hm_process_cut(struct hm_process *process, uint64_t start, uint64_t end)
         busy = record->busy &&
                (hm_any(record->device, mask.word) || hm_any(record->recalling, mask.word));
         if (!busy && hm_any(record->device, mask.word)) {
-            HM_EACH_WORD (w)
-                mask.word[w] &= record->device[w];
+            hm_keep(mask.word, record->device);
             hm_process_revoke(process, block, &mask);
             (void)hm_block_cut(process->region, block, &mask, false); /* the audit tells */
         }

@@ -187,7 +187,7 @@ int hm_take_sort(const struct transaction *t, const struct hm_mask *mask, struct
         part = hm_mask_range((uint32_t)((from - base) / HM_PAGE_SIZE),
                              (uint32_t)((to - from) / HM_PAGE_SIZE));
         hm_set(&out->firsts, (uint32_t)((from - base) / HM_PAGE_SIZE));
-        part = hm_both(&part, mask);
+        hm_keep(part.word, mask->word);
         if (!hm_bits(part.word) || !vma.anonymous || !vma.read || is_own(process, from) ||
             vma.end - vma.start < process->least)
             continue;
@@ -412,7 +412,7 @@ static int may_take(const struct transaction *t, struct hm_mask *pages)
     int error = hm_take_no_news(t);
     if (!error) {
         discards = hm_process_discards(t->region->process, t->block);
-        *pages = hm_without(*pages, &discards);
+        hm_drop(pages->word, discards.word);
     }
     return error;
 }
@@ -453,9 +453,9 @@ static int move_away(const struct transaction *t, struct hm_taking *taking,
         error = hm_pages_there(process, hm_page_of(t, 0), mask, stay, &guards);
     if (error)
         return error;
-    away = hm_without(*mask, stay);
-    away = hm_without(away, &guards);
-    holes = hm_without(away, &moved);
+    away = hm_without(mask->word, stay->word);
+    hm_drop(away.word, guards.word);
+    holes = hm_without(away.word, moved.word);
     if (unmarked) {
         mark_late(t, &away);
         leave_to_come(t, &holes);
@@ -520,10 +520,10 @@ static int take_movable(const struct transaction *t, struct hm_taking *taking)
     if (!error && hm_stays_for_kernel(process, t->block, &locked))
         locked = taking->taken; /* it can't be said: any of them may be */
     hm_lock(HM_RANK_PROCESS, &process->lock);
-    locked = hm_both(&locked, &taking->taken);
+    hm_keep(locked.word, taking->taken.word);
     if (!error) {
         locked = let_stay(t, scratch_of(process, slot), &locked);
-        taking->taken = hm_without(taking->taken, &locked);
+        hm_drop(taking->taken.word, locked.word);
     } else {
         put_back(t, scratch_of(process, slot), &taking->taken);
         memset(&taking->taken, 0, sizeof(taking->taken));
@@ -587,10 +587,10 @@ static int let_go(const struct transaction *t, struct hm_taking *taking,
     int error = drop_pages(t, taking, slot, changes, &unmarked);
     if (hm_pages_there(t->region->process, hm_page_of(t, 0), &taking->fixed, &still, &guards))
         error = -ESRCH;
-    gone = hm_without(*there, &still);
-    gone = hm_without(gone, &guards);
-    holes = error ? (struct hm_mask){{0}} : hm_without(taking->fixed, there);
-    holes = hm_without(holes, &guards);
+    gone = hm_without(there->word, still.word);
+    hm_drop(gone.word, guards.word);
+    holes = error ? (struct hm_mask){{0}} : hm_without(taking->fixed.word, there->word);
+    hm_drop(holes.word, guards.word);
     HM_EACH_WORD (w) {
         taking->taken.word[w] |= gone.word[w];
         taking->holes.word[w] |= holes.word[w];

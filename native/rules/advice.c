@@ -219,8 +219,7 @@ int hm_advice_get(struct hm_core *core, uint64_t ino, uint64_t from, struct hm_a
 static void add(struct hm_mask *mask, const struct hm_mask *pages, bool said)
 {
     if (said)
-        HM_EACH_WORD (w)
-            mask->word[w] |= pages->word[w];
+        hm_add(mask->word, pages->word);
 }
 
 /* The part of a range that lies in the block. */
@@ -280,8 +279,7 @@ struct hm_mask hm_stays(struct hm_region *region, uint64_t block, uint32_t node)
     struct hm_advised said;
     hm_advised(region, block, node, &said);
     if (node != HM_HOST)
-        HM_EACH_WORD (w)
-            said.pinned.word[w] |= said.no_migrate.word[w];
+        hm_add(said.pinned.word, said.no_migrate.word);
     return said.pinned;
 }
 
@@ -301,8 +299,7 @@ void hm_advised_window(struct hm_region *region, uint64_t block, const struct hm
         if (!range->granularity)
             continue;
         size = 1u << (range->granularity - 1);
-        HM_EACH_WORD (w)
-            window->word[w] &= ~pages.word[w];
+        hm_drop(window->word, pages.word);
         HM_EACH_PAGE (page, touched->word) {
             if (!hm_test(pages.word, page))
                 continue;

@@ -57,8 +57,7 @@ static struct hm_mask by_policy(struct hm_region *region, uint64_t block, uint32
     struct hm_mask chosen;
     uint32_t policy = atomic_load_explicit(&region->core->placement[node], memory_order_relaxed);
     if (left) {
-        HM_EACH_WORD (w)
-            chosen.word[w] = mask->word[w] & ~left[w];
+        chosen = hm_without(mask->word, left);
         return chosen;
     }
     switch (policy & 0xff) {
@@ -160,8 +159,7 @@ struct hm_mask hm_afar_window(struct hm_region *region, uint64_t block, uint32_t
             window.word[w] |= group.word[w] & inside.word[w];
     }
     place = hm_place(region, block, node, &window, false, NULL);
-    place.afar = hm_without(place.afar, &mine); /* reached from afar, it would come home */
-    HM_EACH_WORD (w)
-        window.word[w] = place.afar.word[w] | afar->word[w];
+    hm_drop(place.afar.word, mine.word); /* reached from afar, it would come home */
+    window = hm_either(place.afar.word, afar->word);
     return window;
 }

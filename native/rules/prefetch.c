@@ -26,8 +26,7 @@ static struct hm_mask around(const struct hm_mask *mask, uint32_t size)
         struct hm_mask group;
         high = high < HM_BLOCK_PAGES ? high : HM_BLOCK_PAGES;
         group = hm_mask_range(low, high - low);
-        HM_EACH_WORD (w)
-            wide.word[w] |= group.word[w];
+        hm_add(wide.word, group.word);
     }
     return wide;
 }
@@ -35,8 +34,7 @@ static struct hm_mask around(const struct hm_mask *mask, uint32_t size)
 static void add_range(struct hm_mask *mask, uint32_t first, uint32_t count)
 {
     struct hm_mask more = hm_mask_range(first, count); /* nothing past the block's end */
-    HM_EACH_WORD (w)
-        mask->word[w] |= more.word[w];
+    hm_add(mask->word, more.word);
 }
 
 /* Of an aligned range of a power of two; what is past the end of the file is not set. */
@@ -115,8 +113,7 @@ struct hm_mask hm_prefetch_window(const struct hm_prefetch *policy, const struct
         window = density(resident, touched, inside, policy->argument[0]);
         break;
     }
-    HM_EACH_WORD (w)
-        window.word[w] &= inside->word[w];
+    hm_keep(window.word, inside->word);
     return window;
 }
 

@@ -33,8 +33,7 @@ static struct hm_mask touch_window(const struct transaction *t, const struct hm_
     }
     resident = hm_copies_on(t->region, t->block, t->job->node);
     mine = hm_owned(record, t->job->node);
-    HM_EACH_WORD (w)
-        resident.word[w] |= mine.word[w];
+    hm_add(resident.word, mine.word);
     window = hm_prefetch_window(policy, &resident, touched, &inside, record->device_faults, stride);
     hm_advised_window(t->region, t->block, touched, &window);
     HM_EACH_WORD (w)
@@ -62,11 +61,9 @@ static struct hm_mask store_window(const struct transaction *t, const struct hm_
     if (policy->kind == HM_PREFETCH_SEQUENTIAL || policy->kind == HM_PREFETCH_ASK)
         policy = &group;
     dirty = hm_owned(t->record, t->job->node);
-    HM_EACH_WORD (w)
-        dirty.word[w] &= t->record->dirty[w];
+    hm_keep(dirty.word, t->record->dirty);
     window = hm_prefetch_window(policy, &dirty, stores, &inside, faults, NULL);
-    HM_EACH_WORD (w)
-        window.word[w] |= arriving->word[w];
+    hm_add(window.word, arriving->word);
     return window;
 }
 
@@ -86,8 +83,7 @@ static struct hm_mask blank_pages(const struct transaction *t, const struct hm_m
 static struct hm_mask touched_pages(const struct hm_job *job)
 {
     struct hm_mask touched;
-    HM_EACH_WORD (w)
-        touched.word[w] = job->pages[w] | job->stores[w];
+    touched = hm_either(job->pages, job->stores);
     return touched;
 }
 
@@ -149,20 +145,18 @@ static void account(struct transaction *t, const struct hm_mask *touched,
                     const struct before *before, const struct hm_mask *copied)
 {
     struct hm_mask moved, populated = before->holes, other;
-    HM_EACH_WORD (w)
-        moved.word[w] = t->moved.word[w] & touched->word[w];
+    moved = hm_both(t->moved.word, touched->word);
     t->served.migrated = hm_bits(moved.word);
     if (hm_bits(populated.word)) {
         other = elsewhere(t, &before->holes);
-        populated = hm_without(populated, &other);
+        hm_drop(populated.word, other.word);
         /* A store that only the page cache knew of may have made it a page meanwhile. */
-        populated = hm_without(populated, &moved);
+        hm_drop(populated.word, moved.word);
         t->served.populated = hm_bits(populated.word);
     }
     if (hm_bits(copied->word)) {
         struct hm_mask copies = hm_copies_on(t->region, t->block, t->job->node);
-        HM_EACH_WORD (w)
-            copies.word[w] &= copied->word[w];
+        hm_keep(copies.word, copied->word);
         t->served.copied = hm_bits(copies.word);
     }
     t->served.upgraded = hm_bits(before->clean.word);
@@ -182,8 +176,7 @@ static int place(struct transaction *t, struct hm_mask *touched, struct hm_mask 
 {
     struct hm_mask inside = hm_inside_file(t->region, t->block), within;
     struct hm_placement found;
-    HM_EACH_WORD (w)
-        within.word[w] = touched->word[w] & inside.word[w];
+    within = hm_both(touched->word, inside.word);
     if (count) {
         struct hm_mask coming = elsewhere(t, &within);
         hm_thrash_fault(t->region, t->block, t->job->node, &coming);
@@ -193,17 +186,14 @@ static int place(struct transaction *t, struct hm_mask *touched, struct hm_mask 
         return -EPERM;
     if (t->job->flags & HM_JOB_HERE) {
         struct hm_mask stay = hm_stay(t), mine = hm_owned(t->record, t->job->node);
-        HM_EACH_WORD (w)
-            stay.word[w] &= found.afar.word[w];
-        stay = hm_without(stay, &mine);
+        hm_keep(stay.word, found.afar.word);
+        hm_drop(stay.word, mine.word);
         return hm_bits(stay.word) ? -ENOLINK : 0;
     }
     if (!hm_bits(found.afar.word))
         return 0;
-    HM_EACH_WORD (w) {
-        touched->word[w] &= ~found.afar.word[w];
-        stores->word[w] &= ~found.afar.word[w];
-    }
+    hm_drop(touched->word, found.afar.word);
+    hm_drop(stores->word, found.afar.word);
     t->afar = hm_afar_window(t->region, t->block, t->job->node, &found.afar);
     return 0;
 }
@@ -214,8 +204,7 @@ static void placeable(const struct transaction *t, const struct hm_mask *touched
 {
     struct hm_mask rest;
     struct hm_placement found;
-    HM_EACH_WORD (w)
-        rest.word[w] = window->word[w] & ~touched->word[w];
+    rest = hm_without(window->word, touched->word);
     found = hm_place(t->region, t->block, t->job->node, &rest, false, left(t->job));
     HM_EACH_WORD (w)
         window->word[w] &= touched->word[w] | found.bring.word[w];
@@ -254,8 +243,8 @@ static struct hm_mask take_copies(const struct transaction *t, const struct hm_m
         copy.word[w] = window->word[w] & said.read_mostly.word[w] & there & ~stores->word[w];
     }
     mine = hm_owned(record, t->job->node);
-    copy = hm_without(copy, &mine);
-    *window = hm_without(*window, &copy);
+    hm_drop(copy.word, mine.word);
+    hm_drop(window->word, copy.word);
     return copy;
 }
 
@@ -286,16 +275,14 @@ int hm_touch(struct transaction *t)
     copy = take_copies(t, &stores, &window);
     if (hm_bits(copy.word)) {
         struct hm_mask had = hm_copies_on(t->region, t->block, t->job->node);
-        HM_EACH_WORD (w)
-            copied.word[w] = copy.word[w] & touched.word[w] & ~had.word[w];
+        copied = hm_without(hm_both(copy.word, touched.word).word, had.word);
         error = hm_duplicate(t, &copy);
         if (error)
             return error;
         t->charged += hm_charge_faults(t->core, t->job->node, hm_bits(copied.word));
         /* These become the device's: holes that the CPU only had zeros of, and other devices'
          * pages that the host has no room for. */
-        HM_EACH_WORD (w)
-            window.word[w] |= copy.word[w];
+        hm_add(window.word, copy.word);
     }
     arriving = elsewhere(t, &window);
     t->blank = blank_pages(t, &stores);
@@ -303,8 +290,7 @@ int hm_touch(struct transaction *t)
     if (error)
         return error;
     charge_afar(t);
-    HM_EACH_WORD (w)
-        past.word[w] = arriving.word[w] & touched.word[w];
+    past = hm_both(arriving.word, touched.word);
     t->charged += hm_charge_faults(t->core, t->job->node, hm_bits(past.word));
     account(t, &touched, &before, &copied);
     hm_thrash_note(t->region, t->block, t->job->node, &t->moved, true);
@@ -330,8 +316,7 @@ int hm_touch(struct transaction *t)
     if (hm_bits(stores.word)) /* and not before, or a time set in between would outlive the store */
         hm_region_changed(t->region, true);
     if (!error)
-        HM_EACH_WORD (w)
-            t->wake.word[w] = touched.word[w] | stores.word[w];
+        t->wake = hm_either(touched.word, stores.word);
     return !error && hm_bits(past.word) ? -ERANGE : error;
 }
 
@@ -351,7 +336,6 @@ bool hm_touch_is_easy(const struct transaction *t)
         window = elsewhere(t, &window); /* taking it waits for the program */
         return !hm_bits(window.word) && ops->is_settled(t->region, t->block);
     }
-    HM_EACH_WORD (w)
-        window.word[w] &= ~record->device[w];
+    hm_drop(window.word, record->device);
     return hm_bits(window.word) <= HM_INLINE_PAGES;
 }

@@ -15,9 +15,8 @@
 static struct hm_mask away(const struct transaction *t, const struct hm_mask *mask)
 {
     struct hm_mask mine = hm_owned(t->record, t->job->node), other;
-    HM_EACH_WORD (w)
-        other.word[w] = mask->word[w] & t->record->device[w];
-    return hm_without(other, &mine);
+    other = hm_both(mask->word, t->record->device);
+    return hm_without(other.word, mine.word);
 }
 
 int hm_fetch_home(struct transaction *t, const struct hm_mask *mask)
@@ -70,7 +69,7 @@ static int make_copies(struct transaction *t, const struct hm_mask *mask)
         uint64_t began;
         int error = hm_bits(other.word) ? hm_fetch_home(t, &other) : 0;
         if (error == -ENOBUFS) {
-            rest = hm_without(*mask, &other);
+            rest = hm_without(mask->word, other.word);
             mask = &rest;
             continue;
         }
@@ -81,8 +80,8 @@ static int make_copies(struct transaction *t, const struct hm_mask *mask)
         while (record->inflight)
             pthread_cond_wait(&t->stripe->changed, &t->stripe->lock);
         had = hm_copies_on(t->region, t->block, t->job->node);
-        HM_EACH_WORD (w)
-            make.word[w] = mask->word[w] & record->present[w] & ~record->device[w] & ~had.word[w];
+        make = hm_without(
+            hm_without(hm_both(mask->word, record->present).word, record->device).word, had.word);
         pages = hm_bits(make.word);
         error = hm_take_room(t, pages, hm_room_for(t->job));
         if (error || !pages) {
@@ -116,6 +115,6 @@ int hm_duplicate(struct transaction *t, struct hm_mask *mask)
 {
     int error = make_copies(t, mask);
     struct hm_mask copied = hm_copies_on(t->region, t->block, t->job->node);
-    *mask = hm_without(*mask, &copied);
+    hm_drop(mask->word, copied.word);
     return error;
 }

@@ -59,7 +59,7 @@ static bool any_stays(const struct transaction *t, const struct hm_mask *mask)
     struct hm_mask stay = hm_stay(t), mine = hm_said_on(t->region, t->block, t->job->node);
     HM_EACH_WORD (w)
         stay.word[w] &= mask->word[w] & t->record->present[w];
-    stay = hm_without(stay, &mine);
+    hm_drop(stay.word, mine.word);
     return hm_bits(stay.word) != 0;
 }
 
@@ -85,8 +85,7 @@ static struct hm_mask placed(const struct transaction *t, const struct hm_mask *
     struct hm_placement place = hm_place(t->region, t->block, t->job->node, mask, false, NULL);
     struct hm_advised said;
     hm_advised(t->region, t->block, t->job->node, &said);
-    HM_EACH_WORD (w)
-        place.bring.word[w] &= ~said.read_mostly.word[w];
+    hm_drop(place.bring.word, said.read_mostly.word);
     return place.bring;
 }
 
@@ -99,15 +98,13 @@ static int duplicate_asked(struct transaction *t, struct hm_mask *mask)
     int error;
     if (hm_changes_unseen(t->region) || !hm_advised(t->region, t->block, t->job->node, &said))
         return 0;
-    HM_EACH_WORD (w)
-        copy.word[w] = mask->word[w] & said.read_mostly.word[w] & t->record->present[w];
-    *mask = hm_without(*mask, &copy);
-    copy = hm_without(copy, &mine);
+    copy = hm_both(hm_both(mask->word, said.read_mostly.word).word, t->record->present);
+    hm_drop(mask->word, copy.word);
+    hm_drop(copy.word, mine.word);
     if (!hm_bits(copy.word))
         return 0;
     error = hm_duplicate(t, &copy);
-    HM_EACH_WORD (w)
-        mask->word[w] |= copy.word[w];
+    hm_add(mask->word, copy.word);
     return error;
 }
 

@@ -65,7 +65,7 @@ static struct hm_mask from_one(struct hm_mask *mask, const uint8_t from[HM_BLOCK
     HM_EACH_PAGE (page, mask->word)
         if (from[page] == *node)
             some.word[page / 64] |= 1ULL << (page % 64);
-    *mask = hm_without(*mask, &some);
+    hm_drop(mask->word, some.word);
     return some;
 }
 
@@ -110,7 +110,7 @@ void hm_trace_stayed(struct transaction *t, const struct hm_mask *moving,
                      const struct hm_mask *moved, const uint8_t from[HM_BLOCK_PAGES],
                      uint64_t began)
 {
-    struct hm_mask rest = hm_without(*moving, moved);
+    struct hm_mask rest = hm_without(moving->word, moved->word);
     if (hm_bits(rest.word))
         hm_trace_move(t, &rest, from, began);
 }
@@ -124,8 +124,7 @@ void hm_carried(struct transaction *t, enum hm_trace_kind kind, const struct hm_
         struct hm_mask some = from_one(&rest, from, &node), bytes;
         uint32_t pages;
         uint64_t charged;
-        HM_EACH_WORD (w)
-            bytes.word[w] = some.word[w] & copied->word[w];
+        bytes = hm_both(some.word, copied->word);
         pages = hm_bits(bytes.word);
         charged = hm_charge_copies(t->core, node, to, &bytes);
         t->charged += charged;
@@ -160,8 +159,7 @@ void hm_faults_served(struct transaction *t)
     struct hm_mask touched;
     if (!t->job->faulted_at)
         return;
-    HM_EACH_WORD (w)
-        touched.word[w] = t->job->pages[w] | t->job->stores[w];
+    touched = hm_either(t->job->pages, t->job->stores);
     all = hm_bits(touched.word);
     stale = all - served->migrated - served->populated - served->mapped - served->copied -
             served->upgraded;

@@ -38,8 +38,7 @@ static void make_plan(const struct transaction *t, const struct hm_mask *mask, b
     struct hm_mask wanted, there = hm_copies_on(t->region, t->block, t->job->node);
     memset(plan, 0, sizeof(*plan));
     memcpy(plan->from, record->owner, sizeof(plan->from));
-    HM_EACH_WORD (w)
-        wanted.word[w] = mask->word[w] & record->present[w] & ~stay->word[w];
+    wanted = hm_without(hm_both(mask->word, record->present).word, stay->word);
     HM_EACH_PAGE (page, wanted.word) {
         uint64_t bit = 1ULL << (page % 64);
         uint32_t w = page / 64;
@@ -58,8 +57,7 @@ static void make_plan(const struct transaction *t, const struct hm_mask *mask, b
     }
     if (populate) {
         struct hm_mask inside = hm_inside_file(t->region, t->block);
-        HM_EACH_WORD (w)
-            plan->fill.word[w] = mask->word[w] & ~record->present[w] & inside.word[w];
+        plan->fill = hm_both(hm_without(mask->word, record->present).word, inside.word);
     }
     plan->copies = hm_bits(plan->copy.word);
     plan->fills = hm_bits(plan->fill.word);
@@ -132,11 +130,9 @@ static int carry(struct transaction *t, const struct plan *plan)
     int error = pool ? protect(t, plan) : -errno;
     if (error)
         return error;
-    HM_EACH_WORD (w)
-        zeros.word[w] = plan->fill.word[w] | plan->blank.word[w];
+    zeros = hm_either(plan->fill.word, plan->blank.word);
     hand_over(t, plan, &copy, &zeros);
-    HM_EACH_WORD (w)
-        arriving.word[w] = copy.word[w] | zeros.word[w];
+    arriving = hm_either(copy.word, zeros.word);
     error = hm_window_protect(t->region, t->job->node, t->block, &arriving);
     if (!error)
         error = copy_pages(t, plan, &copy);
@@ -187,8 +183,7 @@ static void flip_copies(struct transaction *t, const struct plan *plan,
     if (to != HM_HOST)
         for (uint32_t node = 1; node < t->core->config.nodes; node++) {
             struct hm_mask copies = hm_copies_on(t->region, t->block, node);
-            HM_EACH_WORD (w)
-                copies.word[w] &= plan->move.word[w];
+            hm_keep(copies.word, plan->move.word);
             if (node != to) {
                 HM_EACH_WORD (w)
                     freed[node].word[w] |= copies.word[w];
@@ -216,11 +211,11 @@ static struct hm_mask keep_labelled(struct transaction *t, const struct plan *pl
                                     const struct hm_mask *labelled)
 {
     static const struct hm_mask none;
-    struct hm_mask pages = hm_both(&plan->move, labelled);
+    struct hm_mask pages = hm_both(plan->move.word, labelled->word);
     uint32_t count;
     if (!t->core->config.keep_clean)
         return none;
-    pages = hm_without(pages, &plan->blank);
+    hm_drop(pages.word, plan->blank.word);
     count = hm_bits(pages.word);
     return count && !hm_reserve(t->core, HM_HOST, count, 0) ? pages : none;
 }
@@ -243,13 +238,12 @@ static void flip(struct transaction *t, const struct plan *plan, struct leaving 
     memset(leaving, 0, sizeof(*leaving));
     if (to != HM_HOST && atomic_load(&t->region->labels)) {
         labelled = hm_all_labels(t->region, t->block);
-        labelled = hm_both(&labelled, &plan->move);
+        hm_keep(labelled.word, plan->move.word);
         unkept = keep_labelled(t, plan, &labelled);
-        unkept = hm_without(labelled, &unkept);
+        unkept = hm_without(labelled.word, unkept.word);
         leaving->uncharged = hm_bits(unkept.word);
     }
-    HM_EACH_WORD (w)
-        changing.word[w] = plan->move.word[w] | plan->fill.word[w];
+    changing = hm_either(plan->move.word, plan->fill.word);
     HM_EACH_PAGE (page, changing.word) {
         uint32_t w = page / 64, from = record->owner[page];
         uint64_t bit = 1ULL << (page % 64);

@@ -122,10 +122,9 @@ static void drop_strays(struct transaction *t, const struct hm_mask *mask, uint3
     struct hm_mask there = hm_owned(t->record, node), gone;
     uint64_t size = hm_region_size(t->region);
     uint32_t last = (uint32_t)(size % HM_BLOCK_BYTES / HM_PAGE_SIZE);
-    gone = hm_without(*mask, &there);
+    gone = hm_without(mask->word, there.word);
     if (node == HM_HOST)
-        HM_EACH_WORD (w)
-            gone.word[w] &= ~t->record->kept[w];
+        hm_drop(gone.word, t->record->kept);
     hm_punch_runs(t->region, node, t->block, gone.word);
     if (size % HM_PAGE_SIZE && size / HM_BLOCK_BYTES == t->block && hm_test(mask->word, last) &&
         hm_test(there.word, last))
@@ -137,7 +136,7 @@ static void drop_strays(struct transaction *t, const struct hm_mask *mask, uint3
 static void forget_unmade(struct transaction *t, const struct hm_mask *mask, uint32_t node)
 {
     struct hm_mask there = hm_owned(t->record, node), unmade = {{0}};
-    there = hm_both(&there, mask);
+    hm_keep(there.word, mask->word);
     HM_EACH_PAGE (page, there.word)
         if (hm_pool_is_hole(&t->region->pools[node],
                             t->block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE))
@@ -165,7 +164,7 @@ static int hold_afar(struct transaction *t, const struct hm_mask *afar, bool sto
             pthread_cond_wait(&t->stripe->changed, &t->stripe->lock);
         if (hm_any(record->device, afar->word)) { /* cut and filled anew meanwhile, or pinned */
             struct hm_mask pinned = hm_pinned(t->region, t->block);
-            pinned = hm_both(&pinned, afar);
+            hm_keep(pinned.word, afar->word);
             hm_thaw(record, t->stripe);
             hm_step_of(t, "thawed", NULL);
             if (hm_any(record->device, pinned.word))
@@ -175,8 +174,7 @@ static int hold_afar(struct transaction *t, const struct hm_mask *afar, bool sto
         if (!stores)
             return 0;
         inside = hm_inside_file(t->region, t->block);
-        HM_EACH_WORD (w)
-            fill.word[w] = afar->word[w] & ~record->present[w] & inside.word[w];
+        fill = hm_both(hm_without(afar->word, record->present).word, inside.word);
         before = hm_bits(fill.word);
         if (hm_reserve(t->core, HM_HOST, before, 0)) {
             hm_thaw(record, t->stripe);
@@ -233,8 +231,7 @@ int hm_operate(struct transaction *t, const struct hm_mask *mask)
         return error;
     places.here = hm_owned(t->record, job->node);
     places.host = hm_owned(t->record, HM_HOST);
-    HM_EACH_WORD (w)
-        places.host.word[w] &= place.afar.word[w];
+    hm_keep(places.host.word, place.afar.word);
     hm_count(&t->core->nodes[job->node].counts.operations, 1);
     t->record->last_device = hm_tick(t->core);
     t->record->uses += t->record->uses < UINT32_MAX;

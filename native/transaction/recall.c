@@ -51,8 +51,7 @@ static struct hm_mask next_round(struct transaction *t, const struct hm_mask *ma
     struct hm_block *record = t->record;
     struct hm_mask round;
     do {
-        HM_EACH_WORD (w)
-            round.word[w] = record->cached[w] & mask->word[w];
+        round = hm_both(record->cached, mask->word);
         if (!hm_bits(round.word))
             break;
         record->state = HM_RECALL;
@@ -67,8 +66,7 @@ static bool next_cached(const struct hm_block *record, const struct hm_mask *mas
 {
     struct hm_mask left;
     uint32_t first = 0, count;
-    HM_EACH_WORD (w)
-        left.word[w] = record->cached[w] & mask->word[w];
+    left = hm_both(record->cached, mask->word);
     if (!hm_next_run(left.word, &first, &count))
         return false;
     *page = hm_mask_range(first, 1);
@@ -87,11 +85,9 @@ static bool recall_by_page(struct transaction *t, const struct hm_mask *mask)
     struct hm_mask page;
     stripe->frozen_ino = t->region->ino;
     stripe->frozen_block = t->block;
-    HM_EACH_WORD (w)
-        stripe->frozen.word[w] = mask->word[w] & ~record->cached[w];
+    stripe->frozen = hm_without(mask->word, record->cached);
     while (next_cached(record, mask, &page) && tries--) {
-        HM_EACH_WORD (w)
-            stripe->frozen.word[w] &= ~page.word[w];
+        hm_drop(stripe->frozen.word, page.word);
         page = next_round(t, &page);
         hm_count(&t->core->count.recall_retries, 1);
         recall_round(t, &page);
@@ -129,8 +125,7 @@ int hm_recall(struct transaction *t, const struct hm_mask *mask)
             goto thrashing;
         hm_count(tries ? &core->count.recall_retries : &core->count.recalls, 1);
         began = began ? began : hm_now();
-        HM_EACH_WORD (w)
-            unmapped.word[w] |= round.word[w];
+        hm_add(unmapped.word, round.word);
         recall_round(t, &round);
     }
     record->state = HM_FROZEN;
@@ -142,8 +137,7 @@ int hm_recall(struct transaction *t, const struct hm_mask *mask)
         hm_trace_job(t, HM_TRACE_UNMAP, &unmapped, HM_HOST, HM_NOWHERE, began);
     return 0;
 thrashing:
-    HM_EACH_WORD (w)
-        record->cached[w] |= record->recalling[w];
+    hm_add(record->cached, record->recalling);
     memset(record->recalling, 0, sizeof(record->recalling));
     hm_thaw(record, stripe);
     hm_step_of(t, "recall.failed", NULL);

@@ -50,7 +50,7 @@ int hm_label_home(struct transaction *t, const struct hm_mask *mask)
         if (from[page] != HM_HOST)
             moving.word[page / 64] |= 1ULL << (page % 64);
     stay = hm_stay(t);
-    moving = hm_without(moving, &stay);
+    hm_drop(moving.word, stay.word);
     if (t->job->limit)
         trim(&moving, t->job->limit);
     pages = hm_bits(moving.word);
@@ -88,10 +88,9 @@ static struct hm_mask strangers(const struct transaction *t, const struct hm_mas
 {
     struct hm_mask had = hm_labels_on(t->region, t->block, t->job->node), found;
     struct hm_mask mine = hm_owned(t->record, t->job->node), stay = hm_stay(t);
-    HM_EACH_WORD (w)
-        found.word[w] = mask->word[w] & t->record->present[w];
-    found = hm_without(hm_without(found, &had), &stay);
-    return hm_without(found, &mine);
+    found = hm_both(mask->word, t->record->present);
+    found = hm_without(hm_without(found.word, had.word).word, stay.word);
+    return hm_without(found.word, mine.word);
 }
 
 /* Say of host-owned pages that they are the node's, whose room for them is taken. */
@@ -108,8 +107,7 @@ static void relabel(struct transaction *t, const struct hm_mask *pages)
     hm_release(t->core, HM_HOST, host);
     if (!t->record->pages[node] && !hm_bits(labels->on[node]))
         t->record->arrived = hm_tick(t->core);
-    HM_EACH_WORD (w)
-        labels->on[node][w] |= pages->word[w];
+    hm_add(labels->on[node], pages->word);
     count_relabelled(t, of, node);
     hm_count_moved(t->core, HM_HOST, node, host, t->cause.trigger);
     hm_count(&t->core->count.migrations, 1);

@@ -17,7 +17,7 @@ int hm_shared_relabel(struct transaction *t, const struct hm_mask *mask, bool po
     uint32_t to = t->job->node, moved[HM_MAX_NODES], moves = 0, error;
     uint8_t from[HM_BLOCK_PAGES];
     uint64_t began;
-    struct hm_mask move = {{0}}, stay = hm_stay(t), may = hm_without(*mask, &stay);
+    struct hm_mask move = {{0}}, stay = hm_stay(t), may = hm_without(mask->word, stay.word);
     memcpy(from, record->owner, sizeof(from));
     HM_EACH_PAGE (page, may.word)
         if (hm_test(record->present, page) && from[page] != to && moves < limit) {

@@ -87,9 +87,9 @@ MISTAKES = {
     "writeback_unmarked": Mistake(
         "writeback_overtakes",
         "access.c",
-        "    HM_EACH_WORD (w)\n        record->cached[w] |= part->mask.word[w];\n"
+        "    hm_add(record->cached, part->mask.word);\n"
         "    record->inflight++;\n    record->writing",
-        "    HM_EACH_WORD (w)\n        record->cached[w] |= from_cache ? 0 : part->mask.word[w];\n"
+        "    if (!from_cache)\n        hm_add(record->cached, part->mask.word);\n"
         "    record->inflight++;\n    record->writing",
     ),
     "writeback_refused": Mistake(
@@ -240,8 +240,8 @@ MISTAKES = {
     "wake_arrived": Mistake(
         "cut_before_the_wake",
         "device_fault.c",
-        "            t->wake.word[w] = touched.word[w] | stores.word[w];\n",
-        "            t->wake.word[w] = (touched.word[w] | stores.word[w]) & record->present[w];\n",
+        "        t->wake = hm_either(touched.word, stores.word);\n",
+        "        t->wake = hm_both(hm_either(touched.word, stores.word).word, record->present);\n",
     ),
     "discard_keeps_source": Mistake(
         "cut_before_it_is_handed_over",
@@ -312,7 +312,7 @@ MISTAKES = {
     "takes_what_goes": Mistake(
         "about_to_be_discarded",
         "take.c",
-        "        *pages = hm_without(*pages, &discards);\n",
+        "        hm_drop(pages->word, discards.word);\n",
         "",
     ),
     "discard_unnoted": Mistake(

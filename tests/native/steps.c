@@ -251,13 +251,13 @@ static void split(const struct hm_mask *group, const struct hm_mask planes[], in
         enter(key, shadow, hm_next_page(group->word, 0));
         return;
     }
-    with = hm_both(group, &planes[plane]);
+    with = hm_both(group->word, planes[plane].word);
     if (hm_bits(with.word)) {
         int bit = plane < PAGE_BITS ? plane : plane - PAGE_BITS + BITS;
         split(&with, planes, plane + 1, key | 1ULL << (plane == 2 * PAGE_BITS ? 2 * BITS : bit),
               shadow);
     }
-    with = hm_without(*group, &planes[plane]);
+    with = hm_without(group->word, planes[plane].word);
     if (hm_bits(with.word))
         split(&with, planes, plane + 1, key, shadow);
 }
@@ -304,7 +304,7 @@ void hm_step(const struct hm_region *region, uint64_t block, const char *step, u
         HM_EACH_WORD (w)
             cause.word[w] |= after.record.state == HM_FROZEN ? ~0ULL : after.record.device[w];
         if (hm_any(cause.word, about.word))
-            about = hm_both(&about, &cause);
+            hm_keep(about.word, cause.word);
         step = shadow->no_room ? "room.parked" : step;
         shadow->no_room = false;
     }

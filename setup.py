@@ -12,7 +12,7 @@ COMPLETIONS = "hmmfs/share/completions"
 PRELOAD = Extension(
     "hmmfs.libhmmfs-run",
     sources=sorted(glob("native/preload/*.c")),
-    depends=sorted(glob("native/preload/*.h")),
+    depends=sorted(glob("native/preload/**/*.h", recursive=True)),
     include_dirs=["native"],
     define_macros=[("_GNU_SOURCE", "1")],
     extra_compile_args=[

@@ -46,7 +46,7 @@ def _without_comments(text: str) -> str:
 
 
 def _folder(name: str) -> str:
-    return name.rpartition("/")[0]
+    return name.partition("/")[0] if "/" in name else ""
 
 
 def _may_use(folder: str, other: str) -> bool:

@@ -17,6 +17,8 @@
  */
 #include "preload/helper.h"
 
+#include "preload/arch/machine.h"
+
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
@@ -38,134 +40,8 @@
 #define MADV_POPULATE_WRITE 23 /* 5.14 */
 #endif
 #define MOVE_TRIES 4
-#define NEVER_INLINED __attribute__((noinline))
 
 /* ---- system calls ------------------------------------------------------------------------- */
-
-#if defined(__x86_64__)
-
-static long call6(long number, long a, long b, long c, long d, long e, long f)
-{
-    register long r10 __asm__("r10") = d;
-    register long r8 __asm__("r8") = e;
-    register long r9 __asm__("r9") = f;
-    long result;
-    __asm__ volatile("syscall"
-                     : "=a"(result)
-                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-                     : "rcx", "r11", "memory");
-    return result;
-}
-
-static NEVER_INLINED long start_thread(long flags, void *stack, void (*run)(void *), void *arg,
-                                       int *number)
-{
-    register int *r10 __asm__("r10") = number;
-    register long r8 __asm__("r8") = 0;
-    register void (*r12)(void *) __asm__("r12") = run;
-    register void *r13 __asm__("r13") = arg;
-    long result;
-    __asm__ volatile("syscall\n\t"
-                     "test %%rax, %%rax\n\t"
-                     "jnz 1f\n\t"
-                     "xor %%ebp, %%ebp\n\t"
-                     "mov %%r13, %%rdi\n\t"
-                     "call *%%r12\n\t"
-                     "ud2\n"
-                     "1:"
-                     : "=a"(result)
-                     : "a"(SYS_clone), "D"(flags), "S"(stack), "d"(number), "r"(r10), "r"(r8),
-                       "r"(r12), "r"(r13)
-                     : "rcx", "r11", "memory");
-    return result;
-}
-
-#elif defined(__aarch64__)
-
-static long call6(long number, long a, long b, long c, long d, long e, long f)
-{
-    register long x8 __asm__("x8") = number;
-    register long x0 __asm__("x0") = a;
-    register long x1 __asm__("x1") = b;
-    register long x2 __asm__("x2") = c;
-    register long x3 __asm__("x3") = d;
-    register long x4 __asm__("x4") = e;
-    register long x5 __asm__("x5") = f;
-    __asm__ volatile("svc #0"
-                     : "+r"(x0)
-                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5)
-                     : "memory");
-    return x0;
-}
-
-static NEVER_INLINED long start_thread(long flags, void *stack, void (*run)(void *), void *arg,
-                                       int *number)
-{
-    register long x8 __asm__("x8") = SYS_clone;
-    register long x0 __asm__("x0") = flags;
-    register void *x1 __asm__("x1") = stack;
-    register int *x2 __asm__("x2") = number;
-    register long x3 __asm__("x3") = 0;
-    register int *x4 __asm__("x4") = number;
-    register void (*x10)(void *) __asm__("x10") = run;
-    register void *x11 __asm__("x11") = arg;
-    __asm__ volatile("svc #0\n\t"
-                     "cbnz x0, 1f\n\t"
-                     "mov x29, xzr\n\t"
-                     "mov x0, x11\n\t"
-                     "blr x10\n\t"
-                     "brk #0\n"
-                     "1:"
-                     : "+r"(x0)
-                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x10), "r"(x11)
-                     : "memory");
-    return x0;
-}
-
-#elif defined(__riscv) && __riscv_xlen == 64
-
-static long call6(long number, long a, long b, long c, long d, long e, long f)
-{
-    register long a7 __asm__("a7") = number;
-    register long a0 __asm__("a0") = a;
-    register long a1 __asm__("a1") = b;
-    register long a2 __asm__("a2") = c;
-    register long a3 __asm__("a3") = d;
-    register long a4 __asm__("a4") = e;
-    register long a5 __asm__("a5") = f;
-    __asm__ volatile("ecall"
-                     : "+r"(a0)
-                     : "r"(a7), "r"(a1), "r"(a2), "r"(a3), "r"(a4), "r"(a5)
-                     : "memory");
-    return a0;
-}
-
-static NEVER_INLINED long start_thread(long flags, void *stack, void (*run)(void *), void *arg,
-                                       int *number)
-{
-    register long a7 __asm__("a7") = SYS_clone;
-    register long a0 __asm__("a0") = flags;
-    register void *a1 __asm__("a1") = stack;
-    register int *a2 __asm__("a2") = number;
-    register long a3 __asm__("a3") = 0;
-    register int *a4 __asm__("a4") = number;
-    register void (*s2)(void *) __asm__("s2") = run;
-    register void *s3 __asm__("s3") = arg;
-    __asm__ volatile("ecall\n\t"
-                     "bnez a0, 1f\n\t"
-                     "mv a0, s3\n\t"
-                     "jalr s2\n\t"
-                     "ebreak\n"
-                     "1:"
-                     : "+r"(a0)
-                     : "r"(a7), "r"(a1), "r"(a2), "r"(a3), "r"(a4), "r"(s2), "r"(s3)
-                     : "memory");
-    return a0;
-}
-
-#else
-#error "hmmfs run knows x86_64, aarch64 and riscv64: add this machine's system calls here."
-#endif
 
 #define CALL(number, a, b, c, d, e, f)                                                             \
     call6(SYS_##number, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))

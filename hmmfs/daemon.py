@@ -28,9 +28,10 @@ import trio
 from hmmfs import limits
 from hmmfs.config import Config
 from hmmfs.daemonize import Owner
-from hmmfs.device import Executor, links
+from hmmfs.device import links
 from hmmfs.device.blocks import Blocks
 from hmmfs.device.dmirror import Device
+from hmmfs.device.executor import Executor
 from hmmfs.device.mapped_regions import MappedRegions
 from hmmfs.device.processes import Processes
 from hmmfs.device.processes_protocol import Process

@@ -1,6 +1,2 @@
-"""Devices: the operations that they understand and how these are carried out."""
-
-from hmmfs.device.commands import Operation, parse
-from hmmfs.device.executor import Executor
-
-__all__ = ["Executor", "Operation", "parse"]
+"""Devices: the operations that they understand and how these are carried out. Nothing is imported
+here: a device's own process needs little of it, and none of the daemon."""

@@ -14,8 +14,7 @@ import os
 
 import trio
 
-from hmmfs.device import Executor
-from hmmfs.device.executor import parse_all
+from hmmfs.device.executor import Executor, parse_all
 from hmmfs.errors import HmmfsError
 from hmmfs.submission import MAX_SUBMISSION
 

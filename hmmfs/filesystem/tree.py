@@ -25,7 +25,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import hmmfs
-from hmmfs.device import Executor, dmirror
+from hmmfs.device import dmirror
+from hmmfs.device.executor import Executor
 from hmmfs.device.links import Topology
 from hmmfs.device.processes import Processes
 from hmmfs.errors import HmmfsError, UsageError

@@ -38,6 +38,19 @@ def test_an_import_brings_nothing_heavy(words: str) -> None:
     assert heavy_after("-c", f"{words}; {SAY}") == []
 
 
+# What only the daemon needs: its packages, and what they stand on.
+DAEMON = ("daemon", "service", "policy", "filesystem", "metrics", "endpoint")
+THEIRS = ("trio", "pyfuse3", "click", "prometheus_client")
+
+
+@pytest.mark.parametrize("module", ["hmmfs", "hmmfs.api", "hmmfs.device.worker", "hmmfs.run"])
+def test_only_the_daemon_loads_the_daemon(module: str) -> None:
+    """A device's process starts anew for each kernel that crashes."""
+    said = heavy_after("-c", f"import {module}, sys; print(*sys.modules)")
+    found = {name for name in said if name in THEIRS or name.split(".")[:2][-1] in DAEMON}
+    assert {name for name in found if name in THEIRS or name.startswith("hmmfs.")} == set()
+
+
 def test_pytest_starts_without_anything_heavy(tmp_path: Path) -> None:
     """With the plugin loaded as an installed package has it, and no test that asks for it."""
     (tmp_path / "test_it.py").write_text(

@@ -4,23 +4,24 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static _Thread_local unsigned held; /* a bit for each rank */
+_Thread_local unsigned hm_ranks_held;
 
 void hm_rank_taken(enum hm_rank rank, bool in_order)
 {
-    if (held >> rank & 1 || (in_order && held >> rank)) {
-        fprintf(stderr, "lock.c: rank %d is taken by a thread that holds ranks %#x\n", rank, held);
+    if (hm_ranks_held >> rank & 1 || (in_order && hm_ranks_held >> rank)) {
+        fprintf(stderr, "lock.c: rank %d is taken by a thread that holds ranks %#x\n", rank,
+                hm_ranks_held);
         abort();
     }
-    held |= 1u << rank;
+    hm_ranks_held |= 1u << rank;
 }
 
 void hm_rank_left(enum hm_rank rank)
 {
-    if (!(held >> rank & 1)) {
+    if (!(hm_ranks_held >> rank & 1)) {
         fprintf(stderr, "lock.c: rank %d is left by a thread that does not hold it\n", rank);
         abort();
     }
-    held &= ~(1u << rank);
+    hm_ranks_held &= ~(1u << rank);
 }
 #endif

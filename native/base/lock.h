@@ -30,6 +30,7 @@ enum hm_rank {
 };
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(HM_PAUSES)
+extern _Thread_local unsigned hm_ranks_held; /* a bit for each; who switches stacks switches it */
 void hm_rank_taken(enum hm_rank rank, bool in_order);
 void hm_rank_left(enum hm_rank rank);
 #else

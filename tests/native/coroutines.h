@@ -29,6 +29,7 @@ struct task {
     void (*call)(void *);
     void *argument;
     int priority, locks;
+    unsigned ranks;      /* of its locks */
     const void *blocked; /* what it waits for; NULL: it can go on */
     bool lives;
 };
@@ -144,7 +145,10 @@ static void run_tasks(uint64_t seed, int changes, uint32_t length)
         history[steps % HISTORY].point = next->point;
         CHECK(++steps < STEPS_AT_MOST, "it does not end");
         current = next;
+        hm_ranks_held = next->ranks;
         swapcontext(&scheduler, &next->context);
+        next->ranks = hm_ranks_held;
+        hm_ranks_held = 0;
         current = NULL;
     }
 }

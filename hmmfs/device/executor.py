@@ -19,7 +19,7 @@ import trio
 from hmmfs.device import commands
 from hmmfs.device.blocks import Blocks, Span, spans
 from hmmfs.device.commands import Operation, Range
-from hmmfs.device.launcher import Worker
+from hmmfs.device.launcher import Worker, check_sizes
 from hmmfs.device.launches import Launch, Use
 from hmmfs.device.processes import Process, Processes
 from hmmfs.device.zeros import crc32_zeros
@@ -314,13 +314,9 @@ class Executor:
             if use.pid:
                 regions.append(self._memory(use))
                 continue
-            region, _, end = self._bounds(Range(use.region))
-            if use.end > end:
-                raise HmmfsError(
-                    errno.ERANGE,
-                    f"Region {show(use.region)} has {end} bytes, {use.end} are used: grow it.",
-                )
+            region, _, _ = self._bounds(Range(use.region))
             regions.append(region)
+        check_sizes(regions, launch)
         with self._regions.using(*regions):
             return base64.b64encode(await self.worker.launch(regions, launch)).decode()
 

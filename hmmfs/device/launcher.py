@@ -25,10 +25,11 @@ from typing import Any
 import trio
 
 from hmmfs import plain
-from hmmfs.device.launches import Launch
+from hmmfs.device.launches import Launch, Use
 from hmmfs.device.worker import HEADER
 from hmmfs.errors import HmmfsError
 from hmmfs.memory import BLOCK_BYTES, Core, Kind, Region
+from hmmfs.memory.regions import show
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +71,9 @@ class Worker:
                 await self.end()  # killed since the last launch, which is no fault of this one
             if self._process is None:
                 await self._start()
-            for region in regions:
-                await self._map(region)
+            for region, use in zip(regions, launch.uses, strict=True):
+                await self._map(region, use)
+            check_sizes(regions, launch)  # others may have cut them until here
             inos = [region.ino for region in regions]
             with self._discarding(regions, launch), self._storing(regions, launch):
                 with trio.move_on_after(launch.limit or float("inf")):
@@ -83,7 +85,7 @@ class Worker:
             raise HmmfsError(
                 errno.ETIME, f"The kernel ran for more than {launch.limit:g} s, its limit."
             )
-        except _Raised:
+        except (_Raised, TooShort):
             raise  # the worker is as good as before
         except BaseException:
             with trio.CancelScope(shield=True):
@@ -179,8 +181,8 @@ class Worker:
             return
         raise HmmfsError(errno.ETIME, f"The worker did not answer within {START_S:g} s.")
 
-    async def _map(self, region: Region) -> None:
-        size = -(-region.size // BLOCK_BYTES) * BLOCK_BYTES
+    async def _map(self, region: Region, use: Use) -> None:
+        size = -(-max(region.size, use.end) // BLOCK_BYTES) * BLOCK_BYTES
         for ino in [ino for ino, mapped in self._windows.items() if not mapped]:
             await self._unmap(ino)
         if self._windows.get(region.ino, 0) >= size:
@@ -326,6 +328,20 @@ def _spoilt() -> HmmfsError:
         "The kernel wrote to its worker's socket what the daemon can't serve; the next launch gets "
         "a new worker.",
     )
+
+
+class TooShort(HmmfsError):
+    """A region ends before what a launch uses of it."""
+
+
+def check_sizes(regions: Sequence[Region], launch: Launch) -> None:
+    """TooShort (ERANGE): a region ends before its use does."""
+    for region, use in zip(regions, launch.uses, strict=True):
+        if not use.pid and use.end > region.size:
+            raise TooShort(
+                errno.ERANGE,
+                f"Region {show(use.region)} has {region.size} bytes, {use.end} are used: grow it.",
+            )
 
 
 class _Raised(HmmfsError):

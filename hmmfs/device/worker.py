@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import math
 import mmap
 import os
 import pickle
@@ -107,7 +108,7 @@ class Windows:
         libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size))
 
     def array(self, ino: int, array: Array) -> np.ndarray[Any, Any]:
-        if ino not in self._at:  # it has no bytes, so nothing was mapped
+        if not math.prod(array.shape) * np.dtype(array.dtype).itemsize:  # nothing may be mapped
             return np.empty(array.shape, dtype=array.dtype)
         address, size = self._at[ino]
         memory = (ctypes.c_ubyte * (size - array.offset)).from_address(address + array.offset)

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -497,6 +497,26 @@ def test_cut_short_below_a_kernel(machine: hmmfs.Machine) -> None:
         handle.wait(30)
     assert caught.value.errno == errno.ERANGE
     assert np.fromfile(region.path, np.uint8, 2).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("size", [0, M])
+@pytest.mark.parametrize("how", [hmmfs.reads, hmmfs.updates, hmmfs.writes])
+def test_cut_short_before_a_kernel_starts(
+    machine: hmmfs.Machine, how: Callable[[Any], Any], size: int
+) -> None:
+    """While its launch waits for a process: it is refused as if it had been cut before."""
+    region = machine.region("a", 4 * M)
+    region.cpu[:] = 1
+    queue = machine.path / "devices/dev0/queue"
+    (machine.path / "devices/dev0/reset").write_text("1\n")
+    handle = machine.dev0.launch(np.sum, how(region))
+    assert wait_until(lambda: "running" in queue.read_text())
+    os.truncate(region.path, size)
+    with pytest.raises(OSError, match=f"has {size} bytes, {4 * M} are used: grow it") as caught:
+        handle.wait(30)
+    assert caught.value.errno == errno.ERANGE
+    os.truncate(region.path, 4 * M)
+    assert machine.dev0.launch(np.sum, hmmfs.reads(region)).wait() == size
 
 
 def test_removed_below_a_kernel(machine: hmmfs.Machine) -> None:

@@ -1,5 +1,4 @@
-/* The core: what hangs off it, and of the folders above only that they have something.
- */
+/* The core: what hangs off it, and of the folders above only that they have something. */
 #ifndef HMMFS_BASE_CORE_H
 #define HMMFS_BASE_CORE_H
 #include "base/lock.h"
@@ -17,7 +16,7 @@
 /* ---- counters ------------------------------------------------------------------------------- */
 
 /* What people read is counted in the structs of hmmfs.h themselves, so each is declared once: plain
- * words, which are only counted up, and read one by one. */
+ * words, each of which is changed and read at once. */
 static inline void hm_count(uint64_t *counter, uint64_t by)
 {
     __atomic_fetch_add(counter, by, __ATOMIC_RELAXED);
@@ -82,8 +81,7 @@ struct hm_core {
      * no link. Written before there is anything to charge, so read without a lock. */
     uint32_t *links[HM_MAX_NODES][HM_MAX_NODES];
     struct hm_device *device; /* by node; the host's is not used */
-    struct hm_stats count;    /* those that are counted as things happen; `clock_ns` orders what
-                                 follows    simulated time */
+    struct hm_stats count;    /* what is counted as it happens; clock_ns is the simulated clock */
     struct hm_flows flows;
     struct hm_trace *trace;
     hm_counter ticks; /* of hm_tick */

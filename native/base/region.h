@@ -13,7 +13,7 @@ struct hm_kind_ops;
 struct hm_process;
 
 struct hm_region {
-    struct hm_core *core;                  /* its windows: see uffd.c */
+    struct hm_core *core;                  /* its windows: see directory/windows.c */
     _Atomic uint64_t window[HM_MAX_NODES]; /* where the node's worker maps it; 0: it does not */
     struct hm_region *next;                /* in its bucket */
     _Atomic uint32_t refs;
@@ -48,11 +48,11 @@ struct hm_region {
     struct hm_region_flows flows;
 };
 
-/* Bit of `writers`: no page that the page cache may have has copies. Set and cleared in copies.c.
- */
+/* Bit of `writers`: no page that the page cache may have has copies. Set and cleared in
+ * directory/copies.c. */
 #define HM_COPIES_ENDED (1u << 31)
 
-/* Coherent and DAX regions: see shared.c. */
+/* Coherent and DAX regions: see directory/shared_size.c. */
 static inline bool hm_is_shared(const struct hm_region *region)
 {
     return region->kind != HM_KIND_PRIVATE;

@@ -13,7 +13,7 @@ with its length before it, and may carry a descriptor; every one gets an answer:
 The window is the device's VRAM itself, mapped and registered with userfaultfd: whatever is not
 there is brought by the daemon while the access waits. A kernel can't tell. Or it is mapped from
 afar, from the region's file in the mount (native/worker/afar.c): `files` says which that is.
-Windows of which something was mapped so are gone after the launch, and named in the answer.
+The launch takes down each window of which it mapped a part so, and its answer names them.
 """
 
 from __future__ import annotations

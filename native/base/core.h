@@ -16,7 +16,7 @@
 /* ---- counters ------------------------------------------------------------------------------- */
 
 /* What people read is counted in the structs of hmmfs.h themselves, so each is declared once: plain
- * words, each of which is changed and read at once. */
+ * words, to which any thread adds atomically and in no order. */
 static inline void hm_count(uint64_t *counter, uint64_t by)
 {
     __atomic_fetch_add(counter, by, __ATOMIC_RELAXED);
@@ -27,7 +27,7 @@ static inline uint64_t hm_read(const uint64_t *counter)
     return __atomic_load_n(counter, __ATOMIC_RELAXED);
 }
 
-/* What the core goes by. */
+/* A counter by which the core decides. */
 typedef _Atomic uint64_t hm_counter;
 
 /* For readers that do without the stripe: stale numbers cost them time, never a page. */

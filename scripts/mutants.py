@@ -71,6 +71,10 @@ ENDINGS = "tests/mount/test_endings.py tests/mount/test_ordinary_user.py"
 RULES = "tests/unit/test_policy_rules.py tests/mount/test_policies.py tests/mount/test_advice.py"
 # But for what takes long and is about no code of ours.
 UNIT = "tests/unit --ignore=tests/unit/test_packaging.py"
+# What stands in two layers: the state, and the jobs that make it.
+COPIES = [PROTOCOL, ALONE, "tests/mount/test_read_mostly.py", FILES, CONFORMANCE]
+LABELS = [ALONE, FILES, PLACES, SEEN]
+SHARED = [ALONE, FILES, PLACES, "tests/mount/test_numa.py tests/mount/test_times.py"]
 LAYERS = {
     "native/": [PROTOCOL, ALONE, FILES, MOVING, CONFORMANCE, RULES, SEEN],
     "native/preload/": ["tests/native/test_preload.py", PROGRAMS],
@@ -84,7 +88,6 @@ LAYERS = {
     "native/rules/candidates": [PROTOCOL, RULES, PLACES, ALONE],
     "native/rules/prefetch": ["tests/unit/test_policy_rules.py", RULES, ALONE],
     "native/base/fuse": [PROTOCOL, ALONE, FILES, CONFORMANCE],
-    "native/gate/": [PROTOCOL, ALONE, FILES, MOVING, CONFORMANCE, RULES, SEEN],
     "native/gate/gate": [
         "tests/native/test_gate_parser.py",
         ALONE,
@@ -94,24 +97,12 @@ LAYERS = {
     ],
     "native/base/times": [ALONE, "tests/mount/test_times.py"],
     "native/gate/set_times": [ALONE, "tests/mount/test_times.py"],
-    "native/directory/copies": [
-        PROTOCOL,
-        ALONE,
-        "tests/mount/test_read_mostly.py",
-        FILES,
-        CONFORMANCE,
-    ],
-    "native/transaction/duplicate": [
-        PROTOCOL,
-        ALONE,
-        "tests/mount/test_read_mostly.py",
-        FILES,
-        CONFORMANCE,
-    ],
-    "native/directory/labels": [ALONE, FILES, PLACES, SEEN],
-    "native/transaction/relabel": [ALONE, FILES, PLACES, SEEN],
-    "native/directory/shared": [ALONE, FILES, PLACES, "tests/mount/test_numa.py"],
-    "native/transaction/shared": [ALONE, FILES, PLACES, "tests/mount/test_numa.py"],
+    "native/directory/copies": COPIES,
+    "native/transaction/duplicate": COPIES,
+    "native/directory/labels": LABELS,
+    "native/transaction/relabel": LABELS,
+    "native/directory/shared": SHARED,
+    "native/transaction/shared": SHARED,
     "native/gate/shared": [ALONE, FILES, PLACES, "tests/mount/test_times.py"],
     "hmmfs/": [UNIT, FILES, MOVING, SEEN],
     "hmmfs/cli": [UNIT, "tests/mount/test_errors_agree.py", FILES, SEEN],

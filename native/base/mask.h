@@ -53,6 +53,11 @@ static inline bool hm_test(const uint64_t *words, uint32_t page)
     return words[page / 64] >> (page % 64) & 1;
 }
 
+static inline void hm_set(uint64_t *words, uint32_t page)
+{
+    words[page / 64] |= 1ULL << (page % 64);
+}
+
 /* The next run of set bits at or after *first: false when there is none. */
 bool hm_next_run(const uint64_t *words, uint32_t *first, uint32_t *count);
 
@@ -116,11 +121,6 @@ static inline struct hm_mask hm_without(const uint64_t *one, const uint64_t *oth
     HM_EACH_WORD (w)
         mask.word[w] = one[w] & ~other[w];
     return mask;
-}
-
-static inline void hm_set(struct hm_mask *mask, uint32_t page)
-{
-    mask->word[page / 64] |= 1ULL << (page % 64);
 }
 
 #endif

@@ -5,24 +5,24 @@
 #include <errno.h>
 #include <string.h>
 
-#define SIDE_BYTES (HM_MAX_BLOCKS * sizeof(struct hm_page_sets))
+#define TABLE_BYTES (HM_MAX_BLOCKS * sizeof(struct hm_page_sets))
 
 int hm_page_sets_init(hm_page_sets_table *table)
 {
     struct hm_page_sets *made, *nothing = NULL;
     if (atomic_load(table))
         return 0;
-    made = hm_reserve_memory(SIDE_BYTES);
+    made = hm_reserve_memory(TABLE_BYTES);
     if (!made)
         return -ENOMEM;
     if (!atomic_compare_exchange_strong(table, &nothing, made))
-        hm_free_memory(made, SIDE_BYTES);
+        hm_free_memory(made, TABLE_BYTES);
     return 0;
 }
 
 void hm_page_sets_deinit(hm_page_sets_table *table)
 {
-    hm_free_memory(atomic_load(table), SIDE_BYTES);
+    hm_free_memory(atomic_load(table), TABLE_BYTES);
 }
 
 struct hm_page_sets *hm_page_sets_of(const hm_page_sets_table *table, uint64_t block)
@@ -33,20 +33,17 @@ struct hm_page_sets *hm_page_sets_of(const hm_page_sets_table *table, uint64_t b
 
 struct hm_mask hm_page_set(const hm_page_sets_table *table, uint64_t block, uint32_t node)
 {
-    const struct hm_page_sets *side = hm_page_sets_of(table, block);
+    const struct hm_page_sets *sets = hm_page_sets_of(table, block);
     struct hm_mask mask = {{0}};
-    if (side)
-        memcpy(mask.word, side->on[node], sizeof(mask.word));
+    if (sets)
+        memcpy(mask.word, sets->on[node], sizeof(mask.word));
     return mask;
 }
 
-struct hm_mask hm_page_set_take(struct hm_page_sets *side, uint32_t node,
+struct hm_mask hm_page_set_take(struct hm_page_sets *sets, uint32_t node,
                                 const struct hm_mask *mask)
 {
-    struct hm_mask gone;
-    HM_EACH_WORD (w) {
-        gone.word[w] = side->on[node][w] & mask->word[w];
-        side->on[node][w] &= ~mask->word[w];
-    }
+    struct hm_mask gone = hm_both(sets->on[node], mask->word);
+    hm_drop(sets->on[node], mask->word);
     return gone;
 }

@@ -23,7 +23,7 @@ struct hm_page_sets *hm_page_sets_of(const hm_page_sets_table *table,
                                      uint64_t block); /* NULL: it was never used */
 struct hm_mask hm_page_set(const hm_page_sets_table *table, uint64_t block, uint32_t node);
 /* Take pages out of the node's mask; returns those that were in it. */
-struct hm_mask hm_page_set_take(struct hm_page_sets *side, uint32_t node,
+struct hm_mask hm_page_set_take(struct hm_page_sets *sets, uint32_t node,
                                 const struct hm_mask *mask);
 
 #endif

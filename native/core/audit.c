@@ -111,15 +111,14 @@ static void audit_shared(struct audit *a, struct hm_region *region, uint64_t pag
 
 static void audit_region(struct audit *a, struct hm_region *region)
 {
-    uint64_t pages[HM_MAX_NODES] = {0}, copied[HM_MAX_NODES] = {0}, kept = 0, from = 0, b, all = 0;
+    uint64_t pages[HM_MAX_NODES] = {0}, copied[HM_MAX_NODES] = {0}, kept = 0, all = 0;
     unsigned long long ino = region->ino;
-    while (hm_region_touched(a->core, region->ino, from, &b, 1) == 1) {
+    for (uint64_t b = 0; (b = hm_next_touched(region, b)) < HM_MAX_BLOCKS; b++) {
         struct hm_stripe *stripe = hm_stripe_of(a->core, region->ino, b);
         hm_lock(HM_RANK_STRIPE, &stripe->lock);
         audit_block(a, region, b, pages, &kept);
         audit_copies(a, region, b, copied);
         hm_unlock(HM_RANK_STRIPE, &stripe->lock);
-        from = b + 1;
     }
     for (uint32_t node = 0; node < a->core->config.nodes; node++) {
         uint64_t held = pages[node] + copied[node] + (node == HM_HOST ? kept : 0);

@@ -76,12 +76,11 @@ int hm_region_census(struct hm_core *core, uint64_t ino, uint64_t from, struct h
                      int max)
 {
     struct hm_region *region = hm_region_get(core, ino);
-    uint64_t block;
     int n = 0;
     if (!region)
         return -ENOENT;
-    for (; n < max && hm_region_touched(core, ino, from, &block, 1) == 1; from = block + 1)
-        count_block(region, block, &out[n++]);
+    for (; n < max && (from = hm_next_touched(region, from)) < HM_MAX_BLOCKS; from++)
+        count_block(region, from, &out[n++]);
     hm_region_put(region);
     return n;
 }

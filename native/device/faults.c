@@ -7,6 +7,7 @@
 #include "base/region.h"
 #include "books/counters.h"
 #include "books/trace.h"
+#include "directory/records.h"
 #include "directory/windows.h"
 #include "program/late.h"
 #include "transaction/jobs.h"
@@ -119,9 +120,9 @@ static uint32_t file_fault(struct hm_device *device, const struct uffd_msg *mess
     job = &filed[at].job;
     page = (uint32_t)(offset % HM_BLOCK_BYTES / HM_PAGE_SIZE);
     filed[at].duplicates += hm_test(job->pages, page);
-    job->pages[page / 64] |= 1ULL << (page % 64);
+    hm_set(job->pages, page);
     if (store)
-        job->stores[page / 64] |= 1ULL << (page % 64);
+        hm_set(job->stores, page);
     filed[at].reads += !store;
     filed[at].writes += store;
     return used;
@@ -314,15 +315,14 @@ static int window_add(struct hm_device *device, struct hm_window window)
 /* Protect what the device has of the region already: nothing of it was protected till now. */
 static int protect_all(struct hm_region *region, uint32_t node)
 {
-    uint64_t block, from = 0;
     int error = 0;
-    while (!error && hm_region_touched(region->core, region->ino, from, &block, 1) == 1) {
+    for (uint64_t block = 0; !error && (block = hm_next_touched(region, block)) < HM_MAX_BLOCKS;
+         block++) {
         struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
         struct hm_mask mask = hm_mask_range(0, HM_BLOCK_PAGES);
         hm_lock(HM_RANK_STRIPE, &stripe->lock);
         error = hm_window_protect(region, node, block, &mask);
         hm_unlock(HM_RANK_STRIPE, &stripe->lock);
-        from = block + 1;
     }
     return error;
 }

@@ -68,9 +68,9 @@ uint32_t hm_collapse(struct hm_region *region, uint64_t block, const struct hm_m
 void hm_collapse_all(struct hm_region *region)
 {
     const struct hm_mask every = hm_mask_range(0, HM_BLOCK_PAGES);
-    uint64_t block, from = 0;
-    while (atomic_load(&region->copies) &&
-           hm_region_touched(region->core, region->ino, from, &block, 1) == 1) {
+    for (uint64_t block = 0;
+         atomic_load(&region->copies) && (block = hm_next_touched(region, block)) < HM_MAX_BLOCKS;
+         block++) {
         struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
         hm_pause("open.collapses");
         hm_lock(HM_RANK_STRIPE, &stripe->lock);
@@ -79,7 +79,6 @@ void hm_collapse_all(struct hm_region *region)
             region->blocks[block].generation++;
         hm_step(region, block, "open.ended", HM_BY_GATE, NULL);
         hm_unlock(HM_RANK_STRIPE, &stripe->lock);
-        from = block + 1;
     }
 }
 

@@ -40,7 +40,7 @@ static uint32_t room_of_labelled(struct hm_region *region, uint64_t block, struc
         return pages;
     for (; hm_next_run(labelled.word, &first, &count); first += count)
         for (uint32_t page = first; page < first + count; page++) {
-            uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE;
+            uint64_t offset = hm_page_offset(block, page);
             hm_zero_part(region, offset, offset + HM_PAGE_SIZE);
         }
     hm_drop(mask->word, labelled.word);
@@ -61,7 +61,7 @@ int hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask 
     taken = forget_cached ? 0 : room_of_labelled(region, block, mask);
     labelled = hm_unlabel(region, block, mask, of);
     while (hm_next_run(mask->word, &first, &count)) {
-        uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE;
+        uint64_t offset = hm_page_offset(block, first);
         for (uint32_t node = 0; node < core->config.nodes; node++)
             if (!hm_is_shared(region)) { /* whose memfd ends where the file does */
                 int refused =

@@ -103,14 +103,12 @@ static int allocate_block(struct hm_region *region, uint64_t block, const struct
         goto out;
     hole = hm_without(mask->word, record->present);
     while (!error && hm_next_run(hole.word, &first, &count)) {
-        uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE;
+        uint64_t offset = hm_page_offset(block, first);
         error = hm_pool_zero(pool, offset, (uint64_t)count * HM_PAGE_SIZE);
         first += count;
     }
     if (error) {
-        for (first = 0; hm_next_run(hole.word, &first, &count); first += count)
-            hm_pool_punch(pool, block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE,
-                          (uint64_t)count * HM_PAGE_SIZE);
+        hm_punch_runs(region, HM_HOST, block, hole.word);
         hm_release(core, HM_HOST, need);
         goto out;
     }
@@ -204,7 +202,7 @@ int64_t hm_region_seek(struct hm_core *core, uint64_t ino, uint64_t offset, int 
             HM_EACH_WORD (w)
                 words[w] = ~words[w];
         if (hm_next_run(words, &first, &count)) {
-            at = first == was ? at : block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE;
+            at = first == was ? at : hm_page_offset(block, first);
             found = at < size ? (int64_t)at : -ENXIO;
             break;
         }

@@ -26,7 +26,7 @@ struct hm_mask hm_owned(const struct hm_block *block, uint32_t node)
     }
     HM_EACH_PAGE (page, block->device)
         if (block->owner[page] == node)
-            owned.word[page / 64] |= 1ULL << (page % 64);
+            hm_set(owned.word, page);
     return owned;
 }
 

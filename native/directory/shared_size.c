@@ -190,7 +190,7 @@ static void label(struct hm_region *region, uint64_t first, uint64_t end,
         hm_lock(HM_RANK_STRIPE, &stripe->lock);
         hm_block_touch(region, block);
         for (uint32_t i = low; i < low + count; i++, page++)
-            hm_set(&on[n ? nodes[page % n] : next_node(share, &at, &left)], i);
+            hm_set(on[n ? nodes[page % n] : next_node(share, &at, &left)].word, i);
         for (uint32_t node = 0; node < region->core->config.nodes; node++)
             hm_own(region, record, &on[node], node, HM_BY_WRITE, NULL);
         hm_unlock(HM_RANK_STRIPE, &stripe->lock);

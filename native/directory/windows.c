@@ -60,7 +60,7 @@ static int uffd_ioctl(int uffd, unsigned long request, void *argument)
 
 static struct uffdio_range range_of(uint64_t window, uint64_t block, uint32_t first, uint32_t count)
 {
-    return (struct uffdio_range){window + block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE,
+    return (struct uffdio_range){window + hm_page_offset(block, first),
                                  (uint64_t)count * HM_PAGE_SIZE};
 }
 
@@ -213,8 +213,7 @@ int hm_window_map_afar(struct hm_region *region, uint32_t node, uint64_t block,
     for (uint32_t first = 0, count; !error && hm_next_run(mask->word, &first, &count);
          first += count) {
         struct hm_afar_request request = {.ino = region->ino,
-                                          .offset = block * HM_BLOCK_BYTES +
-                                                    (uint64_t)first * HM_PAGE_SIZE,
+                                          .offset = hm_page_offset(block, first),
                                           .length = (uint64_t)count * HM_PAGE_SIZE};
         if (send(device->afar, &request, sizeof(request), MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
             error = errno == EAGAIN ? -EBUSY : -ENOTCONN;
@@ -275,10 +274,9 @@ void hm_window_had(struct hm_region *region, uint32_t node, uint64_t block,
 /* What the device owns of the region already. NULL with errno when there is no memory. */
 static uint64_t *owned_pages(struct hm_region *region, uint32_t node, uint64_t bytes)
 {
-    uint64_t blocks = (bytes + HM_BLOCK_BYTES - 1) / HM_BLOCK_BYTES, block, from = 0;
+    uint64_t blocks = (bytes + HM_BLOCK_BYTES - 1) / HM_BLOCK_BYTES;
     uint64_t *had = calloc(blocks, HM_WORDS * sizeof(*had));
-    while (had && hm_region_touched(region->core, region->ino, from, &block, 1) == 1 &&
-           block < blocks) {
+    for (uint64_t block = 0; had && (block = hm_next_touched(region, block)) < blocks; block++) {
         const struct hm_block *record = &region->blocks[block];
         struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
         struct hm_mask mine;
@@ -286,7 +284,6 @@ static uint64_t *owned_pages(struct hm_region *region, uint32_t node, uint64_t b
         mine = hm_owned(record, node);
         memcpy(had + block * HM_WORDS, mine.word, sizeof(mine.word));
         hm_unlock(HM_RANK_STRIPE, &stripe->lock);
-        from = block + 1;
     }
     return had;
 }

@@ -325,7 +325,7 @@ static int gather(const struct part *part, struct iovec *iov, int *count,
         uint64_t stop;
         while (last < part->first + part->count && hm_test(part->record->present, last) == present)
             last++;
-        stop = part->block * HM_BLOCK_BYTES + (uint64_t)last * HM_PAGE_SIZE;
+        stop = hm_page_offset(part->block, last);
         stop = stop < end ? stop : end;
         if (present && !base) {
             base = hm_pool_map(&part->region->pools[HM_HOST], part->block * HM_BLOCK_BYTES);
@@ -351,8 +351,7 @@ static void close_part(struct part *part)
     if (part->record->generation != part->generation) {
         for (uint32_t page = part->first; page < part->first + part->count; page++)
             if (!hm_test(part->record->present, page))
-                hm_pool_punch(&part->region->pools[HM_HOST],
-                              part->block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE,
+                hm_pool_punch(&part->region->pools[HM_HOST], hm_page_offset(part->block, page),
                               HM_PAGE_SIZE);
         part->record->generation += part->record->writing;
     }

@@ -59,7 +59,7 @@ struct hm_mask hm_order_overtaken(struct hm_stripe *stripe, uint64_t ino, uint64
     for (uint32_t first = 0, count; hm_next_run(mask->word, &first, &count); first += count)
         for (uint32_t page = first; page < first + count; page++)
             if (written->unique[page] > unique)
-                overtaken.word[page / 64] |= 1ULL << (page % 64);
+                hm_set(overtaken.word, page);
     return overtaken;
 }
 

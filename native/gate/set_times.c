@@ -16,8 +16,7 @@
  * what is parked on these pages. */
 static void write_back(struct hm_region *region)
 {
-    uint64_t block, from = 0;
-    while (hm_region_touched(region->core, region->ino, from, &block, 1) == 1) {
+    for (uint64_t block = 0; (block = hm_next_touched(region, block)) < HM_MAX_BLOCKS; block++) {
         struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
         const struct hm_block *record = &region->blocks[block];
         struct hm_mask seen;
@@ -25,10 +24,8 @@ static void write_back(struct hm_region *region)
         seen = hm_either(record->cached, record->recalling);
         hm_unlock(HM_RANK_STRIPE, &stripe->lock);
         for (uint32_t first = 0, count; hm_next_run(seen.word, &first, &count); first += count)
-            hm_invalidate(region->core, region->ino,
-                          block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE,
+            hm_invalidate(region->core, region->ino, hm_page_offset(block, first),
                           (uint64_t)count * HM_PAGE_SIZE);
-        from = block + 1;
     }
 }
 
@@ -36,11 +33,11 @@ static void write_back(struct hm_region *region)
 static void protect_windows(struct hm_region *region)
 {
     struct hm_core *core = region->core;
-    uint64_t block, from = 0;
     bool any = false;
     for (uint32_t node = 1; node < core->config.nodes; node++)
         any |= atomic_load(&region->window[node]) != 0;
-    while (any && hm_region_touched(core, region->ino, from, &block, 1) == 1) {
+    for (uint64_t block = 0; any && (block = hm_next_touched(region, block)) < HM_MAX_BLOCKS;
+         block++) {
         struct hm_stripe *stripe = hm_stripe_of(core, region->ino, block);
         const struct hm_block *record = &region->blocks[block];
         hm_lock(HM_RANK_STRIPE, &stripe->lock);
@@ -52,7 +49,6 @@ static void protect_windows(struct hm_region *region)
             hm_window_protect(region, node, block, &mine);
         }
         hm_unlock(HM_RANK_STRIPE, &stripe->lock);
-        from = block + 1;
     }
 }
 

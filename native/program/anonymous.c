@@ -40,8 +40,7 @@
 
 static uint8_t *device_page(const struct transaction *t, uint32_t page)
 {
-    return hm_pool_map(&t->region->pools[t->record->owner[page]],
-                       t->block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE);
+    return hm_pool_map(&t->region->pools[t->record->owner[page]], hm_page_offset(t->block, page));
 }
 
 /* What devices have lost is theirs no more, and its room is free. */
@@ -79,8 +78,7 @@ static int copy_between(const struct transaction *t, const struct hm_mask *mask)
         if (!error)
             error = hm_window_protect(t->region, from, t->block, &one);
         if (!error)
-            error = hm_pool_copy(to, &t->region->pools[from],
-                                 t->block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE,
+            error = hm_pool_copy(to, &t->region->pools[from], hm_page_offset(t->block, page),
                                  HM_PAGE_SIZE);
     }
     return error;
@@ -92,8 +90,7 @@ static int fill_zeros(const struct transaction *t, const struct hm_mask *mask)
     int error = pool ? 0 : -errno;
     for (uint32_t first = 0, count; !error && hm_next_run(mask->word, &first, &count);
          first += count)
-        error = hm_pool_zero(pool, t->block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE,
-                             (uint64_t)count * HM_PAGE_SIZE);
+        error = hm_pool_zero(pool, hm_page_offset(t->block, first), (uint64_t)count * HM_PAGE_SIZE);
     return error;
 }
 
@@ -140,7 +137,7 @@ static void flip_to(struct transaction *t, const struct hm_mask *others,
     memcpy(from, record->owner, sizeof(from));
     hm_process_revoke(t->region->process, t->block, others);
     HM_EACH_PAGE (page, others->word)
-        hm_set(&freed[record->owner[page]], page);
+        hm_set(freed[record->owner[page]].word, page);
     HM_EACH_WORD (w) {
         moved.word[w] = others->word[w] | taking->taken.word[w];
         all.word[w] = moved.word[w] | taking->holes.word[w];
@@ -296,8 +293,7 @@ static int give_run(const struct transaction *t, uint32_t first, uint32_t count,
     if (!copy.src) { /* no address space for that */
         struct iovec where;
         int error = hm_pool_read(&t->region->pools[t->record->owner[first]],
-                                 t->block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE, bytes,
-                                 sizeof(bytes), &where);
+                                 hm_page_offset(t->block, first), bytes, sizeof(bytes), &where);
         if (error)
             return error;
         copy.src = (uintptr_t)bytes;
@@ -401,7 +397,7 @@ static void punch(struct transaction *t, const uint8_t owners[HM_BLOCK_PAGES],
 {
     struct hm_mask freed[HM_MAX_NODES] = {0};
     HM_EACH_PAGE (page, mask->word)
-        hm_set(&freed[owners[page]], page);
+        hm_set(freed[owners[page]].word, page);
     punch_freed(t, freed);
 }
 
@@ -425,10 +421,10 @@ static void punch_later(struct transaction *t, const uint8_t owners[HM_BLOCK_PAG
     HM_EACH_PAGE (page, mask->word) {
         uint32_t node = owners[page];
         if (atomic_load(&t->region->window[node])) {
-            hm_set(&now, page);
+            hm_set(now.word, page);
             continue;
         }
-        side->on[node][page / 64] |= 1ULL << (page % 64);
+        hm_set(side->on[node], page);
         hm_release(t->core, node, 1);
         process->late_pages++;
     }
@@ -481,7 +477,7 @@ static int bring_home(struct transaction *t, const struct hm_mask *mask, uint32_
         stay = hm_pinned(t->region, t->block); /* a touch brings them home all the same */
     HM_EACH_PAGE (page, mask->word)
         if (hm_test(t->record->device, page) && !hm_test(stay.word, page) && limit && limit--)
-            hm_set(&moving, page);
+            hm_set(moving.word, page);
     if (!hm_bits(moving.word))
         return 0;
     memcpy(owners, t->record->owner, sizeof(owners));

@@ -426,16 +426,17 @@ put:
 /* Bring home what devices have, block by block; what can't be is lost with its program. */
 static void all_home(struct hm_process *process)
 {
-    uint64_t block, from = 0;
-    while (!atomic_load(&process->gone) &&
-           hm_region_touched(process->core, process->region->ino, from, &block, 1) == 1) {
+    struct hm_region *region = process->region;
+    for (uint64_t block = 0;
+         !atomic_load(&process->gone) && (block = hm_next_touched(region, block)) < HM_MAX_BLOCKS;
+         block++) {
         struct hm_job job = {.kind = HM_JOB_MIGRATE,
-                             .ino = process->region->ino,
+                             .ino = region->ino,
                              .block = block,
                              .count = HM_BLOCK_PAGES,
                              .flags = HM_JOB_QUIET};
         struct hm_stripe *stripe = hm_stripe_of(process->core, job.ino, block);
-        const struct hm_block *record = &process->region->blocks[block];
+        const struct hm_block *record = &region->blocks[block];
         bool some, sent = false;
         for (int tries = 0; tries < 5000; tries++) {
             hm_lock(HM_RANK_STRIPE, &stripe->lock);
@@ -447,7 +448,6 @@ static void all_home(struct hm_process *process)
                 sent = !hm_submit(process->core, &job);
             usleep(200);
         }
-        from = block + 1;
     }
 }
 

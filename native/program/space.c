@@ -151,7 +151,7 @@ static int give_copy(const struct hm_process *process, int uffd, uint64_t block,
                      uint64_t to)
 {
     uint32_t owner = process->region->blocks[block].owner[page];
-    uint64_t offset = block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE;
+    uint64_t offset = hm_page_offset(block, page);
     const struct hm_mask one = hm_mask_range(page, 1);
     struct hm_pool *pool = &process->region->pools[owner];
     struct uffdio_copy copy = {.dst = to, .len = HM_PAGE_SIZE};

@@ -186,7 +186,7 @@ int hm_take_sort(const struct transaction *t, const struct hm_mask *mask, struct
         to = vma.end < end ? vma.end : end;
         part = hm_mask_range((uint32_t)((from - base) / HM_PAGE_SIZE),
                              (uint32_t)((to - from) / HM_PAGE_SIZE));
-        hm_set(&out->firsts, (uint32_t)((from - base) / HM_PAGE_SIZE));
+        hm_set(out->firsts.word, (uint32_t)((from - base) / HM_PAGE_SIZE));
         hm_keep(part.word, mask->word);
         if (!hm_bits(part.word) || !vma.anonymous || !vma.read || is_own(process, from) ||
             vma.end - vma.start < process->least)
@@ -213,9 +213,9 @@ int hm_pages_there(const struct hm_process *process, uint64_t address, const str
         return error;
     HM_EACH_PAGE (page, mask->word)
         if (hm_pm_there(entry[page]))
-            hm_set(there, page);
+            hm_set(there->word, page);
         else if (hm_pm_guard(entry[page]))
-            hm_set(guards, page);
+            hm_set(guards->word, page);
     return 0;
 }
 
@@ -230,7 +230,7 @@ static int which_were_moved(const struct hm_process *process, uint64_t scratch,
     if (!error)
         HM_EACH_PAGE (page, mask->word)
             if (entry[page] & (HM_PM_PRESENT | HM_PM_SWAPPED))
-                hm_set(moved, page);
+                hm_set(moved->word, page);
     return error;
 }
 
@@ -306,7 +306,7 @@ static struct hm_mask let_stay(const struct transaction *t, uint64_t scratch,
             continue;
         while (!hm_take_no_news(t)) {
             if (!ioctl(process->uffd, UFFDIO_COPY, &copy))
-                hm_set(&back, page);
+                hm_set(back.word, page);
             else if (errno == EAGAIN && hear(process, since))
                 continue;
             break;
@@ -366,7 +366,7 @@ struct hm_mask hm_take_discarded(const struct transaction *t, const struct hm_ma
         uint64_t is = entry[page - first];
         if ((hm_pm_guard(is) || !(is & (HM_PM_PRESENT | HM_PM_SWAPPED))) &&
             !ioctl(process->uffd, UFFDIO_WRITEPROTECT, &request))
-            hm_set(&gone, page);
+            hm_set(gone.word, page);
     }
     return gone;
 }
@@ -492,6 +492,21 @@ static int move_all(const struct transaction *t, struct hm_taking *taking, int s
     return error == -EBUSY ? 0 : error; /* then none of these were */
 }
 
+/* Begin to take pages, and leave in the mask those that may be. A slot, and then the process's lock
+ * is held; below 0: -errno, and it is not. */
+static int begin_take(const struct transaction *t, struct hm_mask *pages)
+{
+    struct hm_process *process = t->region->process;
+    int slot;
+    hm_lock(HM_RANK_PROCESS, &process->lock);
+    slot = may_take(t, pages);
+    if (!slot)
+        slot = claim_slot(process);
+    if (slot < 0)
+        hm_unlock(HM_RANK_PROCESS, &process->lock);
+    return slot;
+}
+
 static int take_movable(const struct transaction *t, struct hm_taking *taking)
 {
     struct hm_process *process = t->region->process;
@@ -499,13 +514,9 @@ static int take_movable(const struct transaction *t, struct hm_taking *taking)
     int slot, error;
     if (!hm_bits(taking->movable.word))
         return 0;
-    hm_lock(HM_RANK_PROCESS, &process->lock);
-    error = may_take(t, &taking->movable);
-    slot = error ? error : claim_slot(process);
-    if (slot < 0) {
-        hm_unlock(HM_RANK_PROCESS, &process->lock);
+    slot = begin_take(t, &taking->movable);
+    if (slot < 0)
         return slot;
-    }
     hm_process_depart(process, t->block);
     error = move_all(t, taking, slot);
     if (error == -EBUSY) {
@@ -614,13 +625,9 @@ static int take_fixed(const struct transaction *t, struct hm_taking *taking)
     int slot, error;
     if (!hm_bits(taking->fixed.word))
         return 0;
-    hm_lock(HM_RANK_PROCESS, &process->lock);
-    error = may_take(t, &taking->fixed);
-    slot = error ? error : claim_slot(process);
-    if (slot < 0) {
-        hm_unlock(HM_RANK_PROCESS, &process->lock);
+    slot = begin_take(t, &taking->fixed);
+    if (slot < 0)
         return slot;
-    }
     error = hold_still(t, &taking->fixed, &there);
     if (!error) {
         hm_unlock(HM_RANK_PROCESS, &process->lock);

@@ -88,13 +88,10 @@ static uint32_t drop_kept(struct hm_region *region, uint64_t block)
 {
     struct hm_block *record = &region->blocks[block];
     struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
-    uint32_t dropped = 0, first = 0, count;
+    uint32_t dropped = 0;
     hm_lock(HM_RANK_STRIPE, &stripe->lock);
     if (!record->busy) {
-        for (; hm_next_run(record->kept, &first, &count); first += count)
-            hm_pool_punch(&region->pools[HM_HOST],
-                          block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE,
-                          (uint64_t)count * HM_PAGE_SIZE);
+        hm_punch_runs(region, HM_HOST, block, record->kept);
         dropped = hm_bits(record->kept);
         memset(record->kept, 0, sizeof(record->kept));
         hm_step(region, block, "kept.dropped", HM_BY_GATE, NULL);

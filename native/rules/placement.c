@@ -44,7 +44,7 @@ static struct hm_mask counted(struct hm_region *region, uint64_t block, uint32_t
             ++*accesses;
         last = page / GROUP_PAGES;
         if (*accesses >= threshold)
-            ripe.word[page / 64] |= 1ULL << (page % 64);
+            hm_set(ripe.word, page);
     }
     return ripe;
 }

@@ -256,6 +256,6 @@ struct hm_mask hm_thrash_is_pinned(struct hm_region *region, uint64_t block,
     if (history && history->pages && history->pins)
         HM_EACH_PAGE (page, mask->word)
             if (history->pages[page].pinned == 1 + HM_HOST)
-                pinned.word[page / 64] |= 1ULL << (page % 64);
+                hm_set(pinned.word, page);
     return pinned;
 }

@@ -40,8 +40,7 @@ static int copy_to(struct transaction *t, const struct hm_mask *mask)
     int error = to ? hm_window_protect(t->region, t->job->node, t->block, mask) : -errno;
     for (uint32_t first = 0, count; !error && hm_next_run(mask->word, &first, &count);
          first += count)
-        error = hm_pool_copy(to, &t->region->pools[HM_HOST],
-                             t->block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE,
+        error = hm_pool_copy(to, &t->region->pools[HM_HOST], hm_page_offset(t->block, first),
                              (size_t)count * HM_PAGE_SIZE);
     return error;
 }

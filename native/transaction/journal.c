@@ -64,7 +64,7 @@ static struct hm_mask from_one(struct hm_mask *mask, const uint8_t from[HM_BLOCK
     *node = from[hm_next_page(mask->word, 0)];
     HM_EACH_PAGE (page, mask->word)
         if (from[page] == *node)
-            some.word[page / 64] |= 1ULL << (page % 64);
+            hm_set(some.word, page);
     hm_drop(mask->word, some.word);
     return some;
 }

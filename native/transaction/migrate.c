@@ -89,7 +89,7 @@ static int protect(struct transaction *t, const struct plan *plan)
     struct hm_mask from[HM_MAX_NODES] = {0};
     int error = 0;
     HM_EACH_PAGE (page, plan->move.word)
-        from[plan->from[page]].word[page / 64] |= 1ULL << (page % 64);
+        hm_set(from[plan->from[page]].word, page);
     for (uint32_t node = 1; node < t->core->config.nodes && !error; node++)
         error = hm_window_protect(t->region, node, t->block, &from[node]);
     return error;

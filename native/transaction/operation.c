@@ -138,9 +138,8 @@ static void forget_unmade(struct transaction *t, const struct hm_mask *mask, uin
     struct hm_mask there = hm_owned(t->record, node), unmade = {{0}};
     hm_keep(there.word, mask->word);
     HM_EACH_PAGE (page, there.word)
-        if (hm_pool_is_hole(&t->region->pools[node],
-                            t->block * HM_BLOCK_BYTES + (uint64_t)page * HM_PAGE_SIZE))
-            hm_set(&unmade, page);
+        if (hm_pool_is_hole(&t->region->pools[node], hm_page_offset(t->block, page)))
+            hm_set(unmade.word, page);
     if (hm_bits(unmade.word))
         (void)hm_block_cut(t->region, t->block, &unmade, false); /* the audit tells */
 }

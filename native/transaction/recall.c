@@ -36,8 +36,7 @@ static void recall_round(struct transaction *t, const struct hm_mask *round)
      * kernel's notification until this transaction ends, that is for ever. */
     hm_pause("recall.begun");
     for (; hm_next_run(round->word, &first, &count); first += count)
-        hm_invalidate(t->core, t->region->ino,
-                      t->block * HM_BLOCK_BYTES + (uint64_t)first * HM_PAGE_SIZE,
+        hm_invalidate(t->core, t->region->ino, hm_page_offset(t->block, first),
                       (uint64_t)count * HM_PAGE_SIZE);
     hm_pause("recall.done");
     hm_lock(HM_RANK_STRIPE, &t->stripe->lock);

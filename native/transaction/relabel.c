@@ -48,7 +48,7 @@ int hm_label_home(struct transaction *t, const struct hm_mask *mask)
     labelled_as(t, labels, from);
     HM_EACH_PAGE (page, mask->word)
         if (from[page] != HM_HOST)
-            moving.word[page / 64] |= 1ULL << (page % 64);
+            hm_set(moving.word, page);
     stay = hm_stay(t);
     hm_drop(moving.word, stay.word);
     if (t->job->limit)

@@ -21,7 +21,7 @@ int hm_shared_relabel(struct transaction *t, const struct hm_mask *mask, bool po
     memcpy(from, record->owner, sizeof(from));
     HM_EACH_PAGE (page, may.word)
         if (hm_test(record->present, page) && from[page] != to && moves < limit) {
-            move.word[page / 64] |= 1ULL << (page % 64);
+            hm_set(move.word, page);
             moves++;
         }
     if (!moves)

@@ -179,7 +179,7 @@ static void look_at(const struct hm_region *region, const struct hm_stripe *stri
             continue; /* direct I/O holds no folio */
         end = end < base + HM_BLOCK_PAGES ? end : base + HM_BLOCK_PAGES;
         for (uint64_t page = first; page < end; page++)
-            hm_set(&look->parked, (uint32_t)(page - base));
+            hm_set(look->parked.word, (uint32_t)(page - base));
     }
     for (uint32_t node = 1; node < region->core->config.nodes; node++)
         look->copies[node] = hm_copies_on(region, shadow->block, node);

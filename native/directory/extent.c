@@ -112,7 +112,7 @@ static int allocate_block(struct hm_region *region, uint64_t block, const struct
         hm_release(core, HM_HOST, need);
         goto out;
     }
-    hm_own(region, record, &hole, HM_HOST, HM_BY_WRITE, NULL);
+    hm_populate(region, record, &hole, HM_HOST);
     hm_step(region, block, "allocated", HM_BY_GATE, &hole);
 out:
     hm_unlock(HM_RANK_STRIPE, &stripe->lock);

@@ -57,6 +57,12 @@ void hm_own(struct hm_region *region, struct hm_block *record, const struct hm_m
         memcpy(moved, from, sizeof(from));
 }
 
+void hm_populate(struct hm_region *region, struct hm_block *record, const struct hm_mask *pages,
+                 uint32_t node)
+{
+    hm_own(region, record, pages, node, HM_BY_NOTHING, NULL);
+}
+
 void hm_disown(struct hm_region *region, struct hm_block *record, const struct hm_mask *pages,
                uint32_t gone[HM_MAX_NODES])
 {

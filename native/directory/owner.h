@@ -6,9 +6,12 @@
 
 /* Pages become the node's. Those that are there move, and are counted as moved by the trigger; the
  * others come out of nothing. What a node gets is clean until somebody stores to it. moved: gets
- * how many came from each node; or NULL, where none is there. */
+ * how many came from each node; or NULL. */
 void hm_own(struct hm_region *region, struct hm_block *record, const struct hm_mask *pages,
             uint32_t node, enum hm_trigger trigger, uint32_t moved[HM_MAX_NODES]);
+/* Pages of which none is there come out of nothing. */
+void hm_populate(struct hm_region *region, struct hm_block *record, const struct hm_mask *pages,
+                 uint32_t node);
 /* Pages are no more, nor what the host keeps of them. gone: gets how many each node had. */
 void hm_disown(struct hm_region *region, struct hm_block *record, const struct hm_mask *pages,
                uint32_t gone[HM_MAX_NODES]);

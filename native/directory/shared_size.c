@@ -192,7 +192,7 @@ static void label(struct hm_region *region, uint64_t first, uint64_t end,
         for (uint32_t i = low; i < low + count; i++, page++)
             hm_set(on[n ? nodes[page % n] : next_node(share, &at, &left)].word, i);
         for (uint32_t node = 0; node < region->core->config.nodes; node++)
-            hm_own(region, record, &on[node], node, HM_BY_WRITE, NULL);
+            hm_populate(region, record, &on[node], node);
         hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     }
 }

@@ -552,7 +552,7 @@ static int apply_write(struct part *part, const struct hm_request *request)
     }
     before = hm_block_charge(part->region, record);
     new_pages = hm_without(part->mask.word, record->present);
-    hm_own(part->region, record, &new_pages, HM_HOST, HM_BY_WRITE, NULL);
+    hm_populate(part->region, record, &new_pages, HM_HOST);
     hm_add(record->dirty, part->mask.word);
     hm_reserve_always(part->region->core, HM_HOST, hm_block_charge(part->region, record) - before);
     hm_step(part->region, part->block,

@@ -143,7 +143,7 @@ static void flip_to(struct transaction *t, const struct hm_mask *others,
         all.word[w] = moved.word[w] | taking->holes.word[w];
     }
     /* What is taken was the program's: it is entered just to leave. */
-    hm_own(t->region, record, &taking->taken, HM_HOST, t->cause.trigger, NULL);
+    hm_populate(t->region, record, &taking->taken, HM_HOST);
     hm_own(t->region, record, &all, to, t->cause.trigger, NULL);
     record->last_migrated = hm_tick(t->core);
     record->cpu_faults = 0;

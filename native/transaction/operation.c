@@ -188,7 +188,7 @@ static int hold_afar(struct transaction *t, const struct hm_mask *afar, bool sto
         }
         hm_collapse(t->region, t->block, afar,
                     HM_HOST); /* made before the pages were said to stay */
-        hm_own(t->region, record, &fill, HM_HOST, t->cause.trigger, NULL);
+        hm_populate(t->region, record, &fill, HM_HOST);
         HM_EACH_WORD (w)
             record->dirty[w] |= afar->word[w] & record->present[w];
         hm_step_of(t, "afar.written", afar);

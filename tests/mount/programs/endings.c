@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 
 #define PAGES 16
+#define BIG (PAGES * PAGE) /* the least that prefetching brings home; aligned to itself */
 #define DEEP (64 * PAGE)
 
 static int go[2], said[2];
@@ -46,11 +47,13 @@ static void *owner(void *memory)
 }
 
 /* A thread ends, and holds mutexes on pages that a device wants; one of them came there before it
- * was locked. */
+ * was locked. The pages are one big page: the first lock brings all of them home, so all of them
+ * are there for the second offer. */
 static void robust(int protocol)
 {
-    char *at = map_at(NULL, PAGES * PAGE, 0), c;
+    char *at = map_at(NULL, 2 * BIG, 0), c;
     pthread_t thread;
+    at += -(uintptr_t)at % BIG;
     for (int page = 0; page < PAGES; page++)
         make((pthread_mutex_t *)(at + page * PAGE), PTHREAD_PROCESS_PRIVATE, protocol);
     hand_over(at, PAGES * PAGE);

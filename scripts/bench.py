@@ -256,6 +256,9 @@ def main() -> None:
             lambda s: bench.run("bare", PAGES // 512) if s is bare else both_ways(s),
         )
         of_programs(bench, work, ours)
+        for row, machines in (("evicting 2 MiB", VRAM_SIZES), ("evicting 4 KiB", VRAM_BLOCKS)):
+            if bench.only.search(row):
+                evictions(bench, row, machines)
         bench.show()
         memory(ours)
 
@@ -423,6 +426,55 @@ def copies(bench: Bench, system: System) -> None:
 
 
 # ---- programs' own memory
+
+
+# By name: MiB of VRAM, options, and the pages that are used of each block.
+VRAM_SIZES = {
+    "VRAM 64 MiB": (64, "prefetch=block"),
+    "1 GiB": (1024, "prefetch=block"),
+    "4 GiB": (4096, "prefetch=block"),
+}
+VRAM_BLOCKS = {
+    "of 512 blocks": (2, "prefetch=none"),
+    "16 384": (64, "prefetch=none"),
+    "131 072": (512, "prefetch=none"),
+    "512, in Python": (2, f"prefetch=none,eviction={OWN}:Oldest"),
+}
+EVICTIONS = 64
+
+
+def touch_first_pages(data: np.ndarray[Any, Any], first: int, count: int) -> None:
+    for block in range(first, first + count):
+        data[block * 2 * MIB] = 1
+
+
+def evictions(bench: Bench, row: str, machines: dict[str, tuple[int, str]]) -> None:
+    """A device's faults, each of which brings a block, or a page of it, and has the oldest leave.
+    What there is to choose from differs."""
+    with contextlib.ExitStack() as stack:
+        systems, scans = [], {}
+        for name, (vram, options) in machines.items():
+            words = dict(word.split("=", 1) for word in options.split(","))
+            sizes = {"vram": f"{vram}M", "host": f"{vram + 2048}M"}
+            machine = stack.enter_context(hmmfs_api.mount(**sizes, log="/dev/null", **words))
+            blocks = vram // 2 if words["prefetch"] == "block" else vram * 256
+            region = machine.region("a", (blocks + 4 * EVICTIONS) * 2 * MIB)
+            argument = hmmfs_api.updates(region)
+            machine.dev0.launch(touch_first_pages, argument, 0, blocks).wait()
+            assert machine.dev0.stats()["evicted_blocks"] == 0
+            systems.append(System(name, Path(), machine.stats()["pid"]))
+            # Round and round, one block after the other: none is there when its turn comes.
+            scans[name] = (machine, argument, blocks, blocks + 4 * EVICTIONS)
+
+        def evict(system: System) -> float:
+            machine, argument, first, blocks = scans[system.name]
+            begin = time.perf_counter()
+            machine.dev0.launch(touch_first_pages, argument, first, EVICTIONS).wait()
+            took = (time.perf_counter() - begin) / EVICTIONS
+            scans[system.name] = (machine, argument, (first + EVICTIONS) % blocks, blocks)
+            return took * 1e6
+
+        bench.measure(row, "us", systems, evict)
 
 
 class Program:

@@ -69,6 +69,8 @@ LAUNCHES = "tests/mount/test_launch.py tests/mount/test_advice.py tests/mount/te
 PLACES = "tests/mount/test_placement.py tests/mount/test_capacity.py"
 ENDINGS = "tests/mount/test_endings.py tests/mount/test_ordinary_user.py"
 RULES = "tests/unit/test_policy_rules.py tests/mount/test_policies.py tests/mount/test_advice.py"
+TWINS = "tests/unit/test_eviction_twins.py"
+EVICTING = "tests/native/test_stress.py::test_device_faults_that_evict"
 # But for what takes long and is about no code of ours.
 UNIT = "tests/unit --ignore=tests/unit/test_packaging.py"
 # What stands in two layers: the state, and the jobs that make it.
@@ -86,6 +88,10 @@ LAYERS = {
     "native/rules/": [RULES, ALONE],
     "native/rules/placement": [RULES, PLACES, LAUNCHES, ALONE],
     "native/rules/candidates": [PROTOCOL, RULES, PLACES, ALONE],
+    "native/rules/evict": [TWINS, PLACES, RULES, ALONE],
+    "native/rules/future": [TWINS, RULES],
+    "native/base/ranking": [TWINS, RULES],
+    "native/transaction/room": [PROTOCOL, RULES, PLACES, EVICTING, MOVING],
     "native/rules/prefetch": ["tests/unit/test_policy_rules.py", RULES, ALONE],
     "native/base/fuse": [PROTOCOL, ALONE, FILES, CONFORMANCE],
     "native/gate/gate": [

@@ -6,7 +6,7 @@ Nothing here waits for another party. Sizes are in 4 KiB pages unless a name say
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +19,9 @@ from hmmfs.memory.types import (
     BLOCK_PAGES,
     Advice,
     AdviceField,
+    BlockKey,
     Event,
+    EvictionKind,
     Ioctl,
     Job,
     JobResult,
@@ -29,6 +31,8 @@ from hmmfs.memory.types import (
     PrefetchKind,
     Residency,
     Touch,
+    Victim,
+    page_set,
     page_words,
 )
 
@@ -405,6 +409,37 @@ class Core:
         """What comes with a fault, on node 0 with the CPU's: from the next one on."""
         policy = ffi.new("struct hm_prefetch *", {"kind": kind, "argument": list(arguments)})
         check(lib.hm_prefetch_set(self.handle, node, policy), "Setting a prefetch policy")
+
+    def set_eviction(
+        self,
+        node: int,
+        kind: EvictionKind,
+        *,
+        seed: int = 0,
+        trace: NDArray[np.uint64] | None = None,
+    ) -> None:
+        """What leaves a device first, from the next victim on. trace: BLOCK * 512 + PAGE of each
+        access to come, for OPTIMAL."""
+        accesses = np.ascontiguousarray(() if trace is None else trace, dtype=np.uint64)
+        policy = ffi.new("struct hm_eviction *", {"kind": kind, "seed": seed})
+        policy.trace = ffi.cast("uint64_t *", ffi.from_buffer(accesses))
+        policy.length = len(accesses)
+        check(lib.hm_eviction_set(self.handle, node, policy), "Setting an eviction policy")
+
+    def victim(self, node: int, need: int, spared: Collection[BlockKey]) -> Victim | None:
+        """What leaves a device next by its built-in policy, for `need` pages of room. None: nothing
+        can."""
+        keys = [number for key in spared for number in key]
+        out = ffi.new("struct hm_victim *")
+        found = lib.hm_victim_next(
+            self.handle, node, need, ffi.new("uint64_t[]", keys), len(spared), out
+        )
+        if not check(found, "Choosing what leaves a device"):
+            return None
+        return Victim(
+            BlockKey(out.ino, out.block),
+            page_set(np.frombuffer(ffi.buffer(out.window), dtype=np.uint64)),
+        )
 
     def set_placement(self, node: int, kind: PlacementKind, threshold: int = 0) -> None:
         """Where pages come to be that the device touches: from the next fault on."""

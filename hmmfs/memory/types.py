@@ -16,6 +16,7 @@ PAGE_SIZE = 4096
 BLOCK_PAGES = 512
 BLOCK_BYTES = PAGE_SIZE * BLOCK_PAGES
 HOST = 0
+MAX_BLOCKS = int(lib.hm_region_max_bytes()) // BLOCK_BYTES  # of a region
 
 
 class Kind(enum.Enum):
@@ -52,6 +53,7 @@ class JobFlag(enum.IntFlag):
     ASKED = lib.HM_JOB_ASKED
     PLACED = lib.HM_JOB_PLACED
     REMOTE = lib.HM_JOB_REMOTE
+    AGAIN = lib.HM_JOB_AGAIN
 
 
 class EventKind(enum.IntEnum):
@@ -79,6 +81,20 @@ class PlacementKind(enum.IntEnum):
     PREFERRED = lib.HM_PLACE_PREFERRED
     NEVER = lib.HM_PLACE_NEVER
     COUNTER = lib.HM_PLACE_COUNTER
+
+
+class EvictionKind(enum.IntEnum):
+    LRU = lib.HM_EVICT_LRU
+    LRM = lib.HM_EVICT_LRM
+    FIFO = lib.HM_EVICT_FIFO
+    MRU = lib.HM_EVICT_MRU
+    LFU = lib.HM_EVICT_LFU
+    CLOCK = lib.HM_EVICT_CLOCK
+    RANDOM = lib.HM_EVICT_RANDOM
+    TREE = lib.HM_EVICT_TREE
+    LRU_PAGE = lib.HM_EVICT_LRU_PAGE
+    OPTIMAL = lib.HM_EVICT_OPTIMAL
+    ASK = lib.HM_EVICT_ASK
 
 
 class Trigger(enum.IntEnum):
@@ -172,6 +188,11 @@ class Ioctl(NamedTuple):
 class BlockKey(NamedTuple):
     ino: int
     block: int
+
+
+class Victim(NamedTuple):
+    key: BlockKey
+    pages: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)

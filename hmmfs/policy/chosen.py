@@ -17,8 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmmfs.errors import UsageError
-from hmmfs.memory import BLOCK_PAGES, HOST, BlockKey, Core, PlacementKind, PrefetchKind
-from hmmfs.policy.eviction import EvictionPolicy, LeastRecentlyUsed
+from hmmfs.memory import (
+    BLOCK_PAGES,
+    HOST,
+    BlockKey,
+    Core,
+    EvictionKind,
+    PlacementKind,
+    PrefetchKind,
+)
+from hmmfs.policy.eviction import BUILT_IN as EVICTIONS
+from hmmfs.policy.eviction import BuiltIn, EvictionPolicy, LeastRecentlyUsed, NativeEviction
 from hmmfs.policy.named import Named
 from hmmfs.policy.placement import BUILT_IN as PLACEMENTS
 from hmmfs.policy.placement import FirstTouch, PlacementPolicy
@@ -60,6 +69,7 @@ class Policies:
         self.on_failure: Callable[[int, str], None] = lambda node, sentence: None
         for node in nodes:
             self._set(node)
+            self._set_eviction(node)
 
     def names(self, node: int) -> dict[str, str]:
         """Of a node's policies by what they decide, as they are to be written."""
@@ -78,6 +88,7 @@ class Policies:
     def set_eviction(self, node: int, text: str) -> None:
         self._eviction[node] = named_eviction(text)
         self._set(node)
+        self._set_eviction(node)
 
     def set_placement(self, node: int, text: str) -> None:
         self._placement[node] = named_placement(text)
@@ -128,10 +139,29 @@ class Policies:
         by_core = placement.native() if type(placement) in PLACEMENTS else None
         if node != HOST:
             self._core.set_placement(node, *(by_core or (PlacementKind.FIRST_TOUCH, 0)))
-        if native is None or (node != HOST and (by_core is None or self._eviction[node].observes)):
+        if native is None or (node != HOST and (by_core is None or self._observes(node))):
             native = PrefetchKind.ASK, ()
         self._asks[node] = native[0] == PrefetchKind.ASK
         self._core.set_prefetch(node, *native)
+
+    def _set_eviction(self, node: int) -> None:
+        """The same of eviction, where a policy begins anew."""
+        policy = self._eviction[node]
+        if node == HOST:
+            return
+        native = NativeEviction(EvictionKind.ASK)
+        if isinstance(policy, BuiltIn) and type(policy) in EVICTIONS:
+            native = policy.native()
+        self._core.set_eviction(node, native.kind, seed=native.seed, trace=native.trace)
+
+    def _observes(self, node: int) -> bool:
+        """Whether an eviction policy in Python is to be told of faults."""
+        policy = self._eviction[node]
+        return policy.observes and type(policy) not in EVICTIONS
+
+    def evicts_natively(self, node: int) -> bool:
+        """Whether the native core chooses what leaves a device."""
+        return type(self._eviction[node]) in EVICTIONS
 
     def asks(self, node: int) -> bool:
         """Whether each fault is to be asked about."""
@@ -150,7 +180,7 @@ class Policies:
             self._report(node, policy, error, "grow")
             pages = self._prefetch[node].pages(fault)
         pages = pages & fault.inside | fault.touched
-        if node != HOST and self._eviction[node].observes:
+        if node != HOST and self._observes(node):
             self._tell(node, fault, pages)
         return pages
 
@@ -211,6 +241,7 @@ class Policies:
     def _replace_eviction(self, node: int, policy: EvictionPolicy, error: BaseException) -> None:
         self._eviction[node] = LeastRecentlyUsed()
         self._set(node)
+        self._set_eviction(node)
         self._report(node, policy, error, "lru")
 
     def _report(self, node: int, policy: Any, error: BaseException, instead: str) -> None:

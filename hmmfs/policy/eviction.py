@@ -2,31 +2,50 @@
 
 What a policy can know is what a driver can: faults, arrivals and submitted operations. A load or
 store of a page that is there leaves no trace, as on hardware without access counters.
+
+The classes here are asked only if they are subclassed. The native core has the same rules
+(native/rules/evict.c), and a test holds them against each other.
 """
 
 from __future__ import annotations
 
-import random
 from abc import abstractmethod
 from collections import OrderedDict, defaultdict
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hmmfs.errors import UsageError
-from hmmfs.memory import BLOCK_PAGES, BlockKey
+from hmmfs.memory import BLOCK_PAGES, MAX_BLOCKS, BlockKey, EvictionKind
 from hmmfs.policy.named import Named
 from hmmfs.policy.prefetch import BIG_PAGES, Pages, within
 
 FOREVER = 1 << 62  # the place in a trace of what is never used again
 
 
+class NativeEviction(NamedTuple):
+    """What Core.set_eviction takes."""
+
+    kind: EvictionKind
+    seed: int = 0
+    trace: NDArray[np.uint64] | None = None
+
+
+def mixed(number: int) -> int:
+    """A number that tells nothing of the one that it is made from: the finalizer of SplitMix64
+    (Steele, Lea and Flood, 2014)."""
+    number = (number + 0x9E3779B97F4A7C15) % (1 << 64)
+    number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 % (1 << 64)
+    number = (number ^ number >> 27) * 0x94D049BB133111EB % (1 << 64)
+    return number ^ number >> 31
+
+
 class EvictionPolicy(Named):
     """Orders the blocks that have pages on a node."""
 
-    # Whether `touched` is to be told of each fault before it is served. That makes faults longer by
-    # some 100 us, as each takes the way through the service.
+    # Whether `touched` is to be told of each fault before it is served. In a policy in Python that
+    # makes faults longer by some 100 us, as each takes the way through the service.
     observes: ClassVar[bool] = False
     # Whether pages of the very block that room is made for may leave: not with policies that would
     # take the whole block.
@@ -48,60 +67,75 @@ class EvictionPolicy(Named):
         """A fault on `pages` is about to be served by bringing those of `coming`."""
 
 
-class LeastRecentlyUsed(EvictionPolicy):
+class BuiltIn(EvictionPolicy):
+    """A rule that the native core has as well."""
+
+    kind: ClassVar[EvictionKind]
+
+    def native(self) -> NativeEviction:
+        return NativeEviction(self.kind)
+
+
+class LeastRecentlyUsed(BuiltIn):
     """The block that no device has used for longest. Coming to the device counts as a use, or
     a block fetched ahead would go before it was needed."""
 
     name = "lru"
+    kind = EvictionKind.LRU
 
     def order(self, candidates: NDArray[np.void]) -> NDArray[np.intp]:
         used = np.maximum(candidates["last_device"], candidates["last_migrated"])
         return np.argsort(used, kind="stable")
 
 
-class LeastRecentlyMigrated(EvictionPolicy):
+class LeastRecentlyMigrated(BuiltIn):
     """The block that pages have come to least recently, whatever was done with it since: what UVM
     calls LRU."""
 
     name = "lrm"
+    kind = EvictionKind.LRM
 
     def order(self, candidates: NDArray[np.void]) -> NDArray[np.intp]:
         return np.argsort(candidates["last_migrated"], kind="stable")
 
 
-class FirstInFirstOut(EvictionPolicy):
+class FirstInFirstOut(BuiltIn):
     """The block whose first page came first."""
 
     name = "fifo"
+    kind = EvictionKind.FIFO
 
     def order(self, candidates: NDArray[np.void]) -> NDArray[np.intp]:
         return np.argsort(candidates["arrived"], kind="stable")
 
 
-class MostRecentlyUsed(EvictionPolicy):
+class MostRecentlyUsed(BuiltIn):
     """The block used last: what is best for a scan that begins again and again."""
 
     name = "mru"
+    kind = EvictionKind.MRU
 
     def order(self, candidates: NDArray[np.void]) -> NDArray[np.intp]:
         used = np.maximum(candidates["last_device"], candidates["last_migrated"])
         return np.argsort(used, kind="stable")[::-1]
 
 
-class LeastFrequentlyUsed(EvictionPolicy):
+class LeastFrequentlyUsed(BuiltIn):
     """The block with the fewest uses since it came; among equals, that least recently used."""
 
     name = "lfu"
+    kind = EvictionKind.LFU
 
     def order(self, candidates: NDArray[np.void]) -> NDArray[np.intp]:
         return np.lexsort((candidates["last_device"], candidates["uses"]))
 
 
-class Clock(EvictionPolicy):
+class Clock(BuiltIn):
     """Second chance: blocks in the order in which they came, but one that was used since the hand
     last passed is passed over once."""
 
     name = "clock"
+    kind = EvictionKind.CLOCK
 
     def __init__(self) -> None:
         self._passed: dict[BlockKey, tuple[int, int]] = {}  # arrival and uses when last passed
@@ -125,29 +159,35 @@ class Clock(EvictionPolicy):
         return np.array([*gone, *rest, *chances], dtype=np.intp)
 
 
-class Random(EvictionPolicy):
+class Random(BuiltIn):
     """Any block; the same ones again with the same seed and the same accesses."""
 
     name = "random"
+    kind = EvictionKind.RANDOM
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = within("seed", seed, 0, 1 << 62)
-        self._random = random.Random(seed)
+        self._drawn = 0
+
+    def native(self) -> NativeEviction:
+        return NativeEviction(self.kind, seed=self.seed)
 
     def order(self, candidates: NDArray[np.void]) -> NDArray[np.intp]:
         # By number, since candidates come in no particular order.
         order = np.lexsort((candidates["block"], candidates["ino"]))
-        chosen = self._random.randrange(len(order))
+        chosen = mixed(self.seed ^ mixed(self._drawn)) % len(order)
+        self._drawn += 1
         return np.roll(order, -chosen)
 
 
-class Tree(EvictionPolicy):
+class Tree(BuiltIn):
     """Of the block least recently used the lowest 64 KiB, and with them every aligned range around
     them of which less than half would be left: the mirror of the density prefetcher.
 
     Source: the tree-based neighborhood eviction of Ganguly et al., ISCA 2019."""
 
     name = "tree"
+    kind = EvictionKind.TREE
 
     def order(self, candidates: NDArray[np.void]) -> NDArray[np.intp]:
         return LeastRecentlyUsed().order(candidates)
@@ -166,14 +206,16 @@ class Tree(EvictionPolicy):
         return resident & leaves
 
 
-class LeastRecentlyUsedPage(EvictionPolicy):
+class LeastRecentlyUsedPage(BuiltIn):
     """The single page that was touched or fetched longest ago."""
 
     name = "lru-page"
+    kind = EvictionKind.LRU_PAGE
     observes = by_page = True
 
     def __init__(self) -> None:
         self._order: OrderedDict[tuple[BlockKey, int], None] = OrderedDict()
+        self._candidates: set[BlockKey] = set()  # when last asked
 
     def touched(self, key: BlockKey, pages: Pages, coming: Pages) -> None:
         for page in np.flatnonzero(coming).tolist():
@@ -181,32 +223,36 @@ class LeastRecentlyUsedPage(EvictionPolicy):
             self._order.move_to_end((key, page))
 
     def order(self, candidates: NDArray[np.void]) -> NDArray[np.intp]:
+        keys = [BlockKey(int(row["ino"]), int(row["block"])) for row in candidates]
+        self._candidates = set(keys)
         rank: dict[BlockKey, int] = {}
         for place, (key, _) in enumerate(self._order):
-            rank.setdefault(key, place)
+            if key in self._candidates:
+                rank.setdefault(key, place)
             if len(rank) == len(candidates):
                 break
-        ranks = [rank.get(BlockKey(int(c["ino"]), int(c["block"])), FOREVER) for c in candidates]
-        return np.argsort(ranks, kind="stable")
+        return np.argsort([rank.get(key, FOREVER) for key in keys], kind="stable")
 
     def pages(self, key: BlockKey, resident: Pages, need: int) -> Pages:
         chosen = np.zeros(BLOCK_PAGES, dtype=np.bool_)
+        passed = False  # a page of another block
         for other, page in list(self._order):
-            if other != key and chosen.any():
-                break  # that one is next
+            if chosen.sum() == need or (passed and chosen.any()):
+                break
             if other == key:
                 del self._order[other, page]
                 chosen[page] = resident[page]
-                if chosen.sum() == need:
-                    break
+            else:
+                passed |= other in self._candidates
         return chosen if chosen.any() else resident  # came without a fault, by a migration
 
 
-class Optimal(EvictionPolicy):
+class Optimal(BuiltIn):
     """Belady's: the page whose next use is farthest away, given what will be touched. The trace is
     a file with a line `BLOCK PAGE` for each access, of one region, in order."""
 
     name = "optimal"
+    kind = EvictionKind.OPTIMAL
     observes = by_page = True
 
     def __init__(self, trace: str = "") -> None:
@@ -214,18 +260,25 @@ class Optimal(EvictionPolicy):
         self._uses: dict[tuple[int, int], list[int]] = defaultdict(list)  # reversed: the next last
         self._there: dict[int, set[int]] = defaultdict(set)  # pages on the device, by block
         self._now = -1
+        self._accesses: list[int] = []
         try:
             with open(trace) as file:
                 for place, line in enumerate(file):
-                    block, page = line.split()
-                    self._uses[int(block), int(page)].append(place)
-        except (OSError, ValueError) as error:
+                    block, page = (int(word) for word in line.split())
+                    within("PAGE", page, 0, BLOCK_PAGES - 1)
+                    within("BLOCK", block, 0, MAX_BLOCKS - 1)
+                    self._uses[block, page].append(place)
+                    self._accesses.append(block * BLOCK_PAGES + page)
+        except (OSError, ValueError, UsageError) as error:
             raise UsageError(
                 f"The trace of optimal can't be read: {error}; give trace=FILE with a line "
                 "BLOCK PAGE for each access."
             ) from None
         for places in self._uses.values():
             places.reverse()
+
+    def native(self) -> NativeEviction:
+        return NativeEviction(self.kind, trace=np.array(self._accesses, dtype=np.uint64))
 
     def touched(self, key: BlockKey, pages: Pages, coming: Pages) -> None:
         # The page was not there since its last use, so this is its next one in the trace.
@@ -261,7 +314,7 @@ class Optimal(EvictionPolicy):
         return chosen
 
 
-BUILT_IN: tuple[type[EvictionPolicy], ...] = (
+BUILT_IN: tuple[type[BuiltIn], ...] = (
     LeastRecentlyUsed,
     LeastRecentlyMigrated,
     FirstInFirstOut,

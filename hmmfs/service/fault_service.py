@@ -324,6 +324,8 @@ class FaultService:
                     async with self._rooms.make(
                         event.node, result.need, key, frees, trigger=Trigger.DEVICE_FAULT
                     ) as room:
+                        # Policies counted these touches when they found no room.
+                        job = replace(job, flags=job.flags | JobFlag.AGAIN)
                         flags = job.flags | room.flags
                         ready = replace(job, reserved=room.take(), flags=flags)
                         result = await self._jobs.run(ready)

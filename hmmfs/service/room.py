@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from hmmfs.errors import HmmfsError
 from hmmfs.memory import (
+    BLOCK_PAGES,
     HOST,
     BlockKey,
     Core,
@@ -41,9 +42,10 @@ from hmmfs.memory import (
     RegionTable,
     Trace,
     Trigger,
+    Victim,
     page_set,
 )
-from hmmfs.policy import Policies
+from hmmfs.policy import Pages, Policies
 from hmmfs.service.jobs import Jobs
 
 log = logging.getLogger(__name__)
@@ -218,21 +220,43 @@ class Rooms:
 
     async def _free_device(self, room: Room, spared: Spared, missing: int, frees: int) -> bool:
         """Ask one victim. False: there is none to ask."""
-        able = spared.able(self._core.candidates(room.node), "pages")
-        if not len(able):
+        victim = self._victim(room.node, spared, missing)
+        if victim is None:
             return False
-        victim = self._policies.victim(room.node, able)
-        missing = min(missing, int(victim["pages"]))
-        spared.note(_key(victim), await self._evict(victim, room, spared, missing, frees))
+        outcome = Outcome.LATER
+        if victim.pages.any():
+            missing = min(missing, int(victim.pages.sum()))
+            outcome = await self._evict(_out_of(victim, room.node), room, spared, missing, frees)
+        spared.note(victim.key, outcome)
         return True
 
+    def _victim(self, node: int, spared: Spared, need: int) -> Victim | None:
+        """Who leaves a device next. No pages: they have gone already."""
+        if self._policies.evicts_natively(node):
+            return self._core.victim(node, need, spared.never | spared.later)
+        able = spared.able(self._core.candidates(node), "pages")
+        if not len(able):
+            return None
+        row = self._policies.victim(node, able)
+        key = _key(row)
+        resident = self._resident(key, node)
+        need = min(need, int(row["pages"]))
+        pages = self._policies.leaving(node, key, resident, need) if resident.any() else resident
+        return Victim(key, pages)
+
+    def _resident(self, key: BlockKey, node: int) -> Pages:
+        """The pages that a device has of a block."""
+        region = self._regions.by_ino(key.ino)
+        if region is None:
+            return np.zeros(BLOCK_PAGES, dtype=np.bool_)
+        record = region.blocks(key.block, 1)[0]
+        owned: Pages = page_set(record["present"]) & (record["owner"] == node)
+        return owned | page_set(region.lent(key.block, node))
+
     async def _evict(
-        self, victim: np.void, room: Room, spared: Spared, missing: int, frees: int
+        self, job: Job, room: Room, spared: Spared, missing: int, frees: int
     ) -> Outcome:
         """Move a block's pages out of a device."""
-        job = self._out_of(victim, room.node, missing)
-        if job is None:
-            return Outcome.LATER
         outcome = await self._moved(job)
         if outcome is not Outcome.NEVER:
             return outcome
@@ -277,21 +301,6 @@ class Rooms:
         if n <= 0 or not self._core.reserve(HOST, n, staging=True):
             return Outcome.NEVER
         return await self._moved(_limited(job, n, reserved=n, flags=job.flags | JobFlag.STAGING))
-
-    def _out_of(self, victim: np.void, node: int, need: int) -> Job | None:
-        """A job that moves the block's pages on a device to the host."""
-        key = _key(victim)
-        region = self._regions.by_ino(key.ino)
-        if region is None:
-            return None
-        record = region.blocks(key.block, 1)[0]
-        resident = page_set(record["present"]) & (record["owner"] == node)
-        resident = resident | page_set(region.lent(key.block, node))
-        if not resident.any():
-            return None
-        window = self._policies.leaving(node, key, resident, need)
-        flags = JobFlag.EVICT | JobFlag.CHOSEN
-        return Job(JobKind.MIGRATE, *key, node=HOST, flags=flags, source=node, window=window)
 
     # ---- the host
 
@@ -394,6 +403,14 @@ class Rooms:
 
 def _key(row: np.void) -> BlockKey:
     return BlockKey(int(row["ino"]), int(row["block"]))
+
+
+def _out_of(victim: Victim, node: int) -> Job:
+    """What moves a victim's pages on a device to the host."""
+    flags = JobFlag.EVICT | JobFlag.CHOSEN
+    return Job(
+        JobKind.MIGRATE, *victim.key, node=HOST, flags=flags, source=node, window=victim.pages
+    )
 
 
 def _limited(

@@ -34,12 +34,14 @@ typedef _Atomic uint64_t hm_counter;
 #define HM_UNLOCKED __attribute__((no_sanitize("thread")))
 
 struct hm_device;
+struct hm_evictors;
 struct hm_gate_thread;
 struct hm_parked;
 struct hm_published;
 struct hm_queued_job;
 struct hm_region;
 struct hm_relay;
+struct hm_resident;
 struct hm_trace;
 struct hm_written;
 
@@ -72,6 +74,7 @@ struct hm_node {
 struct hm_listed {
     struct hm_region *region;
     uint64_t block;
+    struct hm_resident *residents; /* of rules/evict.c: one for each device that had some of it */
 };
 
 struct hm_core {
@@ -84,7 +87,8 @@ struct hm_core {
     struct hm_stats count;    /* what is counted as it happens; clock_ns is the simulated clock */
     struct hm_flows flows;
     struct hm_trace *trace;
-    hm_counter ticks; /* of hm_tick */
+    hm_counter ticks;  /* of hm_tick */
+    hm_counter advice; /* times that something was said of pages */
     _Atomic(const struct hm_prefetch *) prefetch[HM_MAX_NODES];
     _Atomic(const struct hm_thrashing *) thrashing; /* NULL: nothing does */
     _Atomic uint32_t placement[HM_MAX_NODES];       /* the kind, and from bit 8 on the threshold */
@@ -100,14 +104,20 @@ struct hm_core {
     bool (*answer)(struct hm_core *core, const struct hm_request *request, struct hm_parked *had,
                    int error);                                       /* gate/access.h */
     bool (*run)(struct hm_core *core, struct hm_queued_job *queued); /* transaction/jobs.h */
-    void (*region_free)(struct hm_region *region);                   /* nobody has it any more */
+    int (*run_now)(struct hm_core *core, const struct hm_job *job, struct hm_event *event);
+    void (*region_free)(struct hm_region *region); /* nobody has it any more */
+    void (*unlisted)(struct hm_core *core, struct hm_resident *residents); /* rules/evict.h */
     hm_counter dying; /* regions that nobody finds any more and whose pages still go */
 
     struct hm_stripe stripes[HM_STRIPES];
 
-    pthread_mutex_t list_lock; /* guards list, list_used, list_room and each record's slot */
+    pthread_mutex_t list_lock; /* guards list, list_used, list_room, each record's slot, and the
+                                  evictors' orders */
     struct hm_listed *list;
     uint32_t list_used, list_room;
+    struct hm_evictors *evictors;
+    pthread_mutex_t room_lock[HM_MAX_NODES]; /* one thread at a time makes room on a device */
+    hm_counter room_waiters;                 /* threads that wait for that, or do it */
 
     pthread_mutex_t jobs_lock; /* guards the queue and what counts it */
     pthread_cond_t jobs_ready;

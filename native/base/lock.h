@@ -11,6 +11,8 @@ enum hm_rank {
     HM_RANK_RELAY_OPENS,   /* relay->opens_lock: what files are being opened */
     HM_RANK_RELAY_TRACKED, /* relay->tracked_lock: requests that may be interrupted */
     HM_RANK_RELAY_QUEUE,   /* queue->lock: messages to and from pyfuse3 */
+    HM_RANK_ROOM,    /* core->room_lock: one mover at a time makes room on a device; held while
+                        the victims leave, and others wait */
     HM_RANK_PROCESS, /* process->lock: what a program did to its memory, and what is done to it */
     HM_RANK_SHARED,  /* region->shared_lock: the size of a coherent or DAX region, and writes to
                         it from here */
@@ -21,7 +23,8 @@ enum hm_rank {
                         wait for another party, or a copy of more than HM_INLINE_PAGES pages */
     HM_RANK_DEVICE,  /* device->lock: the windows of one device's worker */
     HM_RANK_POOLS,   /* region->pools_lock: the making of a pool and of histories */
-    HM_RANK_LIST,    /* core->list_lock: the list of touched blocks */
+    HM_RANK_LIST,    /* core->list_lock: the list of touched blocks, and the orders in which they
+                        leave devices */
     HM_RANK_ADVICE,  /* region->advice_lock: what was said of its pages; read for a moment */
     HM_RANK_JOBS,    /* core->jobs_lock: the movers' queue */
     HM_RANK_SPARES,  /* core->spares_lock: places for requests that wait */

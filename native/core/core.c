@@ -5,6 +5,7 @@
 #include "books/trace.h"
 #include "core/regions.h"
 #include "directory/windows.h"
+#include "rules/evict.h"
 #include "gate/access.h"
 #include "gate/order.h"
 #include "gate/relay.h"
@@ -37,6 +38,8 @@ int hm_core_create(const struct hm_config *config, struct hm_core **ret)
     core->config = *config;
     core->answer = hm_answer;
     core->region_free = hm_region_free;
+    core->unlisted = hm_residents_free;
+    core->run_now = hm_run_now;
     core->event_fd = core->stop_fd = core->fuse_fd = -1;
     for (uint32_t node = 0; node < config->nodes; node++)
         core->nodes[node].capacity = config->capacity[node];
@@ -58,6 +61,8 @@ int hm_core_create(const struct hm_config *config, struct hm_core **ret)
         error = hm_trace_init(core);
     if (!error)
         error = hm_devices_init(core);
+    if (!error)
+        error = hm_evictors_init(core);
     if (error)
         goto fail;
     error = -ENOMEM;
@@ -133,6 +138,7 @@ void hm_core_destroy(struct hm_core *core)
     pthread_mutex_destroy(&core->spares_lock);
     hm_trace_deinit(core);
     hm_devices_deinit(core);
+    hm_evictors_deinit(core);
     free(core->list);
     hm_events_deinit(core);
     hm_spares_deinit(core);

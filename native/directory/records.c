@@ -56,7 +56,7 @@ static void list_add(struct hm_core *core, struct hm_region *region, uint64_t bl
         core->list = list;
         core->list_room = room;
     }
-    core->list[core->list_used] = (struct hm_listed){region, block};
+    core->list[core->list_used] = (struct hm_listed){region, block, NULL};
     set_slot(&region->blocks[block], ++core->list_used);
 out:
     hm_unlock(HM_RANK_LIST, &core->list_lock);
@@ -67,6 +67,7 @@ static void list_remove(struct hm_core *core, struct hm_block *record)
     hm_lock(HM_RANK_LIST, &core->list_lock);
     if (record->slot) {
         struct hm_listed *last = &core->list[--core->list_used];
+        core->unlisted(core, core->list[record->slot - 1].residents);
         core->list[record->slot - 1] = *last;
         set_slot(&last->region->blocks[last->block], record->slot);
         set_slot(record, 0);
@@ -89,6 +90,7 @@ void hm_unlist(struct hm_region *region)
             i++;
             continue;
         }
+        core->unlisted(core, core->list[i].residents);
         core->list[i] = core->list[--core->list_used];
         if (core->list[i].region != region)
             set_slot(&core->list[i].region->blocks[core->list[i].block], i + 1);

@@ -182,6 +182,34 @@ struct hm_prefetch {
     uint32_t argument[4];
 };
 
+/* What leaves a full device first. */
+enum hm_eviction_kind {
+    HM_EVICT_LRU,
+    HM_EVICT_LRM,
+    HM_EVICT_FIFO,
+    HM_EVICT_MRU,
+    HM_EVICT_LFU,
+    HM_EVICT_CLOCK,
+    HM_EVICT_RANDOM,
+    HM_EVICT_TREE,
+    HM_EVICT_LRU_PAGE,
+    HM_EVICT_OPTIMAL,
+    HM_EVICT_ASK /* the service asks a policy in Python each time, and makes room */
+};
+
+struct hm_eviction {
+    uint32_t kind;
+    uint64_t seed;         /* RANDOM */
+    const uint64_t *trace; /* OPTIMAL: block * 512 + page of each access in order; it is copied */
+    uint64_t length;
+};
+
+/* Pages of a block that are to leave a device. */
+struct hm_victim {
+    uint64_t ino, block;
+    uint64_t window[8];
+};
+
 /* A candidate for eviction: one touched block with pages on the node asked for. */
 struct hm_candidate {
     uint64_t ino, block;
@@ -212,6 +240,7 @@ enum hm_job_flags {
     HM_JOB_ASKED = 64,   /* MIGRATE: somebody asked for it, so -EBUSY if a page may not go */
     HM_JOB_PLACED = 128, /* MIGRATE: only what the device would have if it touched it */
     HM_JOB_REMOTE = 256, /* READ, WRITE of a program's memory: nothing comes to the device */
+    HM_JOB_AGAIN = 512,  /* TOUCH: it found no room before, so policies have counted it */
     HM_JOB_STAGING = 2,  /* may use the staging reserve of the host */
     HM_JOB_QUIET = 4,    /* no completion event: nobody waits */
     HM_JOB_FAULT = 16,   /* MIGRATE: a program waits for it */
@@ -289,6 +318,10 @@ int hm_prefetch_set(struct hm_core *core, uint32_t node, const struct hm_prefetc
 int hm_prefetch_hint(const struct hm_prefetch *policy, const uint64_t resident[8],
                      const uint64_t touched[8], const uint64_t inside[8], uint32_t faults,
                      struct hm_stride *stride, uint64_t out[8]);
+
+/* EINVAL: no such kind, or node 0. From the next victim on; may be called at any time. In the
+ * beginning it is ASK. */
+int hm_eviction_set(struct hm_core *core, uint32_t node, const struct hm_eviction *policy);
 
 /* EINVAL: no such kind. From the next fault on; may be called at any time. */
 int hm_placement_set(struct hm_core *core, uint32_t node, uint32_t kind, uint32_t threshold);
@@ -425,6 +458,11 @@ int hm_watermark(struct hm_core *core, uint32_t node, uint64_t pages);
 int hm_reserve(struct hm_core *core, uint32_t node, uint64_t pages, int staging);
 void hm_release(struct hm_core *core, uint32_t node, uint64_t pages);
 int hm_candidates(struct hm_core *core, uint32_t node, struct hm_candidate *out, int max);
+/* What leaves a device next for `need` pages of room, by its built-in policy, which goes on as if
+ * they had left. `spared` has the inode and the block number of `count` blocks that don't. Returns
+ * 1, or 0: there is nothing, or the policy is ASK. */
+int hm_victim_next(struct hm_core *core, uint32_t node, uint32_t need, const uint64_t *spared,
+                   uint32_t count, struct hm_victim *out);
 /* Punch kept copies (their owners are devices) until `pages` are free; returns how many went. */
 int64_t hm_drop_kept(struct hm_core *core, uint64_t pages);
 

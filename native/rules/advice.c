@@ -177,6 +177,7 @@ int hm_advise(struct hm_core *core, uint64_t ino, uint64_t first, uint64_t count
             region->advice = list;
             region->advice_used = used;
             atomic_store(&region->advised, matter);
+            atomic_fetch_add(&core->advice, 1);
             list = old;
         }
     }

@@ -7,12 +7,14 @@
 #include "directory/labels.h"
 #include "directory/records.h"
 #include "directory/windows.h"
+#include "rules/evict.h"
 #include "rules/placement.h"
 #include "rules/prefetch.h"
 #include "rules/thrash.h"
 #include "transaction/duplicate.h"
 #include "transaction/journal.h"
 #include "transaction/migrate.h"
+#include "transaction/room.h"
 
 #include <errno.h>
 #include <string.h>
@@ -259,7 +261,7 @@ int hm_touch(struct transaction *t)
     int error;
     memcpy(stores.word, t->job->stores, sizeof(stores));
     t->served.mapped = hm_bits(touched.word);
-    error = place(t, &touched, &stores, true);
+    error = place(t, &touched, &stores, !(t->job->flags & HM_JOB_AGAIN));
     if (error)
         return error;
     t->served.mapped -= hm_bits(touched.word);
@@ -272,11 +274,15 @@ int hm_touch(struct transaction *t)
     }
     window = touch_window(t, &touched, &stride);
     placeable(t, &touched, &window);
+    if (!(t->job->flags & HM_JOB_AGAIN))
+        hm_evict_touched(t->region, t->block, t->job->node, &touched, &window);
     copy = take_copies(t, &stores, &window);
     if (hm_bits(copy.word)) {
         struct hm_mask had = hm_copies_on(t->region, t->block, t->job->node);
         copied = hm_without(hm_both(copy.word, touched.word).word, had.word);
-        error = hm_duplicate(t, &copy);
+        do
+            error = hm_duplicate(t, &copy);
+        while (hm_room_made(t, error, &copy));
         if (error)
             return error;
         t->charged += hm_charge_faults(t->core, t->job->node, hm_bits(copied.word));
@@ -286,7 +292,7 @@ int hm_touch(struct transaction *t)
     }
     arriving = elsewhere(t, &window);
     t->blank = blank_pages(t, &stores);
-    error = hm_bring(t, &window, true, HM_BLOCK_PAGES);
+    error = hm_bring_in(t, &window, true, HM_BLOCK_PAGES);
     if (error)
         return error;
     charge_afar(t);
@@ -326,6 +332,7 @@ bool hm_touch_is_easy(const struct transaction *t)
     const struct hm_block *record = t->record;
     struct hm_mask touched = touched_pages(t->job), window;
     struct hm_stride stride = record->stride;
+    const struct hm_node *node = &t->core->nodes[t->job->node];
     if (record->busy || record->inflight)
         return false;
     window = touch_window(t, &touched, &stride);
@@ -337,5 +344,6 @@ bool hm_touch_is_easy(const struct transaction *t)
         return !hm_bits(window.word) && ops->is_settled(t->region, t->block);
     }
     hm_drop(window.word, record->device);
-    return hm_bits(window.word) <= HM_INLINE_PAGES;
+    return hm_bits(window.word) <= HM_INLINE_PAGES &&
+           atomic_load(&node->used) + hm_bits(window.word) <= node->capacity;
 }

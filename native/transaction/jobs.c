@@ -6,6 +6,7 @@
 #include "directory/labels.h"
 #include "directory/records.h"
 #include "directory/windows.h"
+#include "rules/evict.h"
 #include "rules/placement.h"
 #include "transaction/device_fault.h"
 #include "transaction/duplicate.h"
@@ -15,6 +16,7 @@
 #include "transaction/parked.h"
 #include "transaction/recall.h"
 #include "transaction/relabel.h"
+#include "transaction/room.h"
 #include "transaction/transaction.h"
 
 #include <errno.h>
@@ -103,7 +105,9 @@ static int duplicate_asked(struct transaction *t, struct hm_mask *mask)
     hm_drop(copy.word, mine.word);
     if (!hm_bits(copy.word))
         return 0;
-    error = hm_duplicate(t, &copy);
+    do
+        error = hm_duplicate(t, &copy);
+    while (hm_room_made(t, error, &copy));
     hm_add(mask->word, copy.word);
     return error;
 }
@@ -122,14 +126,16 @@ static int run_touched(struct transaction *t)
         if (job->flags & HM_JOB_ASKED && job->node != HM_HOST)
             error = duplicate_asked(t, &mask);
         if (!error && hm_labels(t->region, job->node))
-            error = hm_label(t, &mask);
+            do
+                error = hm_label(t, &mask);
+            while (hm_room_made(t, error, &mask));
         else if (!error && job->node == HM_HOST && job->flags & (HM_JOB_ASKED | HM_JOB_EVICT))
             error = hm_label_home(t, &mask);
         if (error)
             return error;
         /* Who asks for a program's memory means what was never touched, too. */
-        return hm_bring(t, &mask, hm_changes_unseen(t->region) && job->flags & HM_JOB_ASKED,
-                        job->limit ? job->limit : HM_BLOCK_PAGES);
+        return hm_bring_in(t, &mask, hm_changes_unseen(t->region) && job->flags & HM_JOB_ASKED,
+                           job->limit ? job->limit : HM_BLOCK_PAGES);
     case HM_JOB_RECALL:
         error = hm_recall(t, &mask);
         hm_thaw(t->record, t->stripe);
@@ -180,6 +186,7 @@ static void finish(struct transaction *t, bool held)
         hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
         t->record->busy = 0;
         hm_step_of(t, "finished", NULL);
+        hm_evict_note(t->region, t->block);
         hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
         hm_pause("job.freed");
         if (t->job->kind == HM_JOB_TOUCH && !t->event.result && !hm_bits(t->afar.word))
@@ -297,9 +304,39 @@ out:
     return true;
 }
 
-bool hm_touch_now(struct hm_core *core, const struct hm_job *job)
+int hm_run_now(struct hm_core *core, const struct hm_job *job, struct hm_event *event)
 {
     struct transaction t = {.core = core, .job = job, .block = job->block, .cause = hm_cause(job)};
+    const struct hm_kind_ops *ops;
+    int error = -EBUSY;
+    bool held = false;
+    t.region = job_check(core, job) ? NULL : hm_region_get(core, job->ino);
+    if (!t.region)
+        return -ENOENT;
+    t.event = (struct hm_event){.ino = job->ino, .block = job->block};
+    ops = atomic_load(&t.region->ops);
+    if (ops->settle)
+        ops->settle(t.region, job->block);
+    t.stripe = hm_stripe_of(core, job->ino, job->block);
+    t.record = &t.region->blocks[job->block];
+    hm_lock(HM_RANK_STRIPE, &t.stripe->lock);
+    if (hm_region_is_touched(t.region, job->block) && !t.record->busy && !t.record->parked) {
+        t.record->busy = held = true;
+        hm_step_of(&t, "begun", NULL);
+        error = run_touched(&t);
+    }
+    hm_unlock(HM_RANK_STRIPE, &t.stripe->lock);
+    if (held)
+        finish(&t, true);
+    *event = t.event;
+    hm_region_put(t.region);
+    return error;
+}
+
+bool hm_touch_now(struct hm_core *core, const struct hm_job *job)
+{
+    struct transaction t = {
+        .core = core, .job = job, .block = job->block, .cause = hm_cause(job), .at_once = true};
     t.region = job_check(core, job) ? NULL : hm_region_get(core, job->ino);
     if (!t.region)
         return false;

@@ -6,6 +6,9 @@
 /* Run a job; whether it has ended. One that waits for its block runs when that is
  * free. */
 bool hm_run(struct hm_core *core, struct hm_queued_job *queued);
+/* Run a quiet job on the calling thread, if nobody has its block or waits for it; its event has
+ * what came of it. -EBUSY: somebody does, or a page could not go. */
+int hm_run_now(struct hm_core *core, const struct hm_job *job, struct hm_event *event);
 /* Carry out a TOUCH on the calling thread if that waits for nobody and copies
  * little. False: it is for a mover. */
 bool hm_touch_now(struct hm_core *core, const struct hm_job *job);

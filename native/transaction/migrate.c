@@ -12,6 +12,7 @@
 #include "directory/labels.h"
 #include "directory/owner.h"
 #include "directory/windows.h"
+#include "rules/evict.h"
 #include "rules/thrash.h"
 #include "transaction/journal.h"
 #include "transaction/recall.h"
@@ -431,6 +432,7 @@ int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask
     flip(&t, &plan, &leaving);
     hm_step(region, block, "gate.home", HM_BY_GATE, &plan.move);
     count_migration(&t, &plan, leaving.freed, began);
+    hm_evict_note(region, block);
     give_back(&t, &leaving);
     return 0;
 }

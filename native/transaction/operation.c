@@ -13,6 +13,7 @@
 #include "transaction/journal.h"
 #include "transaction/migrate.h"
 #include "transaction/recall.h"
+#include "transaction/room.h"
 
 #include <errno.h>
 #include <string.h>
@@ -223,7 +224,7 @@ int hm_operate(struct transaction *t, const struct hm_mask *mask)
     if (!stores)
         look_from_afar(t, &place);
     afar = hm_bits(place.afar.word) != 0;
-    error = hm_bring(t, &place.bring, stores, HM_BLOCK_PAGES);
+    error = hm_bring_in(t, &place.bring, stores, HM_BLOCK_PAGES);
     if (!error && afar)
         error = hold_afar(t, &place.afar, stores);
     if (error)

@@ -23,6 +23,7 @@ struct transaction {
     const struct hm_job *job;
     struct cause cause;
     uint32_t reserved;    /* pages reserved on job->node and not used yet */
+    bool at_once;         /* the thread waits for nobody: where there is no room, it is so */
     struct hm_mask blank; /* TOUCH: pages whose old bytes the worker's kernel does without */
     struct hm_mask wake;  /* TOUCH: pages whose waiters are woken once the block is free */
     struct hm_mask afar;  /* TOUCH: pages that the worker maps from afar then */

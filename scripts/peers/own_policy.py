@@ -1,6 +1,8 @@
-"""The shortest policy that somebody can write, for the bench: it is asked for each fault."""
+"""The shortest policies that somebody can write, for the bench: they are asked for each fault, and
+for each victim."""
 
 from hmmfs.policy import Fault, Pages, PrefetchPolicy
+from hmmfs.policy.eviction import FirstInFirstOut
 
 
 class Own(PrefetchPolicy):
@@ -10,3 +12,7 @@ class Own(PrefetchPolicy):
 
     def pages(self, fault: Fault) -> Pages:
         return fault.touched
+
+
+class Oldest(FirstInFirstOut):
+    """A built-in policy, in Python."""

@@ -194,11 +194,12 @@ static void report(void)
     hm_node_stats_get(core, 1, &node);
     total = sum();
     printf(
-        "adds %llu loads %llu faults %llu in %llu batches, refused %llu, pages in %llu out %llu\n",
+        "adds %llu loads %llu faults %llu in %llu batches, refused %llu, pages in %llu out %llu, "
+        "evicted %llu\n",
         (unsigned long long)shared->adds, (unsigned long long)shared->loads,
         (unsigned long long)node.faults, (unsigned long long)node.fault_batches,
         (unsigned long long)refused, (unsigned long long)node.pages_in,
-        (unsigned long long)node.pages_out);
+        (unsigned long long)node.pages_out, (unsigned long long)node.evicted_pages);
     CHECK(total == shared->adds, "%llu adds, sum %llu", (unsigned long long)shared->adds,
           (unsigned long long)total);
     /* A fault that another's job had resolved may still be lined up for room, with nobody waiting.
@@ -221,13 +222,17 @@ int main(int argc, char **argv)
                                                   {HM_PREFETCH_TABLE, {16, 64, 512, 512}},
                                                   {HM_PREFETCH_DENSITY, {51}},
                                                   {HM_PREFETCH_SEQUENTIAL, {64}}};
+    static const uint64_t trace[] = {3, 700, 3, 12, 513};
+    struct hm_eviction evicting = {.seed = 5, .trace = trace, .length = 5};
     struct hm_region_record *record;
     unsigned long policy;
     int channel[2], uffd, pool, status;
     pthread_t events_thread;
     uint64_t seed, address, end;
     pid_t pid;
-    CHECK(argc == 4 && (policy = strtoul(argv[3], NULL, 0)) < 4, "usage: device SECONDS SEED 0..3");
+    CHECK((argc == 4 || argc == 5) && (policy = strtoul(argv[3], NULL, 0)) < 4,
+          "usage: device SECONDS SEED 0..3 [EVICTION]");
+    evicting.kind = argc == 5 ? (uint32_t)strtoul(argv[4], NULL, 0) : HM_EVICT_ASK;
     seed = strtoull(argv[2], NULL, 0) + 1;
     shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(shared != MAP_FAILED && !socketpair(AF_UNIX, SOCK_SEQPACKET, 0, channel), "shared");
@@ -237,6 +242,8 @@ int main(int argc, char **argv)
     CHECK(!hm_core_create(&config, &core), "core");
     for (uint32_t node = 0; node < config.nodes; node++)
         CHECK(!hm_prefetch_set(core, node, &policies[node ? policy : 0]), "policy");
+    for (uint32_t node = 1; node < config.nodes; node++)
+        CHECK(!hm_eviction_set(core, node, &evicting), "eviction");
     CHECK(!hm_region_create(core, INO, S_IFREG | 0600, 0, 0, &record), "create");
     CHECK(!hm_region_truncate(core, INO, BYTES), "size");
     CHECK(!pthread_create(&events_thread, NULL, events_main, NULL), "thread");

@@ -515,6 +515,7 @@ int main(int argc, char **argv)
     stays = start(argv[4], ms);
     unsetenv("LD_PRELOAD");
     CHECK(!hm_core_create(&config, &core), "core");
+    CHECK(!hm_eviction_set(core, 1, &(struct hm_eviction){.kind = HM_EVICT_LRU}), "eviction");
     CHECK(!pthread_create(&events, NULL, events_main, NULL), "thread");
     CHECK(!pthread_create(&door, NULL, door_main, &listener), "thread");
     for (uint64_t i = 0; i < STORMS; i++) {

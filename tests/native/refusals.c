@@ -22,8 +22,9 @@ static void nodes(void)
     static uint32_t costs[513];
     struct hm_node_stats stats;
     struct hm_candidate found[4];
-    uint64_t words[8] = {1};
+    uint64_t words[8] = {1}, far = HM_MAX_BLOCKS * HM_BLOCK_PAGES;
     struct hm_prefetch policy = {.kind = HM_PREFETCH_NEXT};
+    struct hm_victim victim;
     IS(hm_fault_cost_set(core, NODES - 1, 0), 0);
     IS(hm_fault_cost_set(core, NODES, 0), -ENODEV);
     IS(hm_link_set(core, 0, NODES - 1, costs), 0);
@@ -43,6 +44,16 @@ static void nodes(void)
     IS(hm_placement_set(core, 1, HM_PLACE_COUNTER + 1, 1), -EINVAL);
     IS(hm_placement_set(core, 1, 0, UINT16_MAX + 1), -EINVAL);
     IS(hm_placement_set(core, 1, 0, 0), 0);
+    IS(hm_eviction_set(core, NODES - 1, &(struct hm_eviction){HM_EVICT_ASK, 0, NULL, 0}), 0);
+    IS(hm_eviction_set(core, 1, &(struct hm_eviction){HM_EVICT_ASK + 1, 0, NULL, 0}), -EINVAL);
+    IS(hm_eviction_set(core, NODES, &(struct hm_eviction){0}), -EINVAL);
+    IS(hm_eviction_set(core, HM_HOST, &(struct hm_eviction){0}), -EINVAL);
+    IS(hm_eviction_set(core, 1, &(struct hm_eviction){HM_EVICT_OPTIMAL, 0, &far, 1}), -EINVAL);
+    far--;
+    IS(hm_eviction_set(core, 1, &(struct hm_eviction){HM_EVICT_OPTIMAL, 0, &far, 1}), 0);
+    IS(hm_victim_next(core, 1, 1, NULL, 0, &victim), 0);
+    IS(hm_victim_next(core, HM_HOST, 1, NULL, 0, &victim), -ENODEV);
+    IS(hm_victim_next(core, NODES, 1, NULL, 0, &victim), -ENODEV);
     IS(hm_node_exclude(core, NODES - 1, 0), 0);
     IS(hm_node_exclude(core, NODES, 0), -ENODEV);
     IS(hm_watermark(core, NODES - 1, 2048), 0);

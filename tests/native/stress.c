@@ -478,6 +478,20 @@ static void read_books(uint64_t ino)
     CHECK(!hm_region_flows_get(core, ino, &of), "region flows");
 }
 
+/* A policy is chosen while pages come and go, or asked, and does not get what it chose. */
+static void change_eviction(uint64_t random)
+{
+    static const uint64_t trace[] = {3, 700, 3, 12, 513, 3, 900};
+    struct hm_eviction policy = {
+        .kind = random % (HM_EVICT_ASK + 1), .seed = random, .trace = trace, .length = 7};
+    struct hm_victim victim;
+    uint32_t node = 1 + (random >> 8 & 1);
+    uint64_t spared[2] = {FIRST_INO, random >> 32 & 1};
+    if (!(random >> 16 & 63))
+        CHECK(!hm_eviction_set(core, node, &policy), "eviction");
+    CHECK(hm_victim_next(core, node, 1 + (random >> 24 & 31), spared, 1, &victim) >= 0, "victim");
+}
+
 /* What control files and the service look at and give back while all this goes on. */
 static void *observer_main(void *arg)
 {
@@ -500,6 +514,7 @@ static void *observer_main(void *arg)
         CHECK(!hm_lent(core, ino, random >> 9 & 1, 1 + (random >> 10 & 1), lent), "lent");
         hm_region_seek(core, ino, (random >> 24) % PAGES * HM_PAGE_SIZE, random >> 40 & 1);
         hm_audit(core, text, sizeof(text)); /* for its locks: it is exact only when all is quiet */
+        change_eviction(draw(seed));
         if (random >> 50 & 1)
             CHECK(hm_drop_kept(core, random >> 51 & 63) >= 0, "drop kept");
         else

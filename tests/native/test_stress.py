@@ -85,6 +85,20 @@ def test_device_faults(device: Path, prefetch: int) -> None:
         assert (int(found[2]) > 0) == (prefetch == 1), "VRAM is full only with whole blocks"
 
 
+# By enum hm_eviction_kind: lru, clock, random, tree, and the two that go by pages.
+@pytest.mark.parametrize("eviction", [0, 5, 6, 7, 8, 9])
+def test_device_faults_that_evict(device: Path, eviction: int) -> None:
+    """Movers make room themselves; who finds the other block in use tries again."""
+    command = ["setarch", "-R", str(device), "2", "5", "1", str(eviction)]
+    done = run(command, LIMIT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING: ThreadSanitizer" not in done.stderr
+    found = re.search(r"faults (\d+) .* evicted (\d+)", done.stdout)
+    assert found, done.stdout
+    assert int(found[1]) > 100
+    assert int(found[2]) > 500
+
+
 @pytest.mark.parametrize("prefetch", [0, 1])
 def test_device_faults_while_calls_fail(build: Build, prefetch: int) -> None:
     program = build("device", "address", ("uffd_faults.c", "-Wl,--wrap=ioctl"))

@@ -14,7 +14,7 @@ from hmmfs import toml
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.units import BLOCK, PAGE, G, K, M, T, format_size, parse_size
 
-Value = int | bool | str
+Value = int | float | bool | str
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Config:
     eviction: str = "lru"
     placement: str = "first-touch"
     thrashing: str = "off"
+    policy_limit: float = 1.0  # seconds
     link: str = "pcie3"
     peer: str = "none"
     topology: str = ""
@@ -133,6 +134,15 @@ def _integer(low: int, high: int) -> Option:
     return Option(read, f"a whole number from {low} to {high}")
 
 
+def _seconds(low_ms: int, high: int) -> Option:
+    def read(text: str) -> float | None:
+        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)(ms|s|)", text, re.ASCII)
+        seconds = float(match[1]) / (1000 if match[2] == "ms" else 1) if match else 0
+        return seconds if low_ms / 1000 <= seconds <= high else None
+
+    return Option(read, f"a time from {low_ms}ms to {high}s, such as 1s")
+
+
 def _file_or_pairs(text: str) -> str | None:
     """A file's path made absolute, because the daemon leaves the directory it was started in."""
     return os.path.abspath(text) if text.endswith(".toml") else text.strip() or None
@@ -164,6 +174,7 @@ OPTIONS: dict[str, Option] = {
     "eviction": _text("an eviction policy, such as lru or lrm"),
     "placement": _text("a placement policy, such as first-touch or never"),
     "thrashing": _text("a thrashing policy: off or uvm"),
+    "policy_limit": _seconds(1, 3600),
     "link": _text("a link, such as pcie4 or nvlink3, or LATENCY:BANDWIDTH as in 600ns:64G"),
     "peer": _text("none, or a link as link= does"),
     "topology": Option(

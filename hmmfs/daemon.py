@@ -224,6 +224,7 @@ class _Daemon:
             eviction=config.eviction,
             placement=config.placement,
             thrashing=config.thrashing,
+            limit_s=config.policy_limit,
         )
         trace = Trace(core, tracing.EVENTS)
         rooms = Rooms(core, jobs, self._table, policies, trace)

@@ -448,7 +448,7 @@ class Tree:
         """policy/: of a device, or of the host, which evicts nothing."""
         policies, device = self._policies, node - 1 if node else None
 
-        def file(name: str, store: Callable[[int, str], None]) -> Setting:
+        def file(name: str, store: Callable[[int, str], Awaitable[None]]) -> Setting:
             return self._setting(
                 lambda: line(policies.names(node)[name]), lambda text: store(node, text), device
             )

@@ -1,7 +1,8 @@
 """The policies in force on one machine, by node; they may change while programs run.
 
-A policy is somebody's code. One that raises, or answers nonsense, is reported and replaced by the
-default; whatever it would have decided is decided by the default then, so no page depends on it.
+A policy may be somebody's code. One that raises, answers nonsense or does not answer in time is
+reported and replaced by the default; whatever it would have decided is decided by the default then,
+so no page depends on it. Of a node's policies one is asked at a time: they need no locks.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
+import trio
 from numpy.typing import NDArray
 
-from hmmfs.errors import UsageError
+from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.memory import (
     BLOCK_PAGES,
     HOST,
@@ -26,6 +28,7 @@ from hmmfs.memory import (
     PlacementKind,
     PrefetchKind,
 )
+from hmmfs.policy.asking import LOADING, Asking, PolicyFailedError
 from hmmfs.policy.eviction import BUILT_IN as EVICTIONS
 from hmmfs.policy.eviction import BuiltIn, EvictionPolicy, LeastRecentlyUsed, NativeEviction
 from hmmfs.policy.named import Named
@@ -43,6 +46,9 @@ from hmmfs.policy.thrashing import ThrashingPolicy
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+P = TypeVar("P", EvictionPolicy, PlacementPolicy, PrefetchPolicy, ThrashingPolicy)
+
 
 class Policies:
     """`on_failure` is told the node and one sentence when a policy was replaced."""
@@ -55,15 +61,21 @@ class Policies:
         eviction: str = "lru",
         placement: str = "first-touch",
         thrashing: str = "off",
+        limit_s: float = 1.0,
     ) -> None:
         self._core = core
+        self._asking = Asking(limit_s)
         # Devices share nothing: a policy may keep count of what it has seen.
         nodes = range(core.nodes)
         self._eviction: list[EvictionPolicy] = [named_eviction(eviction) for _ in nodes]
         self._prefetch: list[PrefetchPolicy] = [named_prefetch(prefetch) for _ in nodes]
         self._placement: list[PlacementPolicy] = [named_placement(placement) for _ in nodes]
-        self._thrashing: ThrashingPolicy
-        self.set_thrashing(thrashing)
+        self._turns = [trio.Lock() for _ in nodes]
+        self._thrashing = named_thrashing(thrashing)
+        try:
+            core.set_thrashing(*dataclasses.astuple(self._thrashing.native()))
+        except BaseException as error:
+            raise UsageError(f"{thrashing} can't be used: {described(error)}.") from None
         self._asks = [False] * core.nodes
         self._watermarks = [(0, 0)] * core.nodes  # free pages, low and high; 0: none
         self.on_failure: Callable[[int, str], None] = lambda node, sentence: None
@@ -80,28 +92,38 @@ class Policies:
             "thrashing": shown(self._thrashing),
         }
 
-    def set_prefetch(self, node: int, text: str) -> None:
-        """UsageError: that is no policy, and the old one stays."""
-        self._prefetch[node] = named_prefetch(text)
+    async def set_prefetch(self, node: int, text: str) -> None:
+        """UsageError: that is no policy, and the old one stays. So with the others."""
+        self._prefetch[node] = await self._load(named_prefetch, text)
         self._set(node)
 
-    def set_eviction(self, node: int, text: str) -> None:
-        self._eviction[node] = named_eviction(text)
+    async def set_eviction(self, node: int, text: str) -> None:
+        self._eviction[node] = await self._load(named_eviction, text)
         self._set(node)
         self._set_eviction(node)
 
-    def set_placement(self, node: int, text: str) -> None:
-        self._placement[node] = named_placement(text)
+    async def set_placement(self, node: int, text: str) -> None:
+        self._placement[node] = await self._load(named_placement, text)
         self._set(node)
 
-    def set_thrashing(self, text: str) -> None:
+    async def set_thrashing(self, text: str) -> None:
         """Of the whole machine: it takes two to thrash."""
-        policy = named_thrashing(text)
+        policy = await self._load(named_thrashing, text)
         try:
-            self._core.set_thrashing(*dataclasses.astuple(policy.native()))
-        except BaseException as error:
-            raise UsageError(f"{shown(policy)} can't be used: {described(error)}.") from None
+            values = await self._asking.ask(lambda: dataclasses.astuple(policy.native()))
+            self._core.set_thrashing(*values)
+        except (PolicyFailedError, HmmfsError, TypeError, OverflowError) as error:
+            raise UsageError(f"{shown(policy)} can't be used: {_why(error)}.") from None
         self._thrashing = policy
+
+    async def _load(self, named: Callable[[str], P], text: str) -> P:
+        """The policy that a text names, which may be in somebody's file."""
+        try:
+            return await self._asking.ask(partial(named, text), times=LOADING)
+        except PolicyFailedError as failed:
+            if isinstance(failed.error, UsageError):
+                raise failed.error from None
+            raise UsageError(f"{text} can't be loaded: {_why(failed)}.") from None
 
     def watermark(self, node: int) -> str:
         low, high = self._watermarks[node]
@@ -169,89 +191,105 @@ class Policies:
 
     # ---- asking them
 
-    def bring(self, node: int, fault: Fault) -> Pages:
-        """The pages to bring to a node for a fault, those touched among them."""
-        policy = self._prefetch[node]
-        try:
-            pages = _booleans(policy.pages(fault))
-        except BaseException as error:
-            self._prefetch[node] = Grow()
-            self._set(node)
-            self._report(node, policy, error, "grow")
-            pages = self._prefetch[node].pages(fault)
-        pages = pages & fault.inside | fault.touched
-        if node != HOST and self._observes(node):
-            self._tell(node, fault, pages)
-        return pages
+    async def _ask(self, policy: Named, built_in: Collection[type], call: Callable[[], T]) -> T:
+        """Only somebody's code is worth a thread."""
+        return call() if type(policy) in built_in else await self._asking.ask(call)
 
-    def left(self, node: int, fault: Fault) -> Pages | None:
+    async def bring(self, node: int, fault: Fault) -> Pages:
+        """The pages to bring to a node for a fault, those touched among them."""
+        async with self._turns[node]:
+            policy = self._prefetch[node]
+            try:
+                pages = await self._ask(policy, BUILT_IN, lambda: _booleans(policy.pages(fault)))
+            except PolicyFailedError as failed:
+                if self._prefetch[node] is policy:
+                    self._prefetch[node] = Grow()
+                    self._set(node)
+                self._report(node, policy, failed, "grow")
+                pages = Grow().pages(fault)
+            pages = pages & fault.inside | fault.touched
+            if node != HOST and self._observes(node):
+                await self._tell(node, fault, pages.copy())
+            return pages
+
+    async def left(self, node: int, fault: Fault) -> Pages | None:
         """The pages that a policy of somebody's leaves where they are; None: the native core
         decides that."""
-        policy = self._placement[node]
-        if type(policy) in PLACEMENTS:
-            return None
-        try:
-            left: Pages = ~_booleans(policy.brings(fault))
-        except BaseException as error:
-            self._placement[node] = FirstTouch()
-            self._set(node)
-            self._report(node, policy, error, "first-touch")
-            return None
-        return left
+        async with self._turns[node]:
+            policy = self._placement[node]
+            if type(policy) in PLACEMENTS:
+                return None
+            try:
+                return await self._asking.ask(lambda: ~_booleans(policy.brings(fault)))
+            except PolicyFailedError as failed:
+                if self._placement[node] is policy:
+                    self._placement[node] = FirstTouch()
+                    self._set(node)
+                self._report(node, policy, failed, "first-touch")
+                return None
 
-    def _tell(self, node: int, fault: Fault, pages: Pages) -> None:
+    async def _tell(self, node: int, fault: Fault, pages: Pages) -> None:
         policy = self._eviction[node]
         try:
-            policy.touched(fault.key, fault.touched, pages.copy())
-        except BaseException as error:
-            self._replace_eviction(node, policy, error)
+            await self._asking.ask(lambda: policy.touched(fault.key, fault.touched, pages))
+        except PolicyFailedError as failed:
+            self._replace_eviction(node, policy, failed)
 
     def spares(self, node: int, block: BlockKey) -> set[BlockKey]:
         """The blocks that are no victims when room is made for `block`."""
         return set() if node != HOST and self._eviction[node].by_page else {block}
 
-    def victim(self, node: int, candidates: NDArray[np.void]) -> np.void:
+    async def victim(self, node: int, candidates: NDArray[np.void]) -> np.void:
         """One of the candidates, of which there are some."""
-        policy = self._eviction[node]
         # In an order that does not depend on when others were removed, so that ties don't either.
         candidates = candidates[np.lexsort((candidates["block"], candidates["ino"]))]
-        try:
+        async with self._turns[node]:
+            policy = self._eviction[node]
             shown_to_it = candidates.copy()
-            order = np.asarray(policy.order(shown_to_it))
-            if not order.size or not 0 <= int(order[0]) < len(candidates):
-                raise ValueError(f"{order[:1]} instead of an index below {len(candidates)}")
-        except BaseException as error:
-            self._replace_eviction(node, policy, error)
-            order = self._eviction[node].order(candidates)
-        chosen: np.void = candidates[int(order[0])]
+            try:
+                first = await self._ask(policy, EVICTIONS, lambda: _first(policy, shown_to_it))
+            except PolicyFailedError as failed:
+                self._replace_eviction(node, policy, failed)
+                first = _first(LeastRecentlyUsed(), candidates)
+        chosen: np.void = candidates[first]
         return chosen
 
-    def leaving(self, node: int, key: BlockKey, resident: Pages, need: int) -> Pages:
+    async def leaving(self, node: int, key: BlockKey, resident: Pages, need: int) -> Pages:
         """Which of a victim's resident pages go."""
-        policy = self._eviction[node]
-        try:
-            pages = _booleans(policy.pages(key, resident.copy(), need))
-            if not (pages & resident).any():
-                raise ValueError("none of the pages that are there")
-        except BaseException as error:
-            self._replace_eviction(node, policy, error)
-            return resident
-        return pages & resident
+        async with self._turns[node]:
+            policy = self._eviction[node]
+            shown_to_it = resident.copy()
 
-    def _replace_eviction(self, node: int, policy: EvictionPolicy, error: BaseException) -> None:
-        self._eviction[node] = LeastRecentlyUsed()
-        self._set(node)
-        self._set_eviction(node)
-        self._report(node, policy, error, "lru")
+            def some() -> Pages:
+                pages = _booleans(policy.pages(key, shown_to_it, need)) & resident
+                if not pages.any():
+                    raise ValueError("none of the pages that are there")
+                return pages
 
-    def _report(self, node: int, policy: Any, error: BaseException, instead: str) -> None:
-        at = traceback.extract_tb(error.__traceback__)[-1]
+            try:
+                return await self._ask(policy, EVICTIONS, some)
+            except PolicyFailedError as failed:
+                self._replace_eviction(node, policy, failed)
+                return resident
+
+    def _replace_eviction(self, node: int, policy: EvictionPolicy, why: PolicyFailedError) -> None:
+        if self._eviction[node] is policy:
+            self._eviction[node] = LeastRecentlyUsed()
+            self._set(node)
+            self._set_eviction(node)
+        self._report(node, policy, why, "lru")
+
+    def _report(self, node: int, policy: Named, why: PolicyFailedError, instead: str) -> None:
         sentence = (
             f"The policy {shown(policy)} failed and is replaced by {instead}: "
-            f"{described(error)} ({at.filename}:{at.lineno})."
+            f"{_why(why)} ({why.place})."
         )
         log.warning("%s", sentence)
         self.on_failure(node, sentence)
+
+
+def _why(error: Exception) -> str:
+    return described(error.error if isinstance(error, PolicyFailedError) else error)
 
 
 def _booleans(answer: Any) -> Pages:
@@ -259,7 +297,15 @@ def _booleans(answer: Any) -> Pages:
     pages = np.asarray(answer)
     if pages.shape != (BLOCK_PAGES,) or pages.dtype != np.bool_:
         raise ValueError(f"{pages.dtype} {pages.shape} instead of 512 booleans")
-    return pages
+    return pages.copy()  # which a thread that goes on can't change
+
+
+def _first(policy: EvictionPolicy, candidates: NDArray[np.void]) -> int:
+    """Of a policy's answer, or ValueError."""
+    order = np.asarray(policy.order(candidates))
+    if not order.size or not 0 <= int(order[0]) < len(candidates):
+        raise ValueError(f"{order[:1]} instead of an index below {len(candidates)}")
+    return int(order[0])
 
 
 def shown(policy: Named) -> str:

@@ -73,7 +73,7 @@ def _made(text: str, kind: type[P], built_in: tuple[type[P], ...], what: str) ->
         raise
     except BaseException as error:
         raise UsageError(f"{name} can't be made: {described(error)}.") from None
-    if ":" in name:
+    if chosen not in built_in:
         policy.__dict__.setdefault("_text", text)
     return policy
 

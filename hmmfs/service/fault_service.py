@@ -249,7 +249,7 @@ class FaultService:
         window = fault.window | touched
         if self._policies.asks(HOST):
             record = self._record(key)
-            window = self._policies.bring(HOST, self._seen(key, HOST, touched, record))
+            window = await self._policies.bring(HOST, self._seen(key, HOST, touched, record))
         sentence = "the CPU and a device keep taking it from each other."
         error = errno.EBUSY
         for pages in (window, touched):
@@ -308,7 +308,7 @@ class FaultService:
         result, pause = event.result, 0.001
         try:
             if result.result == -errno.EAGAIN:
-                job = self._chosen(job)
+                job = await self._chosen(job)
                 result = await self._jobs.run(job)
             for attempt in range(TOUCH_ATTEMPTS):
                 if event.worker != self._core.device_worker(event.node):
@@ -357,7 +357,7 @@ class FaultService:
         touched = bitmap(job.touch.pages) | bitmap(job.touch.stores)
         return replace(job, flags=job.flags | JobFlag.CHOSEN, window=touched, left=touched)
 
-    def _chosen(self, job: Job) -> Job:
+    async def _chosen(self, job: Job) -> Job:
         """With the pages that the device's policy brings."""
         key = BlockKey(job.ino, job.block)
         assert job.touch is not None
@@ -366,10 +366,10 @@ class FaultService:
         fault = self._seen(key, job.node, touched, record)
         there = page_set(record["present"] | record["cached"] | record["recalling"])
         # Without what is there: if some of it has to make way, it is not to be brought again.
-        window = self._policies.bring(job.node, fault) & ~fault.resident
+        window = await self._policies.bring(job.node, fault) & ~fault.resident
         if not fault.touched[fault.inside & ~fault.present].any():
             window &= fault.present  # as device_fault.c: no holes come with pages that have bytes
-        left = self._policies.left(job.node, fault)
+        left = await self._policies.left(job.node, fault)
         if left is not None:
             left = left & there  # what is nowhere comes to its first user
         return replace(job, flags=job.flags | JobFlag.CHOSEN, window=window, left=left)

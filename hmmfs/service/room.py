@@ -1,8 +1,9 @@
 """Making room on a node: evicting from a device, giving host pages back.
 
 What is atomic: everything between two awaits, for no other task runs then. In particular a
-victim is chosen and its job submitted in one go, so what `candidates` said holds but for the native
-threads, and against those the job itself checks. Reservations are native and atomic for all.
+victim is looked at and its job submitted in one go, so what was seen holds but for the native
+threads, and against those the job itself checks. A policy of somebody's is awaited before that.
+Reservations are native and atomic for all.
 
 Who may wait for whom (each waits only for those further right):
 
@@ -220,7 +221,7 @@ class Rooms:
 
     async def _free_device(self, room: Room, spared: Spared, missing: int, frees: int) -> bool:
         """Ask one victim. False: there is none to ask."""
-        victim = self._victim(room.node, spared, missing)
+        victim = await self._victim(room.node, spared, missing)
         if victim is None:
             return False
         outcome = Outcome.LATER
@@ -230,19 +231,27 @@ class Rooms:
         spared.note(victim.key, outcome)
         return True
 
-    def _victim(self, node: int, spared: Spared, need: int) -> Victim | None:
-        """Who leaves a device next. No pages: they have gone already."""
+    async def _victim(self, node: int, spared: Spared, need: int) -> Victim | None:
+        """Who leaves a device next. No pages: they have gone already, or can't go now."""
         if self._policies.evicts_natively(node):
             return self._core.victim(node, need, spared.never | spared.later)
         able = spared.able(self._core.candidates(node), "pages")
         if not len(able):
             return None
-        row = self._policies.victim(node, able)
+        row = await self._policies.victim(node, able)
         key = _key(row)
         resident = self._resident(key, node)
         need = min(need, int(row["pages"]))
-        pages = self._policies.leaving(node, key, resident, need) if resident.any() else resident
-        return Victim(key, pages)
+        if resident.any():
+            resident = await self._policies.leaving(node, key, resident, need)
+        if self._in_use(key):  # since the policy was shown it
+            resident = np.zeros(BLOCK_PAGES, dtype=np.bool_)
+        return Victim(key, resident)
+
+    def _in_use(self, key: BlockKey) -> bool:
+        region = self._regions.by_ino(key.ino)
+        record = region.blocks(key.block, 1)[0] if region else None
+        return record is None or bool(record["busy"] or record["parked"])
 
     def _resident(self, key: BlockKey, node: int) -> Pages:
         """The pages that a device has of a block."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -353,6 +354,87 @@ def test_a_policy_that_fails_loses_nothing(mount: Mount, own: Callable[[str], st
     assert "Fails failed and is replaced by grow: KeyError: 'nothing' (" in says
     assert int(np.asarray(region.cpu, dtype="u8").sum()) == 7 * 2048 * PAGE + 683
     assert (machine.path / "policy/prefetch").read_text() == "grow\n"
+
+
+SLEEPS = """
+import time
+import numpy as np
+from hmmfs.policy import EvictionPolicy, PlacementPolicy, PrefetchPolicy
+
+
+class Prefetch(PrefetchPolicy):
+    name = "p"
+
+    def pages(self, fault):
+        while True:
+            pass
+
+
+class Eviction(EvictionPolicy):
+    name = "e"
+
+    def order(self, candidates):
+        time.sleep(10000)
+
+
+class Placement(PlacementPolicy):
+    name = "q"
+
+    def brings(self, fault):
+        time.sleep(10000)
+
+
+class Thrashing:
+    def __init__(self):
+        time.sleep(10000)
+"""
+
+
+@pytest.mark.warns("failed and is replaced by")
+@pytest.mark.parametrize(
+    ("what", "name", "instead"),
+    [
+        ("prefetch", "Prefetch", "grow"),
+        ("eviction", "Eviction", "lru"),
+        ("placement", "Placement", "first-touch"),
+    ],
+)
+def test_a_policy_that_never_answers(
+    mount_factory: MountFactory, tmp_path: Path, what: str, name: str, instead: str
+) -> None:
+    """It is replaced after its limit, and meanwhile the machine serves everybody else."""
+    (tmp_path / "slow.py").write_text(SLEEPS)
+    path = mount_factory(vram="4M", devices=2, host="64M", policy_limit="1500ms").path
+    machine = hmmfs.connect(path)
+    region = machine.region("a", 4096 * PAGE)
+    region.cpu[:] = 7
+    choose(machine, what, f"{tmp_path}/slow.py:{name}")
+    handle = machine.dev0.launch(store_each, hmmfs.updates(region))
+    served = 0
+    while not handle.done and chosen(machine, what) != f"{instead}\n":
+        assert machine.dev1.submit(f"checksum a:{4095 * PAGE}+{PAGE}")
+        served += 1
+    handle.wait()
+    assert served > 5, "others waited for the policy"
+    assert (np.asarray(region.cpu)[::PAGE] == 8).all()
+    assert chosen(machine, what) == f"{instead}\n"
+    says = (path / "devices/dev0/last_error").read_text()
+    assert f"{name} failed and is replaced by {instead}: TimeoutError: no answer within 1.5" in says
+    assert re.search(r"slow\.py:\d+\)", says)
+
+
+def store_each(a: np.ndarray) -> None:
+    for at in range(0, len(a), PAGE):
+        a[at] = 8
+
+
+def test_a_policy_that_never_loads(mount_factory: MountFactory, tmp_path: Path) -> None:
+    """Who chooses it gets an error; the old one stays, and nobody else waits."""
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(10000)\n")
+    machine = hmmfs.connect(mount_factory(vram="4M", host="64M", policy_limit="100ms").path)
+    with pytest.raises(OSError, match="can't be loaded: TimeoutError: no answer within 1 s"):
+        machine.dev0.policy(eviction=f"{tmp_path}/slow.py:Eviction")
+    assert machine.dev0.policy()["eviction"] == "lru"
 
 
 def test_policies_change_under_load(mount: Mount) -> None:

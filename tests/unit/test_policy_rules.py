@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
+import trio
 from hmmfs._native import ffi, lib
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +21,7 @@ from hmmfs.errors import UsageError
 from hmmfs.memory import BLOCK_PAGES, CANDIDATE_DTYPE, HOST, BlockKey, Core
 from hmmfs.memory.core import page_words
 from hmmfs.policy import EvictionPolicy, Fault, Pages, Policies, named_eviction, named_prefetch
+from hmmfs.policy.asking import Asking, PolicyFailedError
 from hmmfs.policy.placement import AccessCounter, FirstTouch, Never, Preferred
 from hmmfs.policy.prefetch import BUILT_IN
 
@@ -347,11 +352,11 @@ def test_a_prefetch_policy_that_fails_is_replaced(core: Core, answer: str, tmp_p
     policies = Policies(core)
     said: list[tuple[int, str]] = []
     policies.on_failure = lambda node, sentence: said.append((node, sentence))
-    policies.set_prefetch(1, f"{tmp_path}/bad.py:Bad")
+    trio.run(policies.set_prefetch, 1, f"{tmp_path}/bad.py:Bad")
     assert policies.asks(1)
     assert not policies.asks(0)
     assert policies.names(1)["prefetch"] == f"{tmp_path}/bad.py:Bad"
-    chosen = policies.bring(1, fault(pages((20, 1))))
+    chosen = trio.run(policies.bring, 1, fault(pages((20, 1))))
     assert np.array_equal(chosen, pages((16, 16)))
     assert policies.names(1)["prefetch"] == "grow"
     assert not policies.asks(1)
@@ -396,13 +401,90 @@ def test_an_eviction_policy_that_fails_is_replaced(core: Core, how: str) -> None
     said: list[str] = []
     policies.on_failure = lambda node, sentence: said.append(sentence)
     assert policies.asks(1)
-    policies.bring(1, fault(pages((20, 1))))
-    row = policies.victim(1, USED)
+    trio.run(policies.bring, 1, fault(pages((20, 1))))
+    row = trio.run(policies.victim, 1, USED)
     assert int(row["block"]) in (0, 1)
-    assert policies.leaving(1, KEY, ALL, 1).all()
+    assert trio.run(policies.leaving, 1, KEY, ALL, 1).all()
     assert policies.names(1)["eviction"] == "lru"
     assert not policies.asks(1), "density is native, and lru wants to see no faults"
     assert len(said) == 1
+
+
+class Slow(Bad):
+    """Answers when it is told to, which is too late."""
+
+    name = "slow"
+    released: ClassVar[threading.Event] = threading.Event()
+    asked: ClassVar[list[int]] = []
+
+    def order(self, found: np.ndarray) -> np.ndarray:
+        self.asked.append(threading.get_ident())
+        self.released.wait()
+        return np.array([1])
+
+
+def test_a_policy_that_does_not_answer_is_replaced(core: Core) -> None:
+    """Nobody waits for it: other tasks run, others who would ask it don't."""
+    policies = Policies(core, eviction=f"{__file__}:Slow", limit_s=0.1)
+    slow = type(policies._eviction[1])  # of a module of its own
+    said: list[str] = []
+    policies.on_failure = lambda node, sentence: said.append(sentence)
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await trio.sleep(0.005)
+            ticks += 1
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tick)
+            async with trio.open_nursery() as asking:
+                for _ in range(3):
+                    asking.start_soon(policies.victim, 1, USED)
+            nursery.cancel_scope.cancel()
+
+    try:
+        trio.run(main)
+        assert len(slow.asked) == 1  # type: ignore[attr-defined]
+    finally:
+        slow.released.set()  # type: ignore[attr-defined]
+    assert slow.asked[0] != threading.get_ident()  # type: ignore[attr-defined]
+    assert ticks >= 5
+    assert len(said) == 1
+    assert re.search(
+        r"Slow failed and is replaced by lru: TimeoutError: no answer within 0.1 s", said[0]
+    )
+    assert re.search(r"\((\S+threading|\S+test_policy_rules)\.py:\d+\)\.$", said[0])
+    assert policies.names(1)["eviction"] == "lru"
+
+
+def test_more_policies_may_hang_than_there_are_threads_for_others(core: Core) -> None:
+    asking = Asking(0.01)
+    released = threading.Event()
+
+    async def main() -> int:
+        for _ in range(60):  # trio's own limit is 40
+            with pytest.raises(PolicyFailedError):
+                await asking.ask(released.wait)
+        assert await asking.ask(lambda: 1) == 1
+        return await trio.to_thread.run_sync(lambda: 2)
+
+    try:
+        assert trio.run(main) == 2
+    finally:
+        released.set()
+
+
+def test_what_a_policy_raises_reaches_nobody_else(core: Core) -> None:
+    for error in (SystemExit, KeyboardInterrupt, GeneratorExit, trio.Cancelled._create()):
+
+        def fails(error: BaseException = error) -> None:  # type: ignore[assignment]
+            raise error
+
+        with pytest.raises(PolicyFailedError):
+            trio.run(Asking(1).ask, fails)
 
 
 @pytest.mark.parametrize("name", ["lru", "lrm", "fifo", "mru", "lfu", "clock", "random", "tree"])
@@ -412,9 +494,11 @@ def test_the_order_of_candidates_decides_nothing(core: Core, name: str) -> None:
     alike["block"] = np.arange(6)
     chosen = {
         int(
-            Policies(core, eviction=name).victim(1, np.random.default_rng(n).permutation(alike))[
-                "block"
-            ]
+            trio.run(
+                Policies(core, eviction=name).victim,
+                1,
+                np.random.default_rng(n).permutation(alike),
+            )["block"]
         )
         for n in range(8)
     }

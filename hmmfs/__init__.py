@@ -22,27 +22,26 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from hmmfs.api import (
-        Device,
-        KernelError,
-        Machine,
-        Region,
-        connect,
-        mount,
-        reads,
-        updates,
-        writes,
-    )
+    from hmmfs.api.device import Device
+    from hmmfs.api.handle import Handle
+    from hmmfs.api.machine import Machine, connect, mount
+    from hmmfs.api.program import Hmadvise, Process, View
+    from hmmfs.api.region import Region, reads, updates, writes
     from hmmfs.errors import HmmfsError
-    from hmmfs.handle import Handle
-    from hmmfs.process import Hmadvise, Process, View
+    from hmmfs.wire.calls import KernelError
 else:  # a checker that saw this would take any name for one of ours
-    _ELSEWHERE = {
+    _IN = {
         "HmmfsError": "errors",
-        "Handle": "handle",
-        "Hmadvise": "process",
-        "Process": "process",
-        "View": "process",
+        "KernelError": "wire.calls",
+        "Device": "api.device",
+        "Handle": "api.handle",
+        "Hmadvise": "api.program",
+        "Process": "api.program",
+        "View": "api.program",
+        "Region": "api.region",
+        "reads": "api.region",
+        "updates": "api.region",
+        "writes": "api.region",
     }
 
     def __getattr__(name: str) -> object:
@@ -50,7 +49,7 @@ else:  # a checker that saw this would take any name for one of ours
         numpy."""
         if name not in __all__:
             raise AttributeError(f"module 'hmmfs' has no attribute {name!r}")
-        module = import_module(f"hmmfs.{_ELSEWHERE.get(name, 'api')}")
+        module = import_module(f"hmmfs.{_IN.get(name, 'api.machine')}")
         found = globals()[name] = getattr(module, name)
         return found
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from hmmfs.api import Machine
+    from hmmfs.api.machine import Machine
 
 
 def unavailable() -> str:
     """Why a machine can't be mounted here, or its devices take no faults; empty: it can be."""
     from hmmfs.device.worker import open_userfaultfd
-    from hmmfs.filesystem.mounting import find_helper
+    from hmmfs.mounting.mounts import find_helper
 
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "/dev/fuse can't be opened: load the module, or give the container the device"
@@ -38,7 +38,7 @@ def hmmfs_factory() -> Iterator[Callable[..., Machine]]:
     """hmmfs_factory(vram="64M", …) mounts a machine; all end with the test."""
     if reason := unavailable():
         pytest.skip(reason)
-    from hmmfs.api import mount
+    from hmmfs.api.machine import mount
 
     with contextlib.ExitStack() as stack:
         yield lambda **options: stack.enter_context(mount(**options))

@@ -1,131 +1,40 @@
-"""What may use what in native/: a folder uses only itself and the folders before it.
+"""What may use what: a folder uses only itself and the folders before it, and no files of a folder
+use each other in a circle.
 
-    scripts/layers.py [DIRECTORY]
+    scripts/layers.py [DIRECTORY...]
 
-Says of each file that uses what is above it the line and the rule, and of files that use each other
-in a circle which these are; ends 1 if there is any. A file uses another if it includes it, or if it
-names a function that is defined there. x.c and x.h count as one.
+Says of each file that uses what is above it the line and the rule, and of a circle which files it
+has; ends 1 if there is any. Without a DIRECTORY it looks at native/ and hmmfs/. The order of the
+folders is in layers_of_c.py and layers_of_python.py.
 """
 
 from __future__ import annotations
 
-import re
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+from layers_of_c import Tree
+from layers_of_python import Package
+
 ROOT = Path(__file__).resolve().parents[1]
-# From bottom to top.
-FOLDERS = (
-    "include",
-    "worker",
-    "preload",
-    "base",
-    "books",
-    "directory",
-    "rules",
-    "transaction",
-    "gate",
-    "program",
-    "device",
-    "core",
-)
-# Outside the core: what runs in other processes. The core uses their headers for what both say.
-ALONE = ("worker", "preload")
-
-_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
-_INCLUDE = re.compile(r'^\s*#\s*include "([^"]+)"')
-_NAME = re.compile(r"(?<!struct )(?<!enum )\bhm_\w+")
-_DEFINITION = re.compile(r"^(?!static\b)[A-Za-z][\w *]*?\b(hm_\w+)\([^;{]*\)\s*\{", re.MULTILINE)
 
 
-def _without_comments(text: str) -> str:
-    return _COMMENT.sub(lambda found: "\n" * found[0].count("\n"), text)
-
-
-def _folder(name: str) -> str:
-    return name.partition("/")[0] if "/" in name else ""
-
-
-def _may_use(folder: str, other: str) -> bool:
-    if folder == other or other == "include":
-        return True
-    if folder in ALONE:
-        return False
-    return FOLDERS.index(other) < FOLDERS.index(folder)
-
-
-class Tree:
-    """The C files below a directory, by their names from there."""
-
-    def __init__(self, top: Path) -> None:
-        paths = sorted(top.rglob("*.[ch]"))
-        self.texts = {
-            str(path.relative_to(top)): _without_comments(path.read_text()) for path in paths
-        }
-        self.defined = {
-            function: name
-            for name, text in self.texts.items()
-            if name.endswith(".c")
-            for function in _DEFINITION.findall(text)
-        }
-        self.used: dict[str, set[str]] = defaultdict(set)  # by file, without .c and .h
-
-    def problems(self) -> Iterator[str]:
-        yield from self._names()
-        for name in self.texts:
-            if _folder(name) in FOLDERS:
-                yield from self._uses(name)
-        yield from self._circles()
-
-    def _names(self) -> Iterator[str]:
-        """Of files and folders: tests find a file by its name alone."""
-        seen: dict[str, str] = {}
-        for name in self.texts:
-            if _folder(name) not in FOLDERS:
-                yield f"{name}:1: scripts/layers.py does not say where {_folder(name)}/ belongs."
-            other = seen.setdefault(Path(name).name, name)
-            if other != name:
-                yield f"{name}:1: {other} has that name, too. Give it another."
-
-    def _uses(self, name: str) -> Iterator[str]:
-        for number, line in enumerate(self.texts[name].split("\n"), 1):
-            included = _INCLUDE.match(line)
-            if included and included[1] not in self.texts:
-                yield f"{name}:{number}: There is no {included[1]}. Include by the path from here."
-            elif included:
-                yield from self._use(name, number, included[1], included[1])
-            elif name.endswith(".c"):
-                for function in _NAME.findall(line):
-                    if function in self.defined:
-                        yield from self._use(name, number, self.defined[function], function)
-
-    def _use(self, name: str, number: int, other: str, what: str) -> Iterator[str]:
-        folder, its = _folder(name), _folder(other)
-        if its in FOLDERS and not _may_use(folder, its):
-            yield f"{name}:{number}: {folder}/ may not use {its}/: {what}"
-        elif name[:-2] != other[:-2]:
-            self.used[name[:-2]].add(other[:-2])
-
-    def _circles(self) -> Iterator[str]:
-        """Within a folder: between folders there can be none."""
-        inside = {
-            one: {other for other in used if _folder(other) == _folder(one)}
-            for one, used in self.used.items()
-        }
-        try:
-            TopologicalSorter(inside).prepare()
-        except CycleError as error:
-            yield f"{error.args[1][0]}.c:1: These use each other: {', '.join(error.args[1])}"
+def problems(top: Path) -> Iterator[str]:
+    tree = Tree(top) if next(top.rglob("*.c"), None) else Package(top)
+    yield from tree.problems()
+    try:
+        TopologicalSorter(tree.used).prepare()
+    except CycleError as error:
+        yield f"{error.args[1][0]}: These use each other: {', '.join(error.args[1])}"
 
 
 def main() -> int:
-    top = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "native"
-    problems = list(Tree(top).problems())
-    print("".join(f"{top.name}/{problem}\n" for problem in problems), end="", file=sys.stderr)
-    return bool(problems)
+    tops = [Path(word) for word in sys.argv[1:]] or [ROOT / "native", ROOT / "hmmfs"]
+    found = [f"{top.name}/{problem}\n" for top in tops for problem in problems(top)]
+    print("".join(found), end="", file=sys.stderr)
+    return bool(found)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from markdown_it.tree import SyntaxTreeNode
 from roff import block, bold, escaped, filled, inline, literal, page, parse, table, usage
 
 import hmmfs
-from hmmfs import cli
+from hmmfs.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[1]
 VERSION = f"hmmfs {hmmfs.__version__}"

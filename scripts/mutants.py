@@ -36,9 +36,8 @@ from queue import Empty, SimpleQueue
 import psutil
 from mutants_of import Site, changes_code, mutant, sites
 
-from hmmfs import mountinfo
-from hmmfs.filesystem import linux
-from hmmfs.filesystem.watchdog import abort
+from hmmfs.common import linux, mountinfo
+from hmmfs.daemon.watchdog import abort
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 300  # of one step; the slowest takes a third of it
@@ -112,8 +111,11 @@ LAYERS = {
     "native/gate/shared": [ALONE, FILES, PLACES, "tests/mount/test_times.py"],
     "hmmfs/": [UNIT, FILES, MOVING, SEEN],
     "hmmfs/cli": [UNIT, "tests/mount/test_errors_agree.py", FILES, SEEN],
-    "hmmfs/arguments": [UNIT, LAUNCHES],
+    "hmmfs/api": [UNIT, LAUNCHES, MOVING, "tests/mount/test_process_api.py"],
+    "hmmfs/wire": [UNIT, LAUNCHES, MOVING],
     "hmmfs/daemon": [UNIT, FILES, ENDINGS, SEEN, "tests/mount/test_kinds.py"],
+    "hmmfs/mounting": [UNIT, FILES, ENDINGS, "tests/mount/test_kinds.py"],
+    "hmmfs/program": [UNIT, PROGRAMS, PROGRAMS_END],
     "hmmfs/filesystem/mirrors": [UNIT, PROGRAMS],
     "hmmfs/filesystem/xattrs": [UNIT, "tests/mount/test_copying.py tests/mount/test_advice.py"],
     "hmmfs/memory": [UNIT, FILES, "tests/mount/test_times.py", MOVING, SEEN],

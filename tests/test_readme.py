@@ -144,8 +144,8 @@ def test_commands_of_the_readme_exist() -> None:
 
 
 def test_options_and_operations_are_those_there_are() -> None:
-    from hmmfs.config import OPTIONS
-    from hmmfs.device.commands import FORMS
+    from hmmfs.mounting.config import OPTIONS
+    from hmmfs.wire.commands import FORMS
 
     reference = README.read_text().partition("## Reference")[2]
     rows = "\n".join(re.findall(r"^\| `.*", reference, re.MULTILINE))

@@ -16,12 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import trio
 
-from hmmfs.device import commands
-from hmmfs.device.blocks import Blocks, Span, spans
-from hmmfs.device.commands import Operation, Range
 from hmmfs.device.launcher import Worker, check_sizes
-from hmmfs.device.launches import Launch, Use
-from hmmfs.device.processes import Process, Processes
 from hmmfs.device.zeros import crc32_zeros
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.memory import (
@@ -38,6 +33,11 @@ from hmmfs.memory import (
     programs,
 )
 from hmmfs.memory.regions import show
+from hmmfs.program.processes import Process, Processes
+from hmmfs.service.blocks import Blocks, Span, spans
+from hmmfs.wire import commands
+from hmmfs.wire.commands import Operation, Range
+from hmmfs.wire.launches import Launch, Use
 
 IN_FLIGHT = 4  # blocks at a time where order does not matter
 

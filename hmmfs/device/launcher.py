@@ -24,12 +24,12 @@ from typing import Any
 
 import trio
 
-from hmmfs import plain
-from hmmfs.device.launches import Launch, Use
+from hmmfs.common import plain
 from hmmfs.device.worker import HEADER
 from hmmfs.errors import HmmfsError
 from hmmfs.memory import BLOCK_BYTES, Core, Kind, Region
 from hmmfs.memory.regions import show
+from hmmfs.wire.launches import Launch, Use
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from hmmfs import toml
+from hmmfs.common import toml
+from hmmfs.common.units import parse_size
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.memory import BLOCK_PAGES, HOST, PAGE_SIZE, Core
-from hmmfs.units import parse_size
 
 FAULT_US = 45  # of a GPU's far fault; Ganguly et al., ISCA 2019
 # GiB/s that a long copy comes near to, of 16, 32 and 64 GB/s links.

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from hmmfs.device.executor import Executor
 from hmmfs.device.maps import Mapping, Maps
-from hmmfs.device.processes_protocol import Process
 from hmmfs.errors import HmmfsError
 from hmmfs.memory import (
     BLOCK_PAGES,
@@ -30,6 +29,7 @@ from hmmfs.memory import (
     page_set,
 )
 from hmmfs.memory.programs import OWNER, Look, State
+from hmmfs.program.protocol import Process
 
 # In place of a page frame: bits above those of any, the region, the page.
 FRAME, REGION_SHIFT = 1 << 62, 32

@@ -35,9 +35,9 @@ from typing import Any
 
 import numpy as np
 
-from hmmfs import user_files
-from hmmfs.device.launches import Array
+from hmmfs.common import user_files
 from hmmfs.memory import Afar
+from hmmfs.wire.launches import Array
 
 HEADER = struct.Struct("<Q")
 # userfaultfd(2), by machine; the ioctls are the same on all that have these headers.

@@ -23,9 +23,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
+from hmmfs.common.units import LARGEST, format_size, parse_size
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.memory import BLOCK_BYTES, HOST, PAGE_SIZE, Advice, AdviceField, NumaMode, Region
-from hmmfs.units import LARGEST, format_size, parse_size
 
 MAX_PAGES = LARGEST // PAGE_SIZE
 FLAGS = {

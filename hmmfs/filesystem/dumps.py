@@ -23,8 +23,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from hmmfs.common import linux
 from hmmfs.errors import HmmfsError
-from hmmfs.filesystem import linux
 from hmmfs.memory import PAGE_SIZE
 
 log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import trio
 
-from hmmfs.device.dmirror import Device, Mirror
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.memory import Core, Ioctl
+from hmmfs.program.dmirror import Device, Mirror
 
 log = logging.getLogger(__name__)
 

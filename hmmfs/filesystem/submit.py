@@ -16,7 +16,7 @@ import trio
 
 from hmmfs.device.executor import Executor, parse_all
 from hmmfs.errors import HmmfsError
-from hmmfs.submission import MAX_SUBMISSION
+from hmmfs.wire.calls import MAX_SUBMISSION
 
 MAX_READ = 64 * 1024  # bytes of one reply; the relay's socket is small for ordinary users
 # The smallest buffer of programs that cut what they write at its end.

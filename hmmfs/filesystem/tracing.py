@@ -12,13 +12,13 @@ import select
 import pyfuse3
 import trio
 
+from hmmfs.common.units import K, parse_size
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.filesystem.submit import MAX_READ
 from hmmfs.filesystem.views import escaped, unescaped
 from hmmfs.memory import Region, RegionTable, Trace
 from hmmfs.memory.trace import KINDS, LINE, MAX_EVENTS
 from hmmfs.service import apart
-from hmmfs.units import K, parse_size
 
 EVENTS = 64 * K  # of 56 bytes
 # Readers are told at most so often: a trip through the loop takes some 18 us.

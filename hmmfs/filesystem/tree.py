@@ -25,10 +25,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import hmmfs
-from hmmfs.device import dmirror
 from hmmfs.device.executor import Executor
 from hmmfs.device.links import Topology
-from hmmfs.device.processes import Processes
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.filesystem import advice, views
 from hmmfs.filesystem.advice import node_name
@@ -36,6 +34,8 @@ from hmmfs.filesystem.submit import Submission
 from hmmfs.filesystem.tracing import Tracing
 from hmmfs.memory import HOST, PAGE_SIZE, Core, Kind, Region, RegionTable, Trace
 from hmmfs.policy import Policies
+from hmmfs.program import dmirror
+from hmmfs.program.processes import Processes
 
 ROOT_INO = 1
 

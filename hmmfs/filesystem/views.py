@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from hmmfs.common.units import LARGEST
 from hmmfs.device.links import Topology
 from hmmfs.errors import HmmfsError
 from hmmfs.filesystem.advice import node_name
@@ -27,7 +28,6 @@ from hmmfs.memory import (
     Trigger,
     accounts,
 )
-from hmmfs.units import LARGEST
 
 # One character of a map is so many pages that the whole region has no more characters than these.
 MAP_CHARACTERS = 4096

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmmfs._native import ffi, lib
+from hmmfs.common.units import LARGEST
 from hmmfs.errors import HmmfsError, UsageError, check
 from hmmfs.memory.core import Core, Region
 from hmmfs.memory.types import page_set, page_words
-from hmmfs.units import LARGEST
 
 OFFSETS = LARGEST  # addresses that are so far apart are one offset; see hm_process_offset
 OWNER = int(lib.HM_LOOK_OWNER)

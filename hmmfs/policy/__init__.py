@@ -5,12 +5,7 @@ from hmmfs.policy.chosen import Policies
 from hmmfs.policy.eviction import EvictionPolicy
 from hmmfs.policy.placement import PlacementPolicy
 from hmmfs.policy.prefetch import Fault, Pages, PrefetchPolicy
-from hmmfs.policy.registry import (
-    named_eviction,
-    named_placement,
-    named_prefetch,
-    named_thrashing,
-)
+from hmmfs.policy.registry import named_eviction, named_placement, named_prefetch, named_thrashing
 from hmmfs.policy.thrashing import ThrashingPolicy
 
 __all__ = [

@@ -14,7 +14,7 @@ import shlex
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from hmmfs import user_files
+from hmmfs.common import user_files
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.policy import eviction as _eviction
 from hmmfs.policy import placement as _placement

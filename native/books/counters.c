@@ -1,5 +1,5 @@
 /* What moved, why, over which links, and what became of faults. Every move of pages and every fault
- * is entered here, so that the sums agree: see hmmfs/inspect/accounts.py. */
+ * is entered here, so that the sums agree: see hmmfs/inspect/mount/accounts.py. */
 #include "books/counters.h"
 
 #include <errno.h>

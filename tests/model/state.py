@@ -99,7 +99,7 @@ class Setting:
     reclaim: bool = False  # the kernel may drop clean pages at any time
     rounds: int = 1  # of a recall over all pages, before it goes page by page
     tries: int = 3  # after which the recall fails
-    forgive_torn: bool = True  # "Not covered" in PROTOCOL.md: ignore such bytes
+    forgive_torn: bool = True  # "Not covered" in docs/coherence.md: ignore such bytes
     # A program goes on before its page is dropped again, a worker before what it was woken for
     # leaves; no recall may fail.
     prompt: bool = False

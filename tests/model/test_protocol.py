@@ -437,7 +437,7 @@ def test_planted_bug_is_found(bug: str) -> None:
 
 
 def test_limit_a_recall_within_a_write() -> None:
-    """What no answer of ours can prevent: see PROTOCOL.md, "Not covered"."""
+    """What no answer of ours can prevent: see docs/coherence.md, "Not covered"."""
     setting = Setting(((write(),), (load(), load())), (read_by(1),))
     assert not explore(setting, SOUND).violation
     found = explore(replace(setting, forgive_torn=False), SOUND)

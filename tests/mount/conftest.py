@@ -20,11 +20,11 @@ import psutil
 import pytest
 from forked import Commands
 
-from hmmfs import mountinfo
+from hmmfs.common import mountinfo
+from hmmfs.daemon.watchdog import abort
 from hmmfs.errors import HmmfsError
-from hmmfs.filesystem.mounting import unmount
-from hmmfs.filesystem.watchdog import abort
-from hmmfs.inspect.accounts import disagreements
+from hmmfs.inspect.mount.accounts import disagreements
+from hmmfs.mounting.mounts import unmount
 from tests.stacks import mount_that_hangs
 
 HMMFS = (sys.executable, "-m", "hmmfs")

@@ -46,7 +46,7 @@ class Commands:
 
 
 def _carry_out(request: dict[str, Any], said: int) -> int:
-    from hmmfs import cli
+    from hmmfs.cli import main as cli
 
     os.dup2(said, 2)
     os.close(said)
@@ -83,8 +83,8 @@ def _serve(connection: socket.socket) -> None:
 
 if __name__ == "__main__":
     sys.path.remove(str(Path(__file__).parent))  # a test's module by the name of another
-    import hmmfs.cli
-    import hmmfs.daemon  # noqa: F401
+    import hmmfs.cli.main
+    import hmmfs.daemon.daemon  # noqa: F401
 
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         os.set_inheritable(connection.fileno(), False)

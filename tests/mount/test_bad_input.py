@@ -12,9 +12,9 @@ import pytest
 from conftest import Mount, fails, run
 
 import hmmfs
-from hmmfs import cli
+from hmmfs.cli import main as cli
 from hmmfs.filesystem.tree import MAX_UNOPENED
-from hmmfs.submission import MAX_SUBMISSION
+from hmmfs.wire.calls import MAX_SUBMISSION
 
 OPERATIONS = {
     "nonsense": ("boo", errno.EINVAL),

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from hmmfs import completion
-from hmmfs.completion import SHELLS
-from hmmfs.device import launches
+from hmmfs.cli import completion
+from hmmfs.cli.completion import SHELLS
+from hmmfs.wire import launches
 from tests.mount.conftest import Mount, MountFactory, run, wait_until
 
 SHARE = Path(__file__).parents[2] / "hmmfs/share/completions"

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import pytest
 from conftest import Mount, MountFactory, fails, passes_through, takes_root
 
-from hmmfs.device.dmirror import IOWR, LAYOUT, Number
+from hmmfs.program.dmirror import IOWR, LAYOUT, Number
 
 PAGE = 4096
 

@@ -23,8 +23,8 @@ from conftest import (
 )
 
 import hmmfs
-from hmmfs import mountinfo
-from hmmfs.filesystem.mounting import unmount
+from hmmfs.common import mountinfo
+from hmmfs.mounting.mounts import unmount
 
 CONTROL = "/sys/fs/fuse/connections"
 TOUCH = """

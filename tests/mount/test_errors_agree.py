@@ -111,7 +111,7 @@ def migration(machine: hmmfs.Machine, line: str) -> Callable[[], object]:
     _, name, _, place = line.split()
     if name == "none":
         machine.region("none", 10).unlink()
-        gone = hmmfs.api.Region(machine, "none", 0, (10,), machine.region("a").dtype)  # type: ignore[attr-defined]
+        gone = hmmfs.Region(machine, "none", 0, (10,), machine.region("a").dtype)  # type: ignore[attr-defined]
         return lambda: gone.migrate(place)
     return lambda: machine.region(name).migrate(place)
 

@@ -18,7 +18,7 @@ from conftest import PATIENCE_S, Mount, mounted, run
 from test_metrics import key, scrape
 
 import hmmfs
-from hmmfs.inspect.query import FIELDS
+from hmmfs.inspect.smi.query import FIELDS
 
 PAGE = 4096
 BLOCK = 512 * PAGE

@@ -1,4 +1,4 @@
-"""What Linux promises of devices that share a program's memory (hmmfs/device/HMM.md numbers it),
+"""What Linux promises of devices that share a program's memory (hmmfs/program/HMM.md numbers it),
 where no row of its tests shows it: programs/properties.c, in the memory of a program under
 hmmfs run."""
 

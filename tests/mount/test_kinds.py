@@ -267,7 +267,7 @@ def test_only_root_gets_memory_passed_through(tmp_path: Path) -> None:
     let_others_reach(tmp_path)
     tmp_path.chmod(0o777)
     # The modules are there before it becomes another: it may not reach the checkout.
-    code = "import os, sys, hmmfs.daemon; from hmmfs import cli; "
+    code = "import os, sys, hmmfs.daemon.daemon; from hmmfs.cli import main as cli; "
     code += "os.setgroups([]); os.setgid(65534); os.setuid(65534); "
     words = ["mount", str(tmp_path), "-o", "type=dax"]
     done = subprocess.run(

@@ -283,7 +283,7 @@ def test_a_bad_kernel(machine: hmmfs.Machine, kernel: Any, number: int, says: st
     region = machine.region("a", 5 * M)
     region.cpu[:] = 1
     launch = machine.dev0.launch(kernel, hmmfs.updates(region), limit=0.5)
-    with pytest.raises(hmmfs.api.HmmfsError, match=says) as caught:  # type: ignore[attr-defined]
+    with pytest.raises(hmmfs.HmmfsError, match=says) as caught:  # type: ignore[attr-defined]
         launch.wait(30)
     assert caught.value.errno == number
     assert isinstance(caught.value, hmmfs.KernelError) == (kernel is raises)

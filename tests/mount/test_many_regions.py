@@ -8,8 +8,8 @@ import subprocess
 
 from conftest import Mount, wait_until
 
-from hmmfs.inspect.snapshot import read_snapshot
-from hmmfs.inspect.status import read_status
+from hmmfs.inspect.mount.snapshot import read_snapshot
+from hmmfs.inspect.mount.status import read_status
 
 MANY = 100
 libc = ctypes.CDLL(None, use_errno=True)

@@ -22,7 +22,8 @@ import pytest
 from conftest import HMMFS, MountFactory, connection, takes_root, wait_until
 
 import hmmfs
-from hmmfs import kernels, mountinfo
+from hmmfs import kernels
+from hmmfs.common import mountinfo
 from hmmfs.errors import UsageError
 
 M = 1 << 20

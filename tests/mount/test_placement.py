@@ -125,7 +125,7 @@ def test_a_policy_of_ones_own(machine: hmmfs.Machine, tmp_path: Path) -> None:
 ROGUE = """
 import sys
 import numpy as np
-from hmmfs.policy import EvictionPolicy, PlacementPolicy, PrefetchPolicy, ThrashingPolicy
+from hmmfs.policy import (EvictionPolicy, PlacementPolicy, PrefetchPolicy, ThrashingPolicy)
 
 class Says(Exception):
     def __str__(self):

@@ -13,7 +13,7 @@ from test_programs import Program
 
 import hmmfs
 from hmmfs import Hmadvise, View
-from hmmfs.process import Process
+from hmmfs.api.program import Process
 
 pytestmark = moves_programs
 

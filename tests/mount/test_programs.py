@@ -36,7 +36,7 @@ from conftest import (
     wait_until,
 )
 
-from hmmfs.run import LIBRARY, preloading
+from hmmfs.cli.preload import LIBRARY, preloading
 
 SOURCES = Path(__file__).with_name("programs")
 COMPILE = ("gcc", "-std=gnu11", "-O1", "-Wall", "-Wextra", "-pthread")

@@ -11,7 +11,7 @@ import pytest
 
 from hmmfs import pytest_plugin
 from hmmfs.device import worker
-from hmmfs.filesystem import mounting
+from hmmfs.mounting import mounts as mounting
 
 TESTS = """
 import numpy as np

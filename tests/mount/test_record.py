@@ -320,7 +320,7 @@ def test_a_signal_to_the_recorder_is_the_command_s(small: Mount, tmp_path: Path)
 # The last moment at which there is no command yet to pass a signal on to.
 EARLY = """
 import os, signal, subprocess, sys
-from hmmfs.cli import main
+from hmmfs.cli.main import main
 class Late(subprocess.Popen):
     def __init__(self, *args, **options):
         os.kill(os.getpid(), signal.SIGTERM)

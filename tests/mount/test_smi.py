@@ -18,8 +18,8 @@ import pytest
 from conftest import HMMFS, Mount, MountFactory, run
 
 import hmmfs
-from hmmfs.inspect.query import FIELDS
-from hmmfs.mountinfo import Entry
+from hmmfs.common.mountinfo import Entry
+from hmmfs.inspect.smi.query import FIELDS
 
 M = 1 << 20
 
@@ -219,9 +219,9 @@ def test_no_mount(tmp_path: Path) -> None:
 
 
 def test_the_only_mount(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hmmfs import mountinfo
+    from hmmfs.common import mountinfo
     from hmmfs.errors import HmmfsError
-    from hmmfs.inspect.mounts import choose
+    from hmmfs.inspect.mount.mounts import choose
 
     there = [Entry("/x", "ext4", "", 0, 1), Entry("/a b", mountinfo.TYPE, "", 0, 2)]
     monkeypatch.setattr(mountinfo, "entries", lambda: there)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import takes_root, wait_until
 
-from hmmfs.device import user_memory
 from hmmfs.errors import HmmfsError
+from hmmfs.program import user_memory
 
 pytestmark = takes_root("only root serves other users")
 

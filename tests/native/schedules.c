@@ -29,7 +29,7 @@ static uint64_t voided[PAGES];    /* what is being overwritten */
 static int voiding[PAGES];        /* by how many */
 static uint32_t voids[PAGES];     /* how often it began */
 static bool filled[PAGES];        /* by a write(2) that has not returned */
-static bool torn[PAGES];          /* see "Not covered" in PROTOCOL.md */
+static bool torn[PAGES];          /* see "Not covered" in coherence.md */
 static int bits_used;
 static bool part_used;  /* there is one WRITE of part of a page */
 static uint32_t beyond; /* from here on pages are past the end of the file */
@@ -572,7 +572,7 @@ static bool reaches(struct hm_region *region, uint32_t page, uint32_t node, uint
     mine = record->owner[page] == node && hm_test(record->device, page);
     if (!bit) {
         struct hm_mask copies = hm_copies_on(region, 0, node);
-        /* Of what is being copied a cut may be missed: see "Not covered" in PROTOCOL.md. */
+        /* Of what is being copied a cut may be missed: see "Not covered" in coherence.md. */
         bool settled = mine || hm_test(copies.word, page);
         see(page, value_of(bytes), "a worker's load", required[page],
             settled ? forbidden[page] : 0);

@@ -16,7 +16,7 @@ import pytest
 from core_build import HERE, SOURCES, compile_into, link
 from mistakes import MISTAKES, spoilt
 
-from hmmfs.run import LIBRARY
+from hmmfs.cli.preload import LIBRARY
 from tests.model.state import Protocol
 from tests.stacks import run
 

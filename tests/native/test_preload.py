@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from hmmfs.run import LIBRARY, preloading
+from hmmfs.cli.preload import LIBRARY, preloading
 
 ROOT = Path(__file__).resolve().parents[2]
 PRELOADING = preloading(LIBRARY, {})

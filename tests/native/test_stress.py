@@ -15,10 +15,9 @@ from pathlib import Path
 import pytest
 from core_build import FLAGS, HERE, SOURCES, compile_into, source_of
 
-from hmmfs import mountinfo
-from hmmfs.filesystem import linux
-from hmmfs.filesystem.watchdog import abort
-from hmmfs.run import LIBRARY, preloading
+from hmmfs.cli.preload import LIBRARY, preloading
+from hmmfs.common import linux, mountinfo
+from hmmfs.daemon.watchdog import abort
 from tests.stacks import run, stacks
 
 SECONDS = 5

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from hmmfs import __version__, cli, mountinfo
-from hmmfs.config import Config
+from hmmfs import __version__
+from hmmfs.cli import main as cli
+from hmmfs.common import mountinfo
 from hmmfs.errors import HmmfsError
-from hmmfs.inspect import status as status_module
-from hmmfs.inspect.status import read_status
+from hmmfs.inspect.mount import status as status_module
+from hmmfs.inspect.mount.status import read_status
+from hmmfs.mounting.config import Config
+from hmmfs.wire import calls
 
 Served = list[tuple[str, Config]]
 
@@ -30,7 +33,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
         return 0
 
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-    monkeypatch.setitem(sys.modules, "hmmfs.daemon", types.SimpleNamespace(serve=serve))
+    monkeypatch.setitem(sys.modules, "hmmfs.daemon.daemon", types.SimpleNamespace(serve=serve))
     return calls
 
 
@@ -75,7 +78,7 @@ def test_background(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         return 0
 
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-    monkeypatch.setitem(sys.modules, "hmmfs.daemon", types.SimpleNamespace(serve=serve))
+    monkeypatch.setitem(sys.modules, "hmmfs.daemon.daemon", types.SimpleNamespace(serve=serve))
     monkeypatch.chdir(tmp_path)
     assert cli.main(["src0", ".", "-o", "rw"]) == 0
     path, foreground, pid = note.read_text().split()
@@ -95,7 +98,7 @@ def test_failure_of_the_daemon(
         raise HmmfsError(16, "The mount is taken.")
 
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-    monkeypatch.setitem(sys.modules, "hmmfs.daemon", types.SimpleNamespace(serve=serve))
+    monkeypatch.setitem(sys.modules, "hmmfs.daemon.daemon", types.SimpleNamespace(serve=serve))
     status, message = fails(["mount", str(tmp_path), *foreground], capsys)
     assert (status, message) == (1, "hmmfs: The mount is taken.\n")
 
@@ -176,7 +179,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text(text)
     entry = mountinfo.Entry(str(tmp_path), mountinfo.TYPE, "hmmfs", 0, 77)
     monkeypatch.setattr(mountinfo, "require_hmmfs", lambda _: entry)
-    monkeypatch.setattr(cli, "_submit_file", lambda device: f"{device}/submit")
+    monkeypatch.setattr(calls, "_file", lambda device, _: f"{device}/submit")
     return tmp_path
 
 
@@ -238,8 +241,11 @@ def test_submit_prints_answers(tree: Path, capsysbinary: pytest.CaptureFixture[b
     assert capsysbinary.readouterr().out == b"checksum a\n"
 
 
-def test_submit_tells_the_reason(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_submit_tells_the_reason(
+    tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tree / "devices/dev9/submit").symlink_to("/dev/full")
+    monkeypatch.setattr(calls, "_answer", lambda _: "")  # that one never ends
     status, message = fails(["submit", str(tree), "dev9", "checksum b"], capsys)
     assert (status, message) == (1, 'hmmfs: "checksum b" failed: No space left on device.\n')
     status, message = fails(["submit", str(tree), "dev4", "checksum b"], capsys)

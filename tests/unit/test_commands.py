@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmmfs.device.commands import (
+from hmmfs.device.executor import parse_all
+from hmmfs.errors import HmmfsError, UsageError
+from hmmfs.wire.commands import (
     Checksum,
     Compare,
     Copy,
@@ -20,8 +22,6 @@ from hmmfs.device.commands import (
     parse,
     split,
 )
-from hmmfs.device.executor import parse_all
-from hmmfs.errors import HmmfsError, UsageError
 
 WHOLE = Range(b"a")
 

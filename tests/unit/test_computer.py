@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hmmfs.computer import complaint
-from hmmfs.units import G, K, M
+from hmmfs.common.units import G, K, M
+from hmmfs.mounting.computer import complaint
 
 MOUNTS = (
     "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hmmfs.config import OPTIONS, Config
 from hmmfs.errors import UsageError
+from hmmfs.mounting.config import OPTIONS, Config
 
 M = 1 << 20
 

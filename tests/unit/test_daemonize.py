@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hmmfs.daemonize import in_background, sd_notify
 from hmmfs.errors import HmmfsError, UsageError
+from hmmfs.mounting.daemonize import in_background, sd_notify
 
 Ready = Callable[[], None]
 

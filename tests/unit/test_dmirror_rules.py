@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hmmfs.device import dmirror
-from hmmfs.device.dmirror import IOWR, LAYOUT, Command, Device, Number, leading, runs
-from hmmfs.device.mirror_table import ATOMIC, Entries, Table
-from hmmfs.device.processes_protocol import Process
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.memory.programs import OWNER as OWNER_SHIFT
 from hmmfs.memory.programs import Look, State
+from hmmfs.program import dmirror
+from hmmfs.program.dmirror import IOWR, LAYOUT, Command, Device, Number, leading, runs
+from hmmfs.program.mirror_table import ATOMIC, Entries, Table
+from hmmfs.program.protocol import Process
 
 PAGE = 4096
 BASE = 1 << 30  # where the program's pages begin

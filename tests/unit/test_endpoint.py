@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import pytest
 import trio
 
-from hmmfs import endpoint as module
-from hmmfs.endpoint import Endpoint
+from hmmfs.daemon import endpoint as module
+from hmmfs.daemon.endpoint import Endpoint
 from hmmfs.filesystem.tree import Tree
 
 

@@ -10,9 +10,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmmfs.device.blocks import Blocks
 from hmmfs.device.executor import Executor, Span, merged, parse_all, spans
-from hmmfs.device.processes import Processes
 from hmmfs.device.zeros import crc32_zeros
 from hmmfs.errors import HmmfsError
 from hmmfs.filesystem.submit import Submission
@@ -26,7 +24,9 @@ from hmmfs.memory import (
     page_set,
 )
 from hmmfs.policy import Policies
+from hmmfs.program.processes import Processes
 from hmmfs.service import FaultService, Jobs, Rooms
+from hmmfs.service.blocks import Blocks
 
 M = 1 << 20
 

@@ -21,8 +21,8 @@ from recordings import CLOCK, EVICTIONS, Json, end, event, header, sample, save,
 from selenium.webdriver import Chrome
 from trace_format import check_format, ns, read_by_viewer
 
-from hmmfs.cli import main
-from hmmfs.inspect import export
+from hmmfs.cli.main import main
+from hmmfs.inspect.record import export
 
 KEYS = ("t", "device", "event", "region", "first", "pages", "from", "to", "trigger")
 KEYS += ("bytes", "us", "sim_us")

@@ -13,7 +13,16 @@ import pytest
 import hmmfs
 
 # What takes tens of milliseconds, or starts threads, or opens /dev/fuse.
-HEAVY = ("numpy", "trio", "pyfuse3", "cffi", "hmmfs._native", "hmmfs.api", "click", "cloudpickle")
+HEAVY = (
+    "numpy",
+    "trio",
+    "pyfuse3",
+    "cffi",
+    "hmmfs._native",
+    "hmmfs.api.machine",
+    "click",
+    "cloudpickle",
+)
 SAY = f"import sys; print(*({set(HEAVY)!r} & sys.modules.keys()))"
 
 
@@ -39,11 +48,13 @@ def test_an_import_brings_nothing_heavy(words: str) -> None:
 
 
 # What only the daemon needs: its packages, and what they stand on.
-DAEMON = ("daemon", "service", "policy", "filesystem", "metrics", "endpoint")
+DAEMON = ("daemon", "service", "policy", "filesystem", "program")
 THEIRS = ("trio", "pyfuse3", "click", "prometheus_client")
 
 
-@pytest.mark.parametrize("module", ["hmmfs", "hmmfs.api", "hmmfs.device.worker", "hmmfs.run"])
+@pytest.mark.parametrize(
+    "module", ["hmmfs", "hmmfs.api.machine", "hmmfs.device.worker", "hmmfs.cli.preload"]
+)
 def test_only_the_daemon_loads_the_daemon(module: str) -> None:
     """A device's process starts anew for each kernel that crashes."""
     said = heavy_after("-c", f"import {module}, sys; print(*sys.modules)")
@@ -65,7 +76,7 @@ def test_the_names_are_there_before_they_are_imported() -> None:
     words = "import hmmfs; print(*dir(hmmfs)); from hmmfs import *; print(mount.__module__)"
     *listed, module = heavy_after("-c", words)
     assert {*hmmfs.__all__, "__version__", "__doc__"} <= set(listed)
-    assert module == "hmmfs.api"
+    assert module == "hmmfs.api.machine"
 
 
 def test_a_name_that_is_none() -> None:
@@ -91,15 +102,14 @@ def test_checkers_and_editors_see_each_name_imported() -> None:
 def test_a_plain_run_does_without_the_command_line() -> None:
     """It takes 50 ms to import; whatever is more than `run DIRECTORY -- COMMAND` is its."""
     words = "import sys; from hmmfs.__main__ import main; sys.argv = ['hmmfs', *{words}]"
-    said = "; main(); print('hmmfs.cli' in sys.modules)"
-    run = "import hmmfs.run; hmmfs.run.run = lambda *all: print(*all); "
+    said = "; main(); print('hmmfs.cli.main' in sys.modules)"
+    run = "import hmmfs.cli.preload; hmmfs.cli.preload.run = lambda *all: print(*all); "
     plain = run + words.format(words=["run", "/mnt", "--", "ls", "-l"]) + said
     assert heavy_after("-c", plain) == ["/mnt", "None", "['ls',", "'-l']", "False"]
     for other in (["run", "/mnt", "--"], ["run", "--help"], ["run", "-x", "--", "ls"], ["--help"]):
         code = words.format(words=other)
-        code += (
-            "; import atexit; atexit.register(lambda: print('hmmfs.cli' in sys.modules)); main()"
-        )
+        code += "; import atexit; atexit.register(lambda: print('hmmfs.cli.main' in sys.modules))"
+        code += "; main()"
         done = subprocess.run(
             [sys.executable, "-c", run + code], capture_output=True, text=True, timeout=60
         )

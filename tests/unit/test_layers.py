@@ -1,4 +1,4 @@
-"""scripts/layers.py: each way to break the order of native/ is found, with its line."""
+"""scripts/layers.py: each break of the order of native/ and of hmmfs/ is found, with its line."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_names_of_files_and_folders(native: Path) -> None:
     (native / "elsewhere").mkdir()
     (native / "elsewhere/new.c").touch()
     assert said_of(native) == [
-        "native/elsewhere/new.c:1: scripts/layers.py does not say where elsewhere/ belongs.",
+        "native/elsewhere/new.c:1: elsewhere/ is not in the order of layers_of_c.py.",
         "native/worker/pool.c:1: base/pool.c has that name, too. Give it another.",
     ]
 
@@ -104,3 +104,96 @@ def test_one_file_says_in_which_order_locks_are_taken() -> None:
         if path.parent.name not in ("preload", "worker") and takes.search(path.read_text())
     }
     assert found == {"lock.h"}
+
+
+# ---- hmmfs/
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(ROOT / "hmmfs", tmp_path / "hmmfs"))
+
+
+def test_the_package_is_in_order(package: Path) -> None:
+    assert said_of(package) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        (
+            "memory/core.py",
+            "import hmmfs.daemon.daemon",
+            "memory/ may not use daemon/: daemon/daemon.py",
+        ),
+        (
+            "memory/types.py",
+            "from hmmfs import policy",
+            "memory/ may not use policy/: policy/__init__.py",
+        ),
+        (
+            "common/toml.py",
+            "from hmmfs.wire import calls",
+            "common/ may not use wire/: wire/calls.py",
+        ),
+        (
+            "device/links.py",
+            "def f():\n    import hmmfs.cli.main",
+            "device/ may not use cli/: cli/main.py",
+        ),
+        (
+            "daemon/daemon.py",
+            "from hmmfs.api.handle import Handle",
+            "daemon/ may not use api/: api/handle.py",
+        ),
+        (
+            "service/jobs.py",
+            "from hmmfs.inspect.mount import words",
+            "service/ may not use inspect/mount/: ",
+        ),
+        (
+            "inspect/mount/rows.py",
+            "from hmmfs.inspect.smi import smi",
+            "inspect/mount/ may not use inspect/smi/: ",
+        ),
+        (
+            "policy/named.py",
+            "if TYPE_CHECKING:\n    from hmmfs.service.room import Rooms",
+            "policy/ may not use service/: service/room.py",
+        ),
+        ("errors.py", "from hmmfs.common.units import K", "errors/ may not use common/: "),
+        (
+            "policy/__init__.py",
+            "from hmmfs.service.room import Rooms",
+            "policy/ may not use service/",
+        ),
+    ],
+)
+def test_what_is_above_is_not_imported(package: Path, name: str, line: str, said: str) -> None:
+    path = package / name
+    lines = path.read_text().split("\n")
+    path.write_text("\n".join([*lines[:-1], line, ""]))
+    (found,) = said_of(package)
+    number = len(lines) + line.count("\n")
+    assert found.startswith(f"hmmfs/{name}:{number}: {said}")
+
+
+def test_a_circle_of_imports(package: Path) -> None:
+    words = "from hmmfs.policy.chosen import Policies\n"
+    for name in ("named.py", "prefetch.py"):
+        with (package / "policy" / name).open("a") as file:
+            file.write(f"if TYPE_CHECKING:\n    {words}")
+    assert said_of(package) == [], "for checkers alone"
+    with (package / "policy/named.py").open("a") as file:
+        file.write(f"def f():\n    {words}")
+    (found,) = said_of(package)
+    assert "These use each other: " in found
+    assert "policy/named.py" in found
+    assert "policy/chosen.py" in found
+
+
+def test_a_folder_that_is_new(package: Path) -> None:
+    (package / "elsewhere").mkdir()
+    (package / "elsewhere/new.py").touch()
+    (found,) = said_of(package)
+    assert found.startswith("hmmfs/elsewhere/new.py:1: ")

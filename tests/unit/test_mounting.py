@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from hmmfs import mountinfo
-from hmmfs.config import Config
+from hmmfs.common import mountinfo
 from hmmfs.errors import HmmfsError, UsageError
-from hmmfs.filesystem import mounting
+from hmmfs.mounting import mounts as mounting
+from hmmfs.mounting.config import Config
 
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse"

@@ -13,7 +13,7 @@ import click
 import pytest
 
 import hmmfs
-from hmmfs import cli
+from hmmfs.cli import main as cli
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +38,7 @@ def test_module_is_the_command() -> None:
 def test_command_starts_light() -> None:
     """`hmmfs status` and the waiting parent need neither numpy nor the native core."""
     heavy = {"numpy", "trio", "hmmfs._native", "prometheus_client"}
-    code = f"import sys, hmmfs.cli; print(*{heavy} & set(sys.modules))"
+    code = f"import sys, hmmfs.cli.main; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
     assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
 
@@ -173,7 +173,7 @@ def test_a_wheel_has_what_shells_and_man_look_for(wheel: list[str]) -> None:
 
 def test_a_wheel_has_the_library_of_hmmfs_run(wheel: list[str]) -> None:
     assert "hmmfs/libhmmfs-run.so" in wheel
-    assert "hmmfs/cli_run.py" in wheel
+    assert "hmmfs/cli/run.py" in wheel
 
 
 PAGES = sorted((ROOT / "hmmfs/share/man").glob("man?/*"))

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from recordings import EVICTIONS, Json, end, event, header, sample, save, sweeps
 
-from hmmfs.cli import main
+from hmmfs.cli.main import main
 from hmmfs.errors import HmmfsError
-from hmmfs.inspect.recording import End, Gap, Recording, Sample, encode, encode_event
-from hmmfs.inspect.trace import Event
+from hmmfs.inspect.mount.trace import Event
+from hmmfs.inspect.record.recording import End, Gap, Recording, Sample, encode, encode_event
 
 HUGE = 10**400
 SCRIPT = "</script><script>alert(1)</script>"

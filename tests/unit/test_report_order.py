@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
-from hmmfs.inspect.report import _blocks, _names
-from hmmfs.inspect.summary import Summary
+from hmmfs.inspect.report.report import _blocks, _names
+from hmmfs.inspect.report.summary import Summary
 
 
 def summary(blocks: dict[tuple[str, int], tuple[int, int, int]], *names: str) -> Summary:

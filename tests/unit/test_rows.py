@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from hmmfs.inspect.rows import Rows
+from hmmfs.inspect.mount.rows import Rows
 
 
 @pytest.mark.parametrize("width", [160, 60, 30])

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hmmfs import cli, mountinfo, run
+from hmmfs.cli import main as cli
+from hmmfs.cli import preload as run
+from hmmfs.common import mountinfo
 
 
 class Replaced(Exception):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hmmfs.inspect import snapshot
+from hmmfs.inspect.mount import snapshot
 
 
 def test_queue() -> None:

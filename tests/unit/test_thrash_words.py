@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hmmfs.inspect.thrash import _ago
+from hmmfs.inspect.mount.thrash import _ago
 
 
 @pytest.mark.parametrize(

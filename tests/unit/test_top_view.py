@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from hmmfs.inspect.query import Earlier
-from hmmfs.inspect.top_view import View, _rate, _vram, bar
-from hmmfs.units import PAGE
+from hmmfs.common.units import PAGE
+from hmmfs.inspect.smi.query import Earlier
+from hmmfs.inspect.top.view import View, _rate, _vram, bar
 
 
 def region(name: str, **pages: int) -> dict[str, Any]:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hmmfs.common.units import format_size, parse_size
 from hmmfs.errors import UsageError
-from hmmfs.units import format_size, parse_size
 
 
 @pytest.mark.parametrize(

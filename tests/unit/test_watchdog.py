@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from hmmfs.config import Config
-from hmmfs.filesystem import mounting, watchdog
-from hmmfs.filesystem.watchdog import Watchdog
+from hmmfs.daemon import watchdog
+from hmmfs.daemon.watchdog import Watchdog
+from hmmfs.mounting import mounts as mounting
+from hmmfs.mounting.config import Config
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse"
@@ -22,9 +23,9 @@ pytestmark = pytest.mark.skipif(
 # kernel keeps them: only the parent-death signal tells, and only an abort helps.
 HOLDER = """
 import os, sys, time
-from hmmfs.config import Config
-from hmmfs.filesystem import mounting
-from hmmfs.filesystem.watchdog import Watchdog
+from hmmfs.mounting.config import Config
+from hmmfs.mounting import mounts as mounting
+from hmmfs.daemon.watchdog import Watchdog
 dog = Watchdog.start()
 mounted = mounting.mount(sys.argv[1], Config())
 dog.guard(mounted.path, mounted.connection_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hmmfs.inspect import words
+from hmmfs.inspect.mount import words
 
 
 @pytest.mark.parametrize(

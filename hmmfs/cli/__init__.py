@@ -1,0 +1,1 @@
+"""The `hmmfs` command: one file for a group of its subcommands."""

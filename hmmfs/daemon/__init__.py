@@ -1,0 +1,1 @@
+"""The process behind a mount: puts the parts together, and ends them."""

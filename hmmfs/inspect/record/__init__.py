@@ -1,0 +1,1 @@
+"""`hmmfs record` and `export`: what happened, in a file."""

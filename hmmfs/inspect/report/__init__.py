@@ -1,0 +1,1 @@
+"""`hmmfs report`: a recording as a page for a browser."""

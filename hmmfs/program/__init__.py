@@ -1,0 +1,1 @@
+"""Programs' own memory under `hmmfs run`, and the ioctls of /dev/hmm_dmirrorN."""

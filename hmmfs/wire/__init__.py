@@ -1,0 +1,1 @@
+"""What goes between clients and the daemon: operations, launches and answers."""

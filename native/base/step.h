@@ -2,7 +2,8 @@
  * changes is changed. They are there with -DHM_STEPS alone, and then the test has the function
  * (tests/native/steps.c); tests/model/conformance.py holds them against the model.
  *
- * A step is "who.what"; PROTOCOL.md names the states. pages: those that it is about, or NULL. */
+ * A step is "who.what"; docs/coherence.md names the states. pages: those that it is about, or NULL.
+ */
 #ifndef HM_STEP_H
 #define HM_STEP_H
 #include <stdint.h>

@@ -1,7 +1,7 @@
 /* Transactions on one block: recall, copy, flip, punch.
  *
  * The order is always: recall until proven clean, freeze, drain, copy, check the generation, flip,
- * punch, thaw. PROTOCOL.md in hmmfs/service says why each step is where it is.
+ * punch, thaw. docs/coherence.md says why each step is where it is.
  */
 #include "transaction/migrate.h"
 

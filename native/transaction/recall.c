@@ -1,6 +1,6 @@
 /* Taking pages of a block from the CPU: the rounds, and when they prove it clean.
  *
- * Only a transaction that holds the block calls this; PROTOCOL.md in hmmfs/service has the reasons.
+ * Only a transaction that holds the block calls this; docs/coherence.md has the reasons.
  */
 #include "transaction/recall.h"
 

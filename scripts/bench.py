@@ -449,7 +449,7 @@ def touch_first_pages(data: np.ndarray[Any, Any], first: int, count: int) -> Non
 
 
 def evictions(bench: Bench, row: str, machines: dict[str, tuple[int, str]]) -> None:
-    """A device's faults, each of which brings a block, or a page of it, and has the oldest leave.
+    """A device's faults: each brings a block, or a page of it, and has the oldest leave.
     What there is to choose from differs."""
     with contextlib.ExitStack() as stack:
         systems, scans = [], {}

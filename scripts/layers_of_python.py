@@ -8,7 +8,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-# From bottom to top; what is no folder is a file of the top level.
+# From bottom to top; what is not a folder is a file of the top level.
 FOLDERS = (
     "errors",
     "kernels",

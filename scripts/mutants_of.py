@@ -108,7 +108,7 @@ def sites(root: Path, file: str) -> list[Site]:
 
 
 def changes_code(root: Path, site: Site) -> bool:
-    """False: it is in an annotation, which nobody evaluates, or makes what is no Python, such as
+    """False: it is in an annotation, which nobody evaluates, or makes what is not Python, such as
     the `|` of a case."""
     if not site.file.endswith(".py"):
         return True
@@ -149,7 +149,7 @@ def mutant(root: Path, site: Site) -> tuple[int, str]:
             lines[number] = line[: at.start()] + rule.change(at) + line[at.end() :] + end
             return number + 1, "\n".join(lines)
         left -= len(found)
-    raise ValueError(f"{site} is no place in it")
+    raise ValueError(f"{site} is not a place in it")
 
 
 def _operators() -> list[str]:
@@ -176,5 +176,5 @@ def _python_mutant(text: str, site: Site) -> str:
 
     changed = mutate_code(text, get_operator(site.operator)(), site.occurrence)
     if changed is None:
-        raise ValueError(f"{site} is no place in it")
+        raise ValueError(f"{site} is not a place in it")
     return str(changed)

@@ -76,7 +76,7 @@ def ns(us: float) -> int:
 
 
 def _refuse(word: str) -> None:
-    raise AssertionError(f"{word} is no JSON")
+    raise AssertionError(f"{word} is not JSON")
 
 
 def check_format(text: str) -> list[Json]:

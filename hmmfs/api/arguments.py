@@ -29,7 +29,7 @@ def parse_kernel(word: str) -> str:
     """``module:function`` as it is; the file of ``file.py:function`` gets its whole path."""
     where, colon, name = word.rpartition(":")
     if not colon or not where or not name:
-        raise UsageError(f"{word!r} names no kernel: give MODULE:FUNCTION or FILE.py:FUNCTION.")
+        raise UsageError(f"{word!r} names no kernel. Give MODULE:FUNCTION or FILE.py:FUNCTION.")
     if where.endswith(".py"):
         where = os.path.abspath(where)
         if not os.path.exists(where):
@@ -53,7 +53,7 @@ def parse_place(directory: str, word: str) -> tuple[Region, slice | None]:
     region, start, size = _existing(machine, name), parse_size(offset), parse_size(length)
     if not size or start + size > region.nbytes:
         raise UsageError(
-            f"Region {name!r} has {region.nbytes} bytes, of which {span} is no part: stay within."
+            f"{span} is not a part of region {name!r}, which has {region.nbytes} bytes."
         )
     return region, slice(start, start + size)
 
@@ -75,7 +75,7 @@ def _argument(machine: Machine, word: str) -> object:
     try:
         kind = np.dtype(dtype or "uint8")
     except TypeError:
-        raise UsageError(f"{dtype!r} is not a dtype of numpy: give one as float32.") from None
+        raise UsageError(f"{dtype!r} is not a dtype of numpy. Give one as float32.") from None
     dimensions = tuple(map(int, shape.split("x"))) if shape else None
     program = PROGRAM.fullmatch(name)
     if program:

@@ -34,7 +34,7 @@ def checked_name(name: str) -> str:
     """A region's name, which must not lead out of regions/: with a slash in it, it would be some
     other file. UsageError: it is none."""
     if name in ("", ".", "..") or "/" in name or "\0" in name:
-        raise UsageError(f"{name!r} is no name for a region: give a file name, without slashes.")
+        raise UsageError(f"{name!r} is not a name for a region. Give a file name, without slashes.")
     return name
 
 
@@ -42,7 +42,9 @@ def checked_shape(shape: Any, kind: np.dtype[Any]) -> tuple[int, ...]:
     try:
         sizes = tuple(map(operator.index, shape if isinstance(shape, tuple | list) else (shape,)))
     except TypeError:
-        raise UsageError(f"{shape!r} is no shape: give whole numbers.") from None
+        raise UsageError(f"{shape!r} is not a shape. Give whole numbers.") from None
     if any(size < 0 for size in sizes) or math.prod(sizes) * kind.itemsize > LARGEST:
-        raise UsageError(f"{shape!r} is no shape for {kind}: sizes are from 0 to 16T bytes in all.")
+        raise UsageError(
+            f"{shape!r} is not a shape for {kind}: sizes are from 0 to 16T bytes in all."
+        )
     return sizes

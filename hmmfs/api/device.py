@@ -48,7 +48,7 @@ class Device:
         for argument in arguments:
             if isinstance(argument, Region | View):
                 raise UsageError(
-                    "Say how the kernel uses a region: give it hmmfs.reads(region), "
+                    "Say how the kernel uses a region. Give it hmmfs.reads(region), "
                     "hmmfs.writes(region) or hmmfs.updates(region)."
                 )
             if isinstance(argument, Argument):
@@ -95,7 +95,7 @@ class Device:
                     f"There is no policy {name}: there are {', '.join(sorted(files))}."
                 )
             if not text.strip():
-                raise UsageError(f"{name}={text!r} names no policy: leave it out, or name one.")
+                raise UsageError(f"{name}={text!r} names no policy. Leave it out, or name one.")
             try:
                 files[name].write_text(text)
             except OSError as error:

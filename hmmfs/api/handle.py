@@ -69,7 +69,7 @@ class Handle:
         self._check()
         self._thread.join(timeout)
         if not self._ended:
-            raise TimeoutError(f"Not done after {timeout:g} s: wait longer, or cancel it.")
+            raise TimeoutError(f"Not done after {timeout:g} s. Wait longer, or cancel it.")
         if self._error is not None:
             raise self._error
         return self._opened() if self._kernel else self._answer
@@ -148,7 +148,7 @@ class Handle:
 
     def _refuse(self) -> NoReturn:
         raise TypeError(
-            "A handle is of the process that made it: wait there, and send on what wait() returns."
+            "A handle is of the process that made it. Wait there, and send on what wait() returns."
         )
 
     def __reduce__(self) -> NoReturn:

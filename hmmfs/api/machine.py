@@ -60,8 +60,8 @@ class Machine:
         raise HmmfsError(errno.ENODEV, f"There is no device {name}; the devices are {known}.")
 
     def _mover(self, name: str) -> Device:
-        """The device that is to move pages to a node. HmmfsError with ENODEV, as of submit: there
-        is no such node."""
+        """The device that is to move pages to a node. HmmfsError with ENODEV, as of submit: the
+        machine has no such node."""
         if not self.devices:
             raise HmmfsError(errno.ENODEV, "There is no device to move pages: all are the host's.")
         if name == "host":
@@ -71,7 +71,7 @@ class Machine:
                 return device
         if not re.fullmatch(r"dev\d{1,4}", name, re.ASCII):
             raise HmmfsError(
-                errno.ENODEV, f"{name!r} is not a place for pages: use host, or a device as dev0."
+                errno.ENODEV, f"{name!r} is not a place for pages. Use host, or a device as dev0."
             )
         raise HmmfsError(
             errno.ENODEV,
@@ -89,7 +89,7 @@ class Machine:
     ) -> Region:
         """The region of that name, made and grown as needed to hold `shape` elements of `dtype`.
         Without a shape: all that is there. New elements are zeros. UsageError, with nothing made or
-        changed: that is no name for a region, or no shape or dtype for its bytes."""
+        changed: that is not a name for a region, or no shape or dtype for its bytes."""
         path, kind = self.path / "regions" / checked_name(name), np.dtype(dtype)
         if kind.hasobject or not kind.itemsize:
             raise UsageError(
@@ -254,6 +254,6 @@ def _machine_again(path: str, identity: tuple[int, int]) -> Machine:
             return Machine(Path(path))
     raise HmmfsError(
         errno.ESTALE,
-        f"The mount on {path} that this was pickled from has ended, or is not seen here: keep it "
+        f"The mount on {path} that this was pickled from has ended, or is not seen here. Keep it "
         "mounted until then.",
     )

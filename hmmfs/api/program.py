@@ -45,7 +45,7 @@ class Process:
         if not self._files.exists():
             raise HmmfsError(
                 errno.ESRCH,
-                f"Process {pid} has not given its memory to {machine.path}: start it with "
+                f"Process {pid} has not given its memory to {machine.path}. Start it with "
                 "hmmfs run.",
             )
         # Of a program that is given the number later it is another.
@@ -94,7 +94,7 @@ class Process:
             self._write("devices", f"forget {address:#x}+{length}")
         else:
             known = ", ".join(f"{one.name} {one:#x}" for one in Hmadvise)
-            raise UsageError(f"{behavior!r} is no behaviour: there are {known}.")
+            raise UsageError(f"{behavior!r} is not a behaviour: there are {known}.")
 
     def _set(self, *lines: str) -> None:
         for line in lines:
@@ -119,7 +119,9 @@ class View:
         self.address, self.dtype = address, dtype
         self.shape = checked_shape(shape, dtype)
         if not 0 <= address <= (1 << 56) - self.nbytes:
-            raise UsageError(f"{address:#x} is no address of {self.nbytes} bytes: see its maps.")
+            raise UsageError(
+                f"{address:#x} is not an address of {self.nbytes} bytes. See its maps."
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return View, (self.process, self.address, self.shape, self.dtype)

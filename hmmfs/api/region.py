@@ -35,7 +35,7 @@ class Argument:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"hmmfs.{self.use}(region) is an argument of launch by itself: give it to launch as "
+            f"hmmfs.{self.use}(region) is an argument of launch by itself. Give it to launch as "
             "one, not inside another, nor to another process."
         )
 
@@ -118,7 +118,7 @@ class Region:
         """Say how it is used: read_mostly, preferred_location=dev0, accessed_by=dev0,dev1,
         granularity=64K, pinned, no_migrate, each also with unset_ before it, or unset_all. Of
         `part` of its first axis, widened to whole pages; without it of the whole region, however
-        long it gets. HmmfsError with EINVAL: that is no advice; ENODEV: there is no such node."""
+        long it gets. HmmfsError with EINVAL: that is not advice; ENODEV: there is no such node."""
         place = "all"
         if part is not None:
             start, end = self._bytes(part)
@@ -126,7 +126,7 @@ class Region:
                 return
             place = f"{start}+{end - start}"
         if not all(isinstance(word, str) for word in words):
-            raise UsageError(f"{words!r} is no advice: give words, as accessed_by=dev0.")
+            raise UsageError(f"{words!r} is not advice. Give words, as accessed_by=dev0.")
         try:
             (self._state / "advice").write_bytes(os.fsencode(f"{place} {' '.join(words)}\n"))
         except FileNotFoundError:
@@ -141,7 +141,7 @@ class Region:
         cudaMemRangeGetAttribute tells: see `hmmfs.attributes.query`."""
         start, end = self._bytes(part)
         if start >= end:
-            raise UsageError("Nothing is said of no bytes: ask for a part that has some.")
+            raise UsageError("Nothing is said of no bytes. Ask for a part that has some.")
         advice, prefetched = ((self._state / name).read_text() for name in ("advice", "prefetched"))
         return query(advice, prefetched, start, end)
 
@@ -153,13 +153,13 @@ class Region:
     def _bytes(self, part: slice) -> tuple[int, int]:
         """The bytes [start, end) of a part of the first axis."""
         if not isinstance(part, slice):
-            raise UsageError(f"{part!r} is no part: give a slice of the first axis.")
+            raise UsageError(f"{part!r} is not a part. Give a slice of the first axis.")
         try:
             first, stop, step = part.indices(self.shape[0] if self.shape else 1)
         except (TypeError, ValueError) as error:
-            raise UsageError(f"{part!r} is no part: {error}.") from None
+            raise UsageError(f"{part!r} is not a part: {error}.") from None
         if step != 1:
-            raise UsageError(f"A part with step {step} is not one range: leave out the step.")
+            raise UsageError(f"A part with step {step} is not one range. Leave out the step.")
         row = self.nbytes // max(1, self.shape[0] if self.shape else 1)
         return first * row, stop * row
 

@@ -32,7 +32,7 @@ class Seconds(click.FloatRange):
     ) -> float:
         found = float(super().convert(value, param, ctx))
         if not math.isfinite(found):
-            self.fail(f"{value!r} is no number of seconds", param, ctx)
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
         return found
 
 
@@ -65,7 +65,7 @@ def smi_command(
         print(*fields.help_lines(), sep="\n")
         return 0
     if as_json and query is not None:
-        raise UsageError("--json says all there is: give it or --query.")
+        raise UsageError("--json says all there is. Give it or --query.")
     if form is not None and query is None:
         raise UsageError("--format is of --query: say which fields.")
     names = fields.parse_fields(query) if query is not None else []

@@ -49,7 +49,7 @@ def _socket(point: str) -> str:
     if not name:
         raise HmmfsError(
             errno.ENOTSUP,
-            f"The daemon of {point} takes no programs: mount again with this version of hmmfs.",
+            f"The daemon of {point} takes no programs. Mount again with this version of hmmfs.",
         )
     return name
 
@@ -60,11 +60,11 @@ def preloading(library: str, environment: Mapping[str, str]) -> dict[str, str]:
     HmmfsError: there is no library, or neither can say where it is."""
     directory, name = os.path.split(library)
     if not os.path.exists(library):
-        raise HmmfsError(errno.ENOENT, f"There is no {library}: install hmmfs anew.")
+        raise HmmfsError(errno.ENOENT, f"There is no {library}. Install hmmfs anew.")
     if re.search(r"[:;$]", directory):
         raise HmmfsError(
             errno.EINVAL,
-            f"{library} can't be preloaded: install hmmfs where the path has no colon, semicolon "
+            f"{library} can't be preloaded. Install hmmfs where the path has no colon, semicolon "
             "or dollar sign.",
         )
     found = {}

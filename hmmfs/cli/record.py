@@ -62,7 +62,7 @@ def record_command(directory: str | None, path: str, interval: float, command: l
     if outcome.trace != "all":
         print(
             f"hmmfs: The trace of {printable(point)} keeps {printable(outcome.trace)}, so the "
-            "recording has no other events: see trace_size and trace_filter there.",
+            "recording has no other events. See trace_size and trace_filter there.",
             file=sys.stderr,
         )
     if outcome.lost:
@@ -115,7 +115,7 @@ def _apart(recording: str, ending: str, path: str | None) -> str:
     if path is None:
         return _beside(recording, ending)
     if os.path.exists(path) and os.path.exists(recording) and os.path.samefile(path, recording):
-        raise UsageError(f"{printable(path)} is the recording itself: give another file to -o.")
+        raise UsageError(f"{printable(path)} is the recording itself. Give another file to -o.")
     return path
 
 

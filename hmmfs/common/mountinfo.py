@@ -49,7 +49,7 @@ def require_hmmfs(path: str) -> Entry:
     entry = find_hmmfs(path)
     if entry is None:
         raise HmmfsError(
-            errno.EINVAL, f"{path} is not an hmmfs mount: give the directory it is mounted on."
+            errno.EINVAL, f"{path} is not an hmmfs mount. Give the directory it is mounted on."
         )
     return entry
 
@@ -72,7 +72,7 @@ def resolve(path: str) -> str:
             path = os.path.join(os.getcwd(), path)
         except FileNotFoundError:
             raise HmmfsError(
-                errno.ENOENT, f"The working directory is gone: give {path} as an absolute path."
+                errno.ENOENT, f"The working directory is gone. Give {path} as an absolute path."
             ) from None
     for _ in range(40):  # the kernel's own limit on symlinks in a path
         parent, name = os.path.split(path.rstrip("/"))

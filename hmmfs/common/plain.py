@@ -18,7 +18,7 @@ def loads(data: bytes) -> Any:
     except NotPlain:
         raise
     except Exception as error:  # whatever bytes can make of it
-        raise NotPlain(f"bytes that are no pickle ({error!r})") from None
+        raise NotPlain(f"bytes that are not a pickle ({error!r})") from None
 
 
 class _Plain(pickle.Unpickler):

@@ -119,20 +119,20 @@ def _settled(config: Config) -> Config:
     named = config.type.split("+")
     if len(named) > max(1, config.devices):
         raise UsageError(
-            f"type={config.type} names {len(named)} devices, and there are {config.devices}: "
-            "mount with more, or name fewer."
+            f"type={config.type} names {len(named)} devices, and there are {config.devices}. "
+            "Mount with more, or name fewer."
         )
     if "dax" in named and not config.devices:
         raise UsageError(
-            "type=dax needs a device whose memory it is: mount with devices=1 or more."
+            "type=dax needs a device whose memory it is. Mount with devices=1 or more."
         )
     if "dax" in named and set(named) != {"dax"}:
         raise UsageError(
-            f"type={config.type} mixes dax with others, whose regions move: mount them apart."
+            f"type={config.type} mixes dax with others, whose regions move. Mount them apart."
         )
     if config.visible and "coherent" not in named:
         raise UsageError(
-            f"visible= is of coherent memory: mount with type=coherent, not {named[0]}."
+            f"visible= is of coherent memory. Mount with type=coherent, not {named[0]}."
         )
     if not config.passes or os.geteuid() == 0:
         return config
@@ -140,7 +140,7 @@ def _settled(config: Config) -> Config:
         raise HmmfsError(
             errno.EPERM,
             "type=dax needs root (CAP_SYS_ADMIN), since the kernel passes such files through to "
-            "memory: mount as root, or use type=private.",
+            "memory. Mount as root, or use type=private.",
         )
     return replace(config, passthrough=False)
 
@@ -369,7 +369,7 @@ class _Daemon:
                 raise HmmfsError(
                     errno.EOPNOTSUPP,
                     f"type={self._core.kind.value} needs FUSE passthrough, which this kernel has "
-                    "not: use Linux 6.9 or later with FUSE_PASSTHROUGH, or (coherent) "
+                    "not. Use Linux 6.9 or later with FUSE_PASSTHROUGH, or (coherent) "
                     "passthrough=off, or type=private.",
                 )
 

@@ -111,7 +111,7 @@ def _listen(host: str, port: int) -> _Server:
         else:
             number = errno.EADDRNOTAVAIL
             sentence = (
-                f"{host} is no address of this machine: give one with metrics_host=, such as "
+                f"{host} is not an address of this machine. Give one with metrics_host=, such as "
                 "127.0.0.1 or ::1."
             )
         raise HmmfsError(number, sentence) from None
@@ -208,7 +208,7 @@ class _Server(ThreadingWSGIServer):
         return not any(thread.is_alive() for thread in threads)
 
     def _shut(self, latest: float) -> None:
-        """Those that began before: whoever reads from them or writes to them gets an error."""
+        """Those that began before: a read from them or a write to them is an error."""
         with self._lock:
             for request, began in self._open.items():
                 if began < latest:

@@ -44,35 +44,35 @@ def settle(devices: int) -> int:
         resource.RLIMIT_NOFILE,
         FILES,
         errno.EMFILE,
-        "A mount takes {need} open files and more, and the limit is {most}: "
-        "mount with a higher one (ulimit -n).",
+        "A mount takes {need} open files and more, and the limit is {most}. "
+        "Mount with a higher one (ulimit -n).",
     )
     _check(
         resource.RLIMIT_FSIZE,
         LARGEST,
         errno.EFBIG,
-        "A region takes files of {size}, and the limit is {most} bytes: "
-        "mount with `ulimit -f unlimited`.",
+        "A region takes files of {size}, and the limit is {most} bytes. "
+        "Mount with `ulimit -f unlimited`.",
     )
     _check(
         resource.RLIMIT_AS,
         ADDRESS_SPACE,
         errno.ENOMEM,
-        "A mount takes {size} of address space and more, and the limit is {most} bytes: "
-        "mount with `ulimit -v unlimited`.",
+        "A mount takes {size} of address space and more, and the limit is {most} bytes. "
+        "Mount with `ulimit -v unlimited`.",
     )
     _check(
         resource.RLIMIT_DATA,
         DATA,
         errno.ENOMEM,
-        "A mount takes {size} of data and more, and the limit is {most} bytes: "
-        "mount with `ulimit -d unlimited`.",
+        "A mount takes {size} of data and more, and the limit is {most} bytes. "
+        "Mount with `ulimit -d unlimited`.",
     )
     _check(
         resource.RLIMIT_CPU,
         CPU_S,
         errno.EPERM,
-        "A limit would end the mount after {most} s of CPU time: mount with `ulimit -t unlimited`.",
+        "A limit would end the mount after {most} s of CPU time. Mount with `ulimit -t unlimited`.",
     )
     _check_threads(THREADS + THREADS_OF_A_DEVICE * devices)
     return inherited
@@ -101,8 +101,8 @@ def _check_threads(count: int) -> None:
     except RuntimeError:
         raise HmmfsError(
             errno.EAGAIN,
-            f"A mount takes {count} threads and more, and there may be {started} more here: "
-            "mount with a higher limit (ulimit -u, or pids.max of the cgroup).",
+            f"A mount takes {count} threads and more, and there may be {started} more here. "
+            "Mount with a higher limit (ulimit -u, or pids.max of the cgroup).",
         ) from None
     finally:
         done.set()

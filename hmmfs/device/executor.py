@@ -148,7 +148,7 @@ class Executor:
     def _cancel(self, name: str) -> None:
         found = [entry for entry in self.queue if entry.name == name]
         if not found:
-            raise HmmfsError(errno.ENOENT, f"There is no call {name}, or it has ended: see queue.")
+            raise HmmfsError(errno.ENOENT, f"There is no call {name}, or it has ended. See queue.")
         for entry in found:
             entry.scope.cancel()
 
@@ -207,7 +207,7 @@ class Executor:
         if place.offset > size or place.offset + length > size:
             raise HmmfsError(
                 errno.ERANGE,
-                f"Region {show(place.region)} ends at byte {size}: stay below that, or grow it.",
+                f"Region {show(place.region)} ends at byte {size}. Stay below that, or grow it.",
             )
         return region, place.offset, place.offset + length
 
@@ -329,7 +329,7 @@ class Executor:
         if not process.migrates:
             raise HmmfsError(
                 errno.EOPNOTSUPP,
-                f"The memory of process {use.pid} does not move, so no kernel can use it: run the "
+                f"The memory of process {use.pid} does not move, so no kernel can use it. Run the "
                 "program as root or with CAP_SYS_PTRACE, or use operations such as read and fill.",
             )
         return process.region
@@ -446,5 +446,5 @@ def parse_all(text: str) -> list[Operation]:
     """Each line of a submission that is not blank, parsed before the first of them runs."""
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
-        raise UsageError("There is no operation in that: write one a line.")
+        raise UsageError("There is no operation in that. Write one a line.")
     return [commands.parse(line) for line in lines]

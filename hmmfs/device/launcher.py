@@ -41,7 +41,7 @@ ADDRESSES = 1 << 63  # a worker's are below
 
 class Worker:
     """The worker of the device on `node`. regions: the directory of the mount where it finds the
-    files that it maps from afar."""
+    files that it maps remotely."""
 
     def __init__(self, core: Core, node: int, regions: str) -> None:
         self._core = core
@@ -68,7 +68,7 @@ class Worker:
             failed, self._failure = self._failure is not None, None
             ended = self._process is not None and self._process.poll() is not None
             if self._process is not None and (failed or ended or self._talks()):
-                await self.end()  # killed since the last launch, which is no fault of this one
+                await self.end()  # killed since the last launch, which is not a fault of this one
             if self._process is None:
                 await self._start()
             for region, use in zip(regions, launch.uses, strict=True):
@@ -95,8 +95,7 @@ class Worker:
             self._running = False
 
     def _files(self, regions: Sequence[Region], launch: Launch) -> list[tuple[int, bytes, bool]]:
-        """(inode number, path, whether it is stored to) of each region that may be mapped from
-        afar."""
+        """(inode number, path, whether it is stored to) of each region that may be mapped."""
         if self._core.kind is not Kind.PRIVATE:
             return []
         stored = {
@@ -147,7 +146,7 @@ class Worker:
 
     async def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        afar, mapper = socket.socketpair(
+        remote, mapper = socket.socketpair(
             socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
         )
         with theirs, mapper:
@@ -161,10 +160,10 @@ class Worker:
             resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, limits)
         ours.setblocking(False)
         self._channel = trio.socket.from_stdlib_socket(ours)
-        with afar:
-            await self._attach(afar)
+        with remote:
+            await self._attach(remote)
 
-    async def _attach(self, afar: socket.socket) -> None:
+    async def _attach(self, remote: socket.socket) -> None:
         assert self._channel is not None
         with trio.move_on_after(START_S):
             _, ancillary, _, _ = await self._channel.recvmsg(HEADER.size, socket.CMSG_LEN(4))
@@ -172,11 +171,11 @@ class Worker:
                 raise await self._death("could not be started (see the daemon's log)")
             uffd = int.from_bytes(ancillary[0][2][:4], sys.byteorder)
             try:
-                self._core.device_attach(self._node, uffd, afar.fileno())
+                self._core.device_attach(self._node, uffd, remote.fileno())
             except BaseException:
                 os.close(uffd)
                 raise
-            afar.detach()
+            remote.detach()
             self._number = self._core.device_worker(self._node)
             return
         raise HmmfsError(errno.ETIME, f"The worker did not answer within {START_S:g} s.")

@@ -80,7 +80,9 @@ def link(name: str) -> Link:
         bandwidth = 0
     if not found or not bandwidth:
         known = ", ".join(PRESETS)
-        raise UsageError(f"{name!r} is no link: use {known}, or LATENCY:BANDWIDTH as in 600ns:64G.")
+        raise UsageError(
+            f"{name!r} is not a link. Use {known}, or LATENCY:BANDWIDTH as in 600ns:64G."
+        )
     return _straight(name, float(found[1]) * UNITS[found[2]], bandwidth)
 
 
@@ -188,7 +190,7 @@ def _named(pairs: str, devices: int) -> Iterator[tuple[tuple[int, int], Link | N
     for text, name in _from_toml(pairs) if pairs.endswith(".toml") else _inline(pairs):
         pair = _pair(text, devices)
         if pair in seen:
-            raise UsageError(f"The topology has the pair {text!r} twice: give it one link.")
+            raise UsageError(f"The topology has the pair {text!r} twice. Give it one link.")
         seen.add(pair)
         if name == "none" and pair[0] != HOST:
             yield pair, None
@@ -207,16 +209,16 @@ def _pair(text: str, devices: int) -> tuple[int, int]:
     names = _names(devices)
     ends = text.split("-")
     if len(ends) != 2:
-        raise UsageError(f"The topology has {text!r}, no pair of nodes: write host-dev0.")
+        raise UsageError(f"The topology has {text!r}, no pair of nodes. Write host-dev0.")
     for end in ends:
         if end not in names:
             known = " and ".join(names if devices < 2 else ("host", f"dev0 to {names[-1]}"))
             raise UsageError(
-                f"The topology has {text!r}, but {end!r} is no node: this mount has {known}."
+                f"The topology has {text!r}, but {end!r} is not a node: this mount has {known}."
             )
     one, two = sorted(names.index(end) for end in ends)
     if one == two:
-        raise UsageError(f"The topology has {text!r}, a node with itself: name two.")
+        raise UsageError(f"The topology has {text!r}, a node with itself. Name two.")
     return one, two
 
 
@@ -225,7 +227,7 @@ def _inline(pairs: str) -> Iterator[tuple[str, str]]:
         pair, colon, name = part.partition(":")
         if not colon:
             raise UsageError(
-                f"The topology has {part!r}: name a FILE.toml, or links of pairs as in {PAIRS}."
+                f"The topology has {part!r}. Name a FILE.toml, or links of pairs as in {PAIRS}."
             )
         yield pair, name
 
@@ -238,7 +240,7 @@ def _from_toml(path: str) -> Iterable[tuple[str, str]]:
             f"The topology {path} has {next(iter(document))!r}, where only [links] is known."
         )
     if not isinstance(table, dict):
-        raise UsageError(f"The topology {path} has no table of links: write [links].")
+        raise UsageError(f"The topology {path} has no table of links. Write [links].")
     return [(pair, _toml_link(pair, value)) for pair, value in table.items()]
 
 
@@ -248,6 +250,6 @@ def _toml_link(pair: str, value: object) -> str:
     if isinstance(value, dict) and value.keys() == {"latency", "bandwidth"}:
         return f"{value['latency']}:{value['bandwidth']}"
     raise UsageError(
-        f"The topology is wrong about {pair!r}: give it a link's name, or "
+        f"The topology is wrong about {pair!r}. Give it a link's name, or "
         '{latency = "600ns", bandwidth = "64G"}.'
     )

@@ -1,4 +1,4 @@
-"""A program's memory of which parts are regions of the mount: these a device uses by file and
+"""A program's memory where parts are regions of the mount: these a device uses by file and
 offset, wherever they are mapped, and all else as the program has it.
 
 Only the device's own pages are read and written on it. Those elsewhere are reached as the program
@@ -47,7 +47,7 @@ class Segment(NamedTuple):
 
 @contextlib.contextmanager
 def _past_the_end() -> Iterator[None]:
-    """What was cut off meanwhile is no memory any more."""
+    """What was cut off meanwhile is not memory any more."""
     try:
         yield
     except HmmfsError as error:
@@ -204,7 +204,7 @@ class MappedRegions:
                 raise
 
     async def set_exclusive(self, node: int, address: int, pages: int) -> None:
-        """Only private anonymous memory can be a device's alone, and that is no region."""
+        """Only private anonymous memory can be a device's alone, and that is not a region."""
         await self._process.set_exclusive(node, address, pages)
 
     async def set_huge(self, node: int, address: int) -> None:
@@ -221,5 +221,5 @@ class MappedRegions:
         return await self._process.copy_from_user(pid, address, length)
 
     async def evict_all(self, node: int) -> None:
-        """Regions stay: they are no program's."""
+        """Regions stay: they are not a program's."""
         await self._process.evict_all(node)

@@ -60,7 +60,7 @@ class Maps:
             os.lseek(self._fd, 0, os.SEEK_SET)
             text = b"".join(iter(lambda: os.read(self._fd, READ_BYTES), b""))
         lines = os.fsdecode(text).split("\n")[:-1]
-        # A program may have thousands of which hardly any is meant.
+        # A program may have thousands, and hardly any of them is meant.
         first = bisect.bisect_right(lines, start, key=_end)
         return [
             Mapping.parse(line)

@@ -11,9 +11,9 @@ with its length before it, and may carry a descriptor; every one gets an answer:
                                     ->  (("done", pickle) or ("raised", one line, traceback), inos)
 
 The window is the device's VRAM itself, mapped and registered with userfaultfd: whatever is not
-there is brought by the daemon while the access waits. A kernel can't tell. Or it is mapped from
-afar, from the region's file in the mount (native/worker/afar.c): `files` says which that is.
-The launch takes down each window of which it mapped a part so, and its answer names them.
+there is brought by the daemon while the access waits. A kernel can't tell. Or it is mapped
+remotely, from the region's file in the mount (native/worker/remote.c): `files` says which that is.
+The launch takes down each window that it mapped a part of so, and its answer names them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from hmmfs.common import user_files
-from hmmfs.memory import Afar
+from hmmfs.memory import Remote
 from hmmfs.wire.launches import Array
 
 HEADER = struct.Struct("<Q")
@@ -117,10 +117,10 @@ class Windows:
         view.flags.writeable = array.use != "reads"
         return view
 
-    def allow(self, afar: Afar, files: list[tuple[int, bytes, bool]]) -> None:
+    def allow(self, remote: Remote, files: list[tuple[int, bytes, bool]]) -> None:
         for ino, path, writable in files:
             if ino in self._at:
-                afar.allow(ino, *self._at[ino], path, writable=writable)
+                remote.allow(ino, *self._at[ino], path, writable=writable)
 
 
 def function_of(target: Any) -> Callable[..., Any]:
@@ -188,8 +188,8 @@ def main() -> None:
     uffd = open_userfaultfd()
     socket.send_fds(channel, [HEADER.pack(0)], [uffd])
     windows = Windows(uffd)
-    afar = Afar(int(sys.argv[2]), uffd)
-    os.register_at_fork(after_in_child=afar.in_child)
+    remote = Remote(int(sys.argv[2]), uffd)
+    os.register_at_fork(after_in_child=remote.in_child)
     errors = os.dup(2)
     while True:
         header, fds, _, _ = socket.recv_fds(channel, HEADER.size, 1)
@@ -206,9 +206,9 @@ def main() -> None:
         else:
             inos, payload, files = rest
             os.dup2(errors, 2)  # whatever the last kernel has done to it
-            windows.allow(afar, files)
+            windows.allow(remote, files)
             outcome = run(windows, inos, payload)
-            mapped = afar.end(len(files))
+            mapped = remote.end(len(files))
             for ino in mapped:
                 windows.unmap(ino)
             answer = outcome, mapped

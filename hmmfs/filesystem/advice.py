@@ -44,7 +44,7 @@ def node_name(node: int) -> str:
 
 
 def shown(region: Region) -> str:
-    """A line for each range of which something was said."""
+    """A line for each range that something was said of."""
     ranges: list[Advice] = []
     for one in region.advice():
         one = replace(one, prefetched=None)
@@ -76,7 +76,7 @@ def apply(region: Region, text: str, nodes: int) -> None:
         (*_pages(words[0]), list(_said(words[0], words[1:], nodes))) for words in lines if words
     ]
     if not parsed:
-        raise UsageError("There is no advice in that: write all, or OFFSET+LENGTH, and words.")
+        raise UsageError("There is no advice in that. Write all, or OFFSET+LENGTH, and words.")
     before = region.advice()
     try:
         for first, count, said in parsed:
@@ -100,10 +100,10 @@ def numa_apply(region: Region, text: str, nodes: int) -> None:
         mode = NumaMode(name)
     except ValueError:
         known = ", ".join(one.value for one in NumaMode)
-        raise UsageError(f"{name[:80]!r} is no NUMA policy: there are {known}.") from None
+        raise UsageError(f"{name[:80]!r} is not a NUMA policy: there are {known}.") from None
     if bool(equals) != (mode is not NumaMode.DEFAULT):
         raise UsageError(
-            f"{text[:80]!r} is wrong: write default, or a policy and nodes, bind=dev0."
+            f"{text[:80]!r} is wrong. Write default, or a policy and nodes, bind=dev0."
         )
     chosen = sorted({_node(word, nodes) for word in value.split(",")}) if equals else []
     if mode is NumaMode.PREFERRED and len(chosen) > 1:
@@ -146,10 +146,10 @@ def _pages(word: str) -> tuple[int, int]:
         return 0, MAX_PAGES
     found = _RANGE.fullmatch(word)
     if not found:
-        raise UsageError(f"{word[:80]!r} is no range: write all, or OFFSET+LENGTH as in 0+2M.")
+        raise UsageError(f"{word[:80]!r} is not a range. Write all, or OFFSET+LENGTH as in 0+2M.")
     offset, length = map(parse_size, found.groups())
     if not length:
-        raise UsageError(f"{word[:80]!r} is a range of no bytes: give a length above 0.")
+        raise UsageError(f"{word[:80]!r} is a range of no bytes. Give a length above 0.")
     first, end = offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)
     if end > MAX_PAGES:
         raise HmmfsError(errno.ERANGE, f"{word[:80]} goes past 16T, the end of the largest region.")
@@ -169,7 +169,7 @@ def _said(place: str, words: list[str], nodes: int) -> Iterator[Said]:
             yield AdviceField.PREFETCHED, 0
         elif name not in WORDS:
             raise UsageError(
-                f"{word[:80]!r} is no advice: the words are {', '.join(WORDS)}, each also as "
+                f"{word[:80]!r} is not advice: the words are {', '.join(WORDS)}, each also as "
                 f"unset_{WORDS[0]}, and unset_all."
             )
         elif bool(equals) != (name not in FLAGS) and not unset:
@@ -202,7 +202,7 @@ def _set(name: str, value: str, nodes: int) -> Iterator[Said]:
         size = parse_size(value)
         if size < PAGE_SIZE or size > BLOCK_BYTES or size & (size - 1):
             raise UsageError(
-                f"granularity={value[:80]} is wrong: give a power of two from 4K to 2M."
+                f"granularity={value[:80]} is wrong. Give a power of two from 4K to 2M."
             )
         yield AdviceField.GRANULARITY, (size // PAGE_SIZE).bit_length()
 

@@ -75,7 +75,7 @@ class Dumps:
         self._nursery: trio.Nursery | None = None
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Answer the kernel, till cancelled; at once nothing, where such a mount can't be had."""
+        """Answer the kernel, until cancelled; at once nothing, where such a mount can't be had."""
         try:
             self._mount()
         except OSError as error:
@@ -127,7 +127,7 @@ class Dumps:
         self._fuse = fuse
 
     async def open(self, on_read: OnRead) -> int | None:
-        """A descriptor of a new file: whoever reads its first pages waits for `on_read`, each time.
+        """A descriptor of a new file: who reads its first pages waits for `on_read`, each time.
         None: there are no such files."""
         if self._fuse < 0:
             return None
@@ -197,7 +197,7 @@ class Dumps:
             await trio.to_thread.run_sync(self._forget, number, page)
 
     def _forget(self, number: int, page: int) -> None:
-        """It was no dump: have the next reader ask again. An error in place of this would have
+        """It was not a dump: have the next reader ask again. An error in place of this would have
         mlockall(2) read for ever. Waits for who reads the page at the moment."""
         self._write(INVALIDATE.pack(INVALIDATE.size, 2, 0, number, page * PAGE_SIZE, PAGE_SIZE))
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 SIGNALS = re.compile(rb"^(?:SigPnd|ShdPnd):\s*([0-9a-f]+)$", flags=re.M)
 WATCH_S = 0.1  # between looks whether a program that got a signal is to end
-REMEMBERED = 64  # interrupts of ioctls of which nobody has heard yet
+REMEMBERED = 64  # interrupts of ioctls that nobody has heard of yet
 
 
 def program_of(thread: int) -> int:
@@ -31,7 +31,7 @@ def program_of(thread: int) -> int:
         found = None
     if found is None:
         raise HmmfsError(
-            errno.ESRCH, f"There is no thread {thread} here: open a dmirror in the daemon's /proc."
+            errno.ESRCH, f"There is no thread {thread} here. Open a dmirror in the daemon's /proc."
         )
     return int(found[1])
 
@@ -66,7 +66,7 @@ class OpenMirror:
 
     def no_bytes(self) -> HmmfsError:
         """What a read or a write gets."""
-        error = UsageError("dmirror: There is nothing to read or write here: use ioctl(2).")
+        error = UsageError("dmirror: There is nothing to read or write here. Use ioctl(2).")
         self._say(error.sentence)
         return error
 

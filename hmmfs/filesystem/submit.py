@@ -41,7 +41,7 @@ class Submission:
         if self._running is not None:
             raise HmmfsError(
                 errno.EBUSY,
-                "An operation of this open file is under way: wait for it, or open submit again.",
+                "An operation of this open file is under way. Wait for it, or open submit again.",
             )
         answers: list[str] = []
         self._running = scope = trio.CancelScope()
@@ -55,7 +55,7 @@ class Submission:
                 await self._executor.run(operations, answers.append, self._name)
             if scope.cancelled_caught:
                 raise HmmfsError(
-                    errno.EINTR, "The operation was interrupted by a signal: try again."
+                    errno.EINTR, "The operation was interrupted by a signal. Try again."
                 )
         except HmmfsError as error:
             if trace := getattr(error.__cause__, "trace", ""):
@@ -98,7 +98,7 @@ def _refuse_part(data: bytes) -> None:
     """Operations are written whole. E2BIG: this looks like a part of a longer write, or is one."""
     if len(data) > MAX_SUBMISSION:
         raise HmmfsError(
-            errno.E2BIG, f"A write has at most {MAX_SUBMISSION} bytes here: write fewer operations."
+            errno.E2BIG, f"A write has at most {MAX_SUBMISSION} bytes here. Write fewer operations."
         )
     if data.endswith(b"\n") or (len(data) < PART_BYTES and b"\n" not in data):
         return

@@ -62,7 +62,7 @@ class Tracing:
             events = MAX_EVENTS + 1
         if events > MAX_EVENTS:
             raise UsageError(
-                f"{text[:80]!r} is no number of events: give one up to {MAX_EVENTS}, or 0 for none."
+                f"{text[:80]!r} is not a number of events. Give one up to {MAX_EVENTS}; 0: none."
             )
         self._trace.resize(1 << (events - 1).bit_length() if events else 0)
 
@@ -81,7 +81,7 @@ class Tracing:
         known = said and len(said) == len(words) and said.keys() <= {"events", "regions"}
         if text != "all" and not known:
             raise UsageError(
-                f"{text[:80]!r} is no filter: write all, or events=EVENT,… and regions=NAME,…."
+                f"{text[:80]!r} is not a filter. Write all, or events=EVENT,… and regions=NAME,…."
             )
         kinds = _kinds(said["events"]) if "events" in said else KINDS
         names = tuple(map(_name, said["regions"].split(","))) if "regions" in said else None
@@ -225,14 +225,14 @@ def _kinds(value: str) -> tuple[str, ...]:
     asked = value.split(",")
     for name in asked:
         if name not in KINDS:
-            raise UsageError(f"{name[:80]!r} is no event: use {', '.join(KINDS)}.")
+            raise UsageError(f"{name[:80]!r} is not an event. Use {', '.join(KINDS)}.")
     return tuple(kind for kind in KINDS if kind in asked)
 
 
 def _name(word: str) -> bytes:
     name = unescaped(word)
     if not name or b"/" in name or b"\0" in name:
-        raise UsageError(f"{word[:80]!r} is no region's name: give names of files in regions/.")
+        raise UsageError(f"{word[:80]!r} is not a region's name. Give names of files in regions/.")
     return name
 
 

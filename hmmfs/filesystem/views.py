@@ -50,7 +50,7 @@ def table(values: Mapping[str, int | str]) -> str:
 
 def escaped(name: bytes) -> str:
     """A region's name as one word, as /proc/mounts writes names: blanks, control characters,
-    backslashes and what is no UTF-8 as three octal digits; and so a name that is just "-"."""
+    backslashes and what is not UTF-8 as three octal digits; and so a name that is just "-"."""
     plain = _ESCAPED.sub(lambda found: b"".join(b"\\%03o" % byte for byte in found[0]), name)
     text = plain.decode(errors="octal")
     return r"\055" if text == "-" else text
@@ -248,7 +248,7 @@ def _characters(row: NDArray[np.int64]) -> str:
 
 
 def numa_maps(core: Core, region: Region) -> str:
-    """As /proc/PID/numa_maps: a line for each range of which something else was said. N0 is the
+    """As /proc/PID/numa_maps: a line for each range that something else was said of. N0 is the
     host, N1 dev0 and so on."""
     ranges = list(_ranges(region))
     counts = [np.zeros(core.nodes + 1, dtype=np.int64) for _ in ranges]

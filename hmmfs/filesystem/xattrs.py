@@ -55,13 +55,13 @@ class Kept:
             raise HmmfsError(
                 errno.ENOSPC,
                 f"Extended attributes take at most {MAX_FILE >> 10} KiB of a file, and their names "
-                f"{MAX_NAMES >> 10} KiB: remove some.",
+                f"{MAX_NAMES >> 10} KiB. Remove some.",
             )
         total = self._bytes - _size(self._of.get(ino, {})) + size
         if total > MAX_MOUNT:
             raise HmmfsError(
                 errno.ENOSPC,
-                f"Extended attributes take at most {MAX_MOUNT >> 20} MiB of a mount: remove some.",
+                f"Extended attributes take at most {MAX_MOUNT >> 20} MiB of a mount. Remove some.",
             )
         self._of[ino], self._bytes = here, total
 

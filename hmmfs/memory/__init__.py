@@ -1,6 +1,6 @@
 """What is where: the native core, its regions and the table of their names."""
 
-from hmmfs.memory.core import BLOCK_DTYPE, CANDIDATE_DTYPE, FIRST_REGION_INO, Afar, Core, Region
+from hmmfs.memory.core import BLOCK_DTYPE, CANDIDATE_DTYPE, FIRST_REGION_INO, Core, Region, Remote
 from hmmfs.memory.regions import RegionTable
 from hmmfs.memory.trace import Trace
 from hmmfs.memory.types import (
@@ -44,7 +44,6 @@ __all__ = [
     "PAGE_SIZE",
     "Advice",
     "AdviceField",
-    "Afar",
     "BlockKey",
     "Core",
     "Event",
@@ -63,6 +62,7 @@ __all__ = [
     "PrefetchKind",
     "Region",
     "RegionTable",
+    "Remote",
     "Residency",
     "Touch",
     "Trace",

@@ -44,11 +44,11 @@ NONBLOCK_BIT = int(lib.HM_READ_NONBLOCK)
 FIRST_REGION_INO = 1 << 32
 # Why a region could not be made, by errno.
 NO_REGION = {
-    errno.ENOSPC: "This mount has as many regions as it can have: remove some.",
-    errno.EMFILE: "The daemon has no open files left, of which a region takes some: "
-    "remove regions, or mount again with a higher limit (ulimit -n).",
-    errno.ENOMEM: "The daemon has no address space left, of which a region takes 8 GiB and more: "
-    "mount again with a higher limit (ulimit -v).",
+    errno.ENOSPC: "This mount has as many regions as it can have. Remove some.",
+    errno.EMFILE: "The daemon has no open files left, and a region takes some. "
+    "Remove regions, or mount again with a higher limit (ulimit -n).",
+    errno.ENOMEM: "The daemon has no address space left, and a region takes 8 GiB and more. "
+    "Mount again with a higher limit (ulimit -v).",
 }
 EVENT_BATCH = 256
 # Blocks that hm_region_touched is asked for in one call.
@@ -297,27 +297,27 @@ class Region:
         return Residency(tuple(out[0 : self._core.nodes]), *out[16:22])
 
 
-class Afar:
+class Remote:
     """In a worker: the native thread that maps files of the mount over parts of its windows, for
     as long as a launch lasts."""
 
     def __init__(self, socket: int, uffd: int) -> None:
-        out = ffi.new("struct hm_afar **")
-        check(lib.hm_afar_start(socket, uffd, out), "Starting the mapper")
+        out = ffi.new("struct hm_remote **")
+        check(lib.hm_remote_start(socket, uffd, out), "Starting the mapper")
         self._handle = out[0]
 
     def allow(self, ino: int, address: int, size: int, path: bytes, *, writable: bool) -> None:
-        ret = lib.hm_afar_allow(self._handle, ino, address, size, path, writable)
+        ret = lib.hm_remote_allow(self._handle, ino, address, size, path, writable)
         check(ret, "Telling of a region's file")
 
     def in_child(self) -> None:
         """In a child that a kernel forked: it keeps no file of the mount open."""
-        lib.hm_afar_child(self._handle)
+        lib.hm_remote_child(self._handle)
 
     def end(self, regions: int) -> list[int]:
-        """Close the files; the inode numbers of those of which something was mapped."""
+        """Close the files; the inode numbers of those that something was mapped of."""
         inos = ffi.new("uint64_t[]", max(1, regions))
-        n = lib.hm_afar_end(self._handle, inos, regions)
+        n = lib.hm_remote_end(self._handle, inos, regions)
         return list(inos[0:n])
 
 
@@ -476,10 +476,10 @@ class Core:
 
     # ---- devices' workers
 
-    def device_attach(self, node: int, uffd: int, afar: int = -1) -> None:
+    def device_attach(self, node: int, uffd: int, remote: int = -1) -> None:
         """The core takes the descriptors over if this succeeds: it reads faults from the one, and
-        asks the worker through the other to map pages from afar."""
-        check(lib.hm_device_attach(self.handle, node, uffd, afar), "Attaching a worker")
+        asks the worker through the other to map pages remotely."""
+        check(lib.hm_device_attach(self.handle, node, uffd, remote), "Attaching a worker")
 
     def device_worker(self, node: int) -> int:
         """The number of the worker attached last, from 1, which its faults carry; 0: none was."""
@@ -578,7 +578,7 @@ class Core:
             native.faulted_at = job.touch.since
         if job.window is not None:
             ffi.memmove(native.window, page_words(job.window), 64)
-        ffi.memmove(native.afar, bytes(64) if job.left is None else page_words(job.left), 64)
+        ffi.memmove(native.remote, bytes(64) if job.left is None else page_words(job.left), 64)
         check(lib.hm_submit(self.handle, native), "Submitting a job")
         return keep
 

@@ -45,7 +45,7 @@ class Look(NamedTuple):
     pfn: NDArray[np.uint64]
 
     def all(self, bits: State) -> NDArray[np.bool_]:
-        """The pages of which all of that is true."""
+        """The pages that have all of these."""
         found: NDArray[np.bool_] = (self.state & np.uint16(bits)) == np.uint16(bits)
         return found
 
@@ -100,7 +100,7 @@ def offset(core: Core, region: Region, address: int, length: int) -> int:
         ret = int(lib.hm_process_offset(core.handle, region.ino, address, length))
     if ret == -errno.EFAULT:
         raise HmmfsError(
-            errno.EFAULT, f"No program has {length} bytes at address {address:#x}: see its maps."
+            errno.EFAULT, f"No program has {length} bytes at address {address:#x}. See its maps."
         )
     if ret == -errno.EADDRINUSE:
         raise HmmfsError(
@@ -150,7 +150,7 @@ def look(core: Core, region: Region, address: int, pages: int) -> Look:
 def set_exclusive(
     core: Core, region: Region, node: int, block: int, pages: NDArray[np.bool_]
 ) -> None:
-    """Of pages of a block that the device has: they are its alone, till they leave it."""
+    """Of pages of a block that the device has: they are its alone, until they leave it."""
     words = np.frombuffer(page_words(pages), dtype=np.uint64)
     ret = lib.hm_process_exclusive(
         core.handle,
@@ -164,7 +164,7 @@ def set_exclusive(
 
 
 def set_huge(core: Core, region: Region, node: int, block: int) -> None:
-    """Of a block that the device has all of: it is one huge page, till some of it leaves."""
+    """Of a block that the device has all of: it is one huge page, until some of it leaves."""
     check(lib.hm_process_set_huge(core.handle, region.ino, node, block), "Joining pages")
 
 

@@ -113,7 +113,7 @@ class RegionTable:
         if number >> LINK_BITS:
             raise HmmfsError(errno.EMLINK, "A region gets no more than 65535 names.")
         if len(self._names) >= MAX_NAMES:
-            raise HmmfsError(errno.ENOSPC, f"A mount has at most {MAX_NAMES} names: remove some.")
+            raise HmmfsError(errno.ENOSPC, f"A mount has at most {MAX_NAMES} names. Remove some.")
         self._names[name] = region
         region.links[name] = number
         self._renamed(region)

@@ -249,7 +249,7 @@ def _from_toml(path: str) -> Iterator[tuple[str, str | None]]:
             "with the names of -o is known."
         )
     if not isinstance(table, dict):
-        raise UsageError(f"In the configuration {path} mount must be a table: write [mount].")
+        raise UsageError(f"In the configuration {path} mount must be a table. Write [mount].")
     for name, value in table.items():
         yield name, _toml_text(name, value)
 

@@ -66,7 +66,7 @@ def in_background(work: Callable[[Ready], int]) -> int:
     except BlockingIOError:
         raise HmmfsError(
             errno.EAGAIN,
-            "There may be no more processes here: mount with a higher limit (ulimit -u, or "
+            "There may be no more processes here. Mount with a higher limit (ulimit -u, or "
             "pids.max of the cgroup).",
         ) from None
     if pid == 0:

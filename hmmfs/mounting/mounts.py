@@ -52,7 +52,7 @@ def unmount(path: str, lazy: bool = False) -> None:
         if error.errno == errno.EBUSY:
             raise HmmfsError(
                 errno.EBUSY,
-                f"{point} is busy: close what programs have open or mapped there, "
+                f"{point} is busy. Close what programs have open or mapped there, "
                 "or detach it with -z.",
             ) from None
         raise HmmfsError(
@@ -83,7 +83,7 @@ def _mount_point(path: str) -> str:
     if not os.path.exists(point):
         raise HmmfsError(errno.ENOENT, f"{point} does not exist: make the directory first.")
     if not os.path.isdir(point):
-        raise HmmfsError(errno.ENOTDIR, f"{point} is not a directory: mount on a directory.")
+        raise HmmfsError(errno.ENOTDIR, f"{point} is not a directory. Mount on a directory.")
     return point
 
 
@@ -133,7 +133,7 @@ def _mount_by_helper(point: str, config: Config) -> int:
     """Let fusermount3 mount; it sends /dev/fuse over the socket that _FUSE_COMMFD names."""
     if config.allow_other and not _others_allowed():
         raise UsageError(
-            f"The option allow_other is not permitted here: put user_allow_other into {FUSE_CONF}."
+            f"The option allow_other is not permitted here. Put user_allow_other into {FUSE_CONF}."
         )
     fsname = config.fsname.replace("\\", "\\\\").replace(",", "\\,")
     options = [f"fsname={fsname}", "subtype=hmmfs", "default_permissions"]
@@ -171,7 +171,7 @@ def _run_helper(args: list[str], failure: str, channel: socket.socket | None = N
     if helper is None:
         raise HmmfsError(
             errno.ENOENT,
-            "There is no fusermount3, which mounts for users: install it with "
+            "There is no fusermount3, which mounts for users. Install it with "
             "`apt-get install fuse3`.",
         )
     done = subprocess.run(

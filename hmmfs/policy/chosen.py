@@ -93,7 +93,7 @@ class Policies:
         }
 
     async def set_prefetch(self, node: int, text: str) -> None:
-        """UsageError: that is no policy, and the old one stays. So with the others."""
+        """UsageError: that is not a policy, and the old one stays. So with the others."""
         self._prefetch[node] = await self._load(named_prefetch, text)
         self._set(node)
 
@@ -140,7 +140,9 @@ class Policies:
             raise UsageError("A watermark is off, or LOW HIGH in percent, as in 10 25.")
         low, high = (int(word) for word in words)
         if (low, high) != (0, 0) and not 0 < low <= high <= 90:
-            raise UsageError(f"{low} {high} is no watermark: LOW is above 0, HIGH from LOW to 90.")
+            raise UsageError(
+                f"{low} {high} is not a watermark: LOW is above 0, HIGH from LOW to 90."
+            )
         pages = self._core.capacity[node]
         self._watermarks[node] = (-(-pages * low // 100), -(-pages * high // 100))
         self.rearm(node)
@@ -236,11 +238,11 @@ class Policies:
             self._replace_eviction(node, policy, failed)
 
     def spares(self, node: int, block: BlockKey) -> set[BlockKey]:
-        """The blocks that are no victims when room is made for `block`."""
+        """The blocks that are not victims when room is made for `block`."""
         return set() if node != HOST and self._eviction[node].by_page else {block}
 
     async def victim(self, node: int, candidates: NDArray[np.void]) -> np.void:
-        """One of the candidates, of which there are some."""
+        """One of the candidates. There is at least one."""
         # In an order that does not depend on when others were removed, so that ties don't either.
         candidates = candidates[np.lexsort((candidates["block"], candidates["ino"]))]
         async with self._turns[node]:

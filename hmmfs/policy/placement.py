@@ -1,11 +1,11 @@
 """Where a page comes to be that a device touches and no advice tells of.
 
-Devices reach the host's memory from afar, so a page need not move to be used. What advice says, and
+Devices reach the host's memory remotely, so a page need not move to be used. What advice says, and
 in which order the rules go, is in native/rules/placement.c, which carries the built-in policies
 out; what stands here is the same for everybody to read. A policy of yours is asked for each fault,
 which makes the fault some 100 us longer.
 
-An access is counted when it is a fault: what a launch has mapped from afar it uses unseen until it
+An access is counted when it is a fault: what a launch has mapped remotely it uses unseen until it
 ends. So the counters count launches that touch the 64 KiB, where hardware counts loads and stores.
 """
 
@@ -74,7 +74,7 @@ class Never(PlacementPolicy):
 
 class AccessCounter(PlacementPolicy):
     """64 KiB come to the device when it has touched them `threshold` times; until then they are
-    used from afar. After the access counters of NVIDIA's GPUs (uvm_gpu_access_counters.c), whose
+    used remotely. After the access counters of NVIDIA's GPUs (uvm_gpu_access_counters.c), whose
     threshold is 256 loads and stores; 8 is that of Ganguly et al., IPDPS 2020."""
 
     name = "access-counter"

@@ -131,7 +131,7 @@ class Sequential(PrefetchPolicy):
 
 class Density(PrefetchPolicy):
     """The density prefetcher of NVIDIA's UVM driver: of the aligned ranges of 4 KiB, 8 KiB … 2 MiB
-    around a touched page, the largest of which more than `threshold` percent is there already or
+    around a touched page, the largest where more than `threshold` percent is there already or
     touched, touched pages counting as the 64 KiB around them. At 100 nothing comes along.
 
     Source: uvm_perf_prefetch.c of open-gpu-kernel-modules, whose threshold is 51."""
@@ -167,7 +167,7 @@ def groups(pages: Pages, size: int) -> Pages:
 def within(name: str, value: int, low: int, high: int) -> int:
     """A parameter's value, or what is wrong with it."""
     if not isinstance(value, int) or not low <= value <= high:
-        raise UsageError(f"{name}={str(value)[:80]} is wrong: give a number from {low} to {high}.")
+        raise UsageError(f"{name}={str(value)[:80]} is wrong. Give a number from {low} to {high}.")
     return value
 
 

@@ -55,13 +55,13 @@ def _made(text: str, kind: type[P], built_in: tuple[type[P], ...], what: str) ->
     try:
         name, *words = shlex.split(text) or [""]
     except ValueError:
-        raise UsageError(f"A quote in {text[:80]!r} does not end: quote as for a shell.") from None
+        raise UsageError(f"A quote in {text[:80]!r} does not end. Quote as for a shell.") from None
     chosen = _found(name, kind, built_in, what)
     parameters: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
-            raise UsageError(f"{word!r} is no parameter: write PARAMETER=VALUE.")
+            raise UsageError(f"{word!r} is not a parameter. Write PARAMETER=VALUE.")
         parameters[key] = int(value) if re.fullmatch(r"-?\d{1,18}", value, re.ASCII) else value
     takes = [key for key in inspect.signature(chosen).parameters if key not in ("args", "kwargs")]
     if unknown := parameters.keys() - set(takes):
@@ -116,5 +116,5 @@ def _from_file(name: str) -> object:
 
 def _checked(loaded: object, kind: type[P], name: str) -> type[P]:
     if not (isinstance(loaded, type) and issubclass(loaded, kind)):
-        raise UsageError(f"{name} is no subclass of hmmfs.policy.{kind.__name__}.")
+        raise UsageError(f"{name} is not a subclass of hmmfs.policy.{kind.__name__}.")
     return loaded

@@ -41,7 +41,7 @@ class Uvm(ThrashingPolicy):
     """As NVIDIA's UVM driver does (uvm_perf_thrashing.c), with its parameters and defaults: a page
     that moved `threshold` times, each time within `lapse` us of the last, thrashes; of two that
     want it one is throttled, in turn, for `nap` lapses; after `pin_threshold` throttles the page is
-    pinned to the host for `pin` lapses (0: for ever), where the device uses it from afar.
+    pinned to the host for `pin` lapses (0: for ever), where the device uses it remotely.
     Preferring the host has it pinned at once, preferring a device never. A block that had peace for
     `epoch` lapses begins anew, `max_resets` times."""
 

@@ -77,11 +77,11 @@ class Command:
         command = cls(*LAYOUT.unpack(data)[:3])
         if command.address % PAGE_SIZE:
             raise UsageError(
-                f"Address {command.address:#x} is inside a page: give the start of one."
+                f"Address {command.address:#x} is inside a page. Give the start of one."
             )
         if not command.pages or command.address + command.pages * PAGE_SIZE >= END:
             raise UsageError(
-                f"{command.npages} pages from {command.address:#x} on are none, or wrap: ask for "
+                f"{command.npages} pages from {command.address:#x} on are none, or wrap. Ask for "
                 "at least one, below the end of memory."
             )
         return command
@@ -162,8 +162,8 @@ class Device:
         await self._processes.close(mirror.program)
 
     async def evict(self) -> None:
-        """Every page of the device goes home, whoever brought it: at the end of any of its files,
-        and when the device's memory is released."""
+        """Every page of the device goes home, no matter who brought it: at the end of any of its
+        files, and when the device's memory is released."""
         for process in self._processes.all():
             try:
                 await process.evict_all(self.view.node)
@@ -209,8 +209,8 @@ class Mirror:
             copies = number in (Number.READ, Number.WRITE, Number.READ_UNLOCKED)
             raise HmmfsError(
                 errno.EFAULT if copies else errno.EINVAL,
-                f"The memory of process {self.pid} is gone, which this file mirrors: "
-                "open the device again.",
+                f"The memory of process {self.pid} is gone, which this file mirrors. "
+                "Open the device again.",
             ) from error
         return done.packed()
 
@@ -415,8 +415,8 @@ class Mirror:
         if not self._process.migrates:
             return HmmfsError(
                 errno.ENOENT,
-                f"The memory of process {self.pid} can't migrate, a device only reaches it from "
-                "afar: start the program with hmmfs run.",
+                f"The memory of process {self.pid} can't migrate, and a device only reaches it "
+                "remotely. Start the program with hmmfs run.",
             )
         return HmmfsError(
             errno.ENOENT,
@@ -426,7 +426,7 @@ class Mirror:
         )
 
     def _keep_atomic(self, address: int, look: Look) -> None:
-        """Map pages of the device, of which those that it has alone stay so."""
+        """Map pages of the device. Those that it has alone stay so."""
         first, new = address // PAGE_SIZE, self._view.entries(look)
         there = self._table.get(first, len(look.state))
         kept = (there.flags & ATOMIC != 0) & self._view.holds(there, look)
@@ -454,7 +454,7 @@ class Mirror:
         huge = _is_window(address, look) and bool((mine & look.all(State.HUGE)).all())
         if self._fail_once():
             first = int(np.argmax(mine))
-            if huge:  # what has lost a page is no huge one any more
+            if huge:  # what has lost a page is not a huge one any more
                 await self._process.migrate(HOST, address, 1)
             mine[first] &= huge
             huge = False
@@ -518,7 +518,7 @@ class Mirror:
         if not alone.all():
             at = address + leading(alone) * PAGE_SIZE
             raise HmmfsError(
-                errno.EBUSY, f"The page at {at:#x} could not be taken from the program: try again."
+                errno.EBUSY, f"The page at {at:#x} could not be taken from the program. Try again."
             )
 
     async def _check_exclusive(self, command: Command) -> None:

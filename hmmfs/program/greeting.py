@@ -61,12 +61,12 @@ def leaves(data: bytes, fds: list[int]) -> bool:
 def checked(data: bytes, fds: list[int]) -> Attachment:
     """What a hello says; HmmfsError: it is none."""
     if len(data) != HELLO.size:
-        raise HmmfsError(errno.EPROTO, f"{len(data)} bytes are no hello of hmmfs run.")
+        raise HmmfsError(errno.EPROTO, f"{len(data)} bytes are not a hello of hmmfs run.")
     magic, version, flags, least, own, own_bytes, scratch = HELLO.unpack(data)
     if magic != MAGIC or version != VERSION:
         raise HmmfsError(
             errno.EPROTO,
-            f"Its library speaks version {version}, and this daemon {VERSION}: use one release.",
+            f"Its library speaks version {version}, and this daemon {VERSION}. Use one release.",
         )
     if len(fds) != 1 + (flags & MIGRATES) or own + own_bytes >= 1 << 64:
         raise HmmfsError(errno.EPROTO, f"A hello came with {len(fds)} descriptors.")

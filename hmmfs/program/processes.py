@@ -199,7 +199,7 @@ class Process:
         if node in self.detached:
             raise HmmfsError(
                 errno.EPERM,
-                f"dev{node - 1} is not attached to process {self.pid}: write `attach dev{node - 1}`"
+                f"dev{node - 1} is not attached to process {self.pid}. Write `attach dev{node - 1}`"
                 f" to state/@{self.pid}/devices.",
             )
 
@@ -209,7 +209,7 @@ class Process:
         await self.evict_all(node)
 
     async def take_back(self) -> None:
-        """All of it comes home, and stays there till a device is attached again."""
+        """All of it comes home, and stays there until a device is attached again."""
         for node in range(1, self._core.nodes):
             self._close(node)
         await self.home()
@@ -257,7 +257,7 @@ class Process:
         found = COMMAND.fullmatch(text)
         if found is None:
             raise UsageError(
-                f"{text[:80]!r} is wrong: write attach devN, detach devN, forget ADDRESS+LENGTH, "
+                f"{text[:80]!r} is wrong. Write attach devN, detach devN, forget ADDRESS+LENGTH, "
                 "home, home once, or the devices that are to be attached."
             )
         if found["home"]:
@@ -289,7 +289,7 @@ class Process:
             if programs.forget(self._core, self.region, address, length):
                 return
             await trio.sleep(0.001)
-        raise HmmfsError(errno.EBUSY, "Some of these pages keep moving: try again.")
+        raise HmmfsError(errno.EBUSY, "Some of these pages keep moving. Try again.")
 
     # ---- pieces
 
@@ -332,7 +332,7 @@ class Process:
                 failure.append(error)
             except Exception:
                 log.exception("An access to a program's memory failed.")
-                failure.append(HmmfsError(errno.EIO, "The daemon failed: see its log."))
+                failure.append(HmmfsError(errno.EIO, "The daemon failed. See its log."))
             finally:
                 done.set()
 
@@ -402,7 +402,7 @@ class Processes:
         if found is None:
             raise HmmfsError(
                 errno.ESRCH,
-                f"Process {pid} has not given its memory to this mount: start it with hmmfs run.",
+                f"Process {pid} has not given its memory to this mount. Start it with hmmfs run.",
             )
         return found
 
@@ -434,7 +434,7 @@ class Processes:
     # ---- coming and going
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Take in whoever connects, till cancelled."""
+        """Take in programs that connect, until cancelled."""
         listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with listener:
             await listener.bind(f"\0{self.socket_name}")

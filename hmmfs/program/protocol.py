@@ -21,7 +21,7 @@ class Process(Protocol):
 
     @property
     def migrates(self) -> bool:
-        """Whether pages can move to devices at all; if not, devices reach them from afar only."""
+        """Whether pages can move to devices at all; if not, devices reach them remotely only."""
         ...
 
     async def look(self, address: int, pages: int) -> Look:
@@ -45,7 +45,7 @@ class Process(Protocol):
         ...
 
     async def set_huge(self, node: int, address: int) -> None:
-        """The 2 MiB from the address on, which the device has, are one huge page, till some of it
+        """The 2 MiB from the address on, which the device has, are one huge page, until some of it
         leaves. In pieces of several mappings they are not."""
         ...
 

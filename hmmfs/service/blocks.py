@@ -115,10 +115,10 @@ class Blocks:
 def _failure(number: int) -> HmmfsError:
     if number == errno.EBUSY:
         return HmmfsError(
-            number, "Programs keep touching the pages faster than they can be moved: try again."
+            number, "Programs keep touching the pages faster than they can be moved. Try again."
         )
     if number == errno.ENOSPC:
-        return HmmfsError(number, "Others took the room that was made: try again.")
+        return HmmfsError(number, "Others took the room that was made. Try again.")
     if number == errno.ERANGE:
         return HmmfsError(number, "The region was cut short meanwhile: grow it again.")
     if number == errno.ENOENT:
@@ -131,17 +131,17 @@ def _failure(number: int) -> HmmfsError:
         )
     if number == errno.ENOBUFS:
         return HmmfsError(
-            errno.ENOSPC, "Host memory has no room for pages that are reached there from afar."
+            errno.ENOSPC, "Host memory has no room for pages that are reached there remotely."
         )
     if number == errno.EOPNOTSUPP:
-        return HmmfsError(number, "DAX memory never moves: mount with type=coherent for that.")
+        return HmmfsError(number, "DAX memory never moves. Mount with type=coherent for that.")
     return HmmfsError(number, f"{errno.errorcode.get(number, number)} from the native core.")
 
 
 def _program_failure(number: int, pid: int) -> HmmfsError:
     """The same of a program's own memory."""
     if number == errno.EPERM:
-        return HmmfsError(number, f"Process {pid} may not store there itself: see its maps.")
+        return HmmfsError(number, f"Process {pid} may not store there itself. See its maps.")
     if number == errno.EFAULT:
         return HmmfsError(
             number,
@@ -156,11 +156,11 @@ def _program_failure(number: int, pid: int) -> HmmfsError:
         )
     if number == errno.EBUSY:
         return HmmfsError(
-            number, f"Process {pid} does not answer, or keeps changing that memory: try again."
+            number, f"Process {pid} does not answer, or keeps changing that memory. Try again."
         )
     if number == errno.EACCES:
         return HmmfsError(
-            errno.EPERM, f"Process {pid} was detached meanwhile: write attach devN to its devices."
+            errno.EPERM, f"Process {pid} was detached meanwhile. Write attach devN to its devices."
         )
     if number in (errno.ESRCH, errno.ENOENT):
         return HmmfsError(errno.ESRCH, f"Process {pid} has ended, or runs another program.")

@@ -51,7 +51,7 @@ from hmmfs.service.room import Rooms
 log = logging.getLogger(__name__)
 
 TOUCH_ATTEMPTS = 200
-# Times that programs keep a page from being moved before the device uses it from afar instead.
+# Times that programs keep a page from being moved before the device uses it remotely instead.
 PATIENT_ATTEMPTS = 8
 FAIL_ATTEMPTS = 100
 FAIL_PAUSE_S = 0.1
@@ -202,7 +202,7 @@ class FaultService:
         """What is done about an event, in a task of its own: how it is called, and what tells who
         waits if it fails."""
         if event.kind == EventKind.TOUCH:
-            error = HmmfsError(errno.EIO, "The daemon failed to serve a fault: see its log.")
+            error = HmmfsError(errno.EIO, "The daemon failed to serve a fault. See its log.")
             lost = partial(self._lose, event, error)
             return "Serving a device's fault", partial(self._serve_touch, event), lost
         if event.kind == EventKind.LOW:
@@ -314,9 +314,9 @@ class FaultService:
                 if event.worker != self._core.device_worker(event.node):
                     raise HmmfsError(errno.ESRCH, "The worker that touched it has ended.")
                 if attempt == PATIENT_ATTEMPTS and not job.flags & JobFlag.HERE:
-                    job = self._from_afar(job)
+                    job = self._remotely(job)
                 if result.result == -errno.ENOTCONN:
-                    # It can't be mapped from afar, so it has to be brought.
+                    # It can't be mapped remotely, so it has to be brought.
                     job = replace(job, flags=job.flags | JobFlag.HERE)
                     result = await self._jobs.run(job)
                 if result.result == -errno.ENOSPC:
@@ -351,7 +351,7 @@ class FaultService:
         )
         self._on_lost(event.node, event.worker, error)
 
-    def _from_afar(self, job: Job) -> Job:
+    def _remotely(self, job: Job) -> Job:
         """Without moving anything. What is nowhere, or can't be mapped, is brought all the same."""
         assert job.touch is not None
         touched = bitmap(job.touch.pages) | bitmap(job.touch.stores)

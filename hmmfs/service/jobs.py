@@ -34,7 +34,7 @@ class Jobs:
         self._ended = trio.Event()
 
     async def run(self, job: Job) -> JobResult:
-        """Run a job to its end, even when cancelled: whoever interrupts an operation may rely on
+        """Run a job to its end, even when cancelled: who interrupts an operation may rely on
         nothing of it being under way any more."""
         slot = self._submit(job)
         with trio.CancelScope(shield=True):

@@ -88,7 +88,7 @@ class Spared:
 
 @dataclass
 class Room:
-    """Pages reserved on a node. `take` hands the reservation over to a job; whoever leaves
+    """Pages reserved on a node. `take` hands the reservation over to a job; who leaves
     `Rooms.make` without having taken it gives it back."""
 
     core: Core
@@ -202,8 +202,8 @@ class Rooms:
         where = "Host memory" if room.node == HOST else f"The VRAM of dev{room.node - 1}"
         raise HmmfsError(
             errno.ENOSPC,
-            f"{where} has no room for {room.pages * 4} KiB more, and nothing could make way: "
-            "remove regions, or mount with larger host= or vram=.",
+            f"{where} has no room for {room.pages * 4} KiB more, and nothing could make way. "
+            "Remove regions, or mount with larger host= or vram=.",
         )
 
     def _more_may_come(self, node: int, spared: Spared) -> bool:

@@ -38,8 +38,8 @@ def submission(operations: str) -> bytes:
     if len(data) > MAX_SUBMISSION:
         raise HmmfsError(
             errno.E2BIG,
-            f"What is sent to a device has at most {MAX_SUBMISSION} bytes, and this {len(data)}: "
-            "put large arguments into a region.",
+            f"What is sent to a device has at most {MAX_SUBMISSION} bytes, and this {len(data)}. "
+            "Put large arguments into a region.",
         )
     return data
 
@@ -50,7 +50,7 @@ def transact(device: str | os.PathLike[str], operations: str, name: str | None) 
     can be found in `queue`, and cancelled. HmmfsError with the errno of the first operation that
     fails, KernelError where that is a kernel's exception; ENOENT: there is no such device."""
     if name is not None and not re.fullmatch("[0-9a-f]{32}", name):
-        raise UsageError(f"{name!r} is no name for a call: give 32 hexadecimal digits.")
+        raise UsageError(f"{name!r} is not a name for a call. Give 32 hexadecimal digits.")
     data = submission(operations)
     try:
         fd = os.open(_file(device, name), os.O_RDWR | os.O_CLOEXEC)

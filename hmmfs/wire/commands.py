@@ -131,7 +131,7 @@ def split(line: str) -> list[str]:
         found = _WORD.match(line, at)
         if found is None or (found.end() == at):
             raise UsageError(
-                f"{shortened(line.strip())!r} has a quote that is not closed: close it, or put \\ "
+                f"{shortened(line.strip())!r} has a quote that is not closed. Close it, or put \\ "
                 "before it."
             )
         at = found.end()
@@ -175,7 +175,7 @@ def _write(words: list[str]) -> Operation:
         raise _form("write")
     if not re.fullmatch(r"([0-9A-Fa-f]{2})+", words[1]):
         raise UsageError(
-            "The bytes of a write are wrong: give two hexadecimal digits for each, such as 00ff."
+            "The bytes of a write are wrong. Give two hexadecimal digits for each, such as 00ff."
         )
     data = bytes.fromhex(words[1])
     if len(data) > MAX_TRANSFER:
@@ -192,7 +192,7 @@ def _fill(words: list[str]) -> Operation:
         byte = -1
     if not 0 <= byte <= 255:
         raise UsageError(
-            f"{shortened(words[1])!r} is not a byte: give a number from 0 to 255, or 0xff."
+            f"{shortened(words[1])!r} is not a byte. Give a number from 0 to 255, or 0xff."
         )
     return Fill(_range(words[0], "fill"), byte)
 
@@ -218,7 +218,7 @@ def _compare(words: list[str]) -> Operation:
     left, right = _range(words[0], "compare"), _range(words[2], "compare")
     if None not in (left.length, right.length) and left.length != right.length:
         raise UsageError(
-            f"{left.length} bytes can't be compared with {right.length}: give equal lengths."
+            f"{left.length} bytes can't be compared with {right.length}. Give equal lengths."
         )
     return Compare(left, right)
 
@@ -229,7 +229,7 @@ def _migrate(words: list[str]) -> Operation:
     place = re.fullmatch(r"dev(\d{1,4})", words[2], re.ASCII)
     if words[2] != "host" and not place:
         raise HmmfsError(
-            errno.ENODEV, f"{words[2]!r} is not a place for pages: use host, or a device as dev0."
+            errno.ENODEV, f"{words[2]!r} is not a place for pages. Use host, or a device as dev0."
         )
     return Migrate(_range(words[0], "migrate"), int(place[1]) + 1 if place else HOST)
 
@@ -295,7 +295,7 @@ def _range(word: str, verb: str, *, bare_offset: bool = False) -> Range:
 def _size(text: str, verb: str) -> int:
     size = _number(text, verb)
     if size == 0:
-        raise UsageError(f"A {verb} of no bytes does nothing: give a length above 0.")
+        raise UsageError(f"A {verb} of no bytes does nothing. Give a length above 0.")
     return size
 
 

@@ -19,7 +19,7 @@ int hm_pool_open(struct hm_pool *pool, const char *name)
     if (fd < 0)
         return -errno;
     /* As long as the largest region from the start: a file that is never shortened cannot give a
-     * SIGBUS to whoever maps it, and growing a region costs nothing. */
+     * SIGBUS to programs that map it, and growing a region costs nothing. */
     if (ftruncate(fd, (off_t)HM_MAX_BYTES) < 0) {
         error = -errno;
         goto fail;

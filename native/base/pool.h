@@ -25,7 +25,7 @@ int hm_pool_open(struct hm_pool *pool, const char *name);
 void hm_pool_close(struct hm_pool *pool);
 /* The mapping of [offset, offset+length), which lies in one block. NULL: no address space. */
 uint8_t *hm_pool_map(struct hm_pool *pool, uint64_t offset);
-/* A memfd refuses no punch, so an error is not undone anywhere: it goes to whoever asked for the
+/* A memfd refuses no punch, so an error is not undone anywhere: it goes to who asked for the
  * hole, and the audit tells that the pool holds what nobody owns. */
 int hm_pool_punch(struct hm_pool *pool, uint64_t offset, uint64_t length);
 int hm_pool_write(struct hm_pool *pool, uint64_t offset, const void *bytes, size_t length);

@@ -1,6 +1,6 @@
 /* Blocks in the order of a key, each found by its place: a treap with sizes (Seidel and Aragon,
  * Randomized Search Trees, 1996). Adding, removing and finding take the logarithm of how many there
- * are. Whoever has a ranking guards it. */
+ * are. The owner of a ranking guards it. */
 #ifndef HMMFS_BASE_RANKING_H
 #define HMMFS_BASE_RANKING_H
 #include <stdint.h>

@@ -295,7 +295,8 @@ static size_t utf8(const unsigned char *at)
                : length;
 }
 
-/* As /proc/mounts writes names; what is no text, and a name that would stand for none, likewise. */
+/* As /proc/mounts writes names; what is not text, and a name that would stand for none, likewise.
+ */
 static char *put_name(char *out, const char *name)
 {
     const unsigned char *at = (const unsigned char *)name;

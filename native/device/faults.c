@@ -1,7 +1,7 @@
 /* The faults of devices' workers (directory/windows.c), and workers that come and go.
  *
- * Whoever waits for a fault has an event in the descriptor. It becomes a HM_JOB_TOUCH, which ends
- * by waking it, whatever became of the page meanwhile: an access that still can't go on faults
+ * A thread that waits for a fault has an event in the descriptor. It becomes a HM_JOB_TOUCH, which
+ * ends by waking it, whatever became of the page meanwhile: an access that still can't go on faults
  * anew.
  */
 #include "base/region.h"
@@ -11,7 +11,7 @@
 #include "directory/windows.h"
 #include "program/late.h"
 #include "transaction/jobs.h"
-#include "worker/afar.h"
+#include "worker/remote.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -30,7 +30,7 @@
 /* The pages that a refusal is of. False: it is not one of pages that the worker could be asked for.
  * The process runs its user's code, which may write there what it likes. The device's lock is
  * held. */
-static bool is_refusal(const struct hm_device *device, const struct hm_afar_request *request,
+static bool is_refusal(const struct hm_device *device, const struct hm_remote_request *request,
                        struct hm_mask *pages)
 {
     uint64_t block = request->offset / HM_BLOCK_BYTES, at = request->offset % HM_BLOCK_BYTES;
@@ -48,9 +48,9 @@ static bool is_refusal(const struct hm_device *device, const struct hm_afar_requ
 static bool take_refusals(struct hm_core *core, uint32_t node)
 {
     struct hm_device *device = &core->device[node];
-    struct hm_afar_request request;
+    struct hm_remote_request request;
     ssize_t n;
-    while ((n = recv(device->afar, &request, sizeof(request), MSG_DONTWAIT | MSG_TRUNC)) > 0) {
+    while ((n = recv(device->remote, &request, sizeof(request), MSG_DONTWAIT | MSG_TRUNC)) > 0) {
         struct hm_job job = {
             .kind = HM_JOB_TOUCH, .node = node, .worker = atomic_load(&device->worker)};
         struct hm_mask pages;
@@ -60,7 +60,7 @@ static bool take_refusals(struct hm_core *core, uint32_t node)
         if (sound) {
             job.ino = request.ino;
             job.block = request.offset / HM_BLOCK_BYTES;
-            hm_window_note_afar(device, request.ino, job.block, &pages, false);
+            hm_window_note_remote(device, request.ino, job.block, &pages, false);
         }
         hm_unlock_either(HM_RANK_DEVICE, &device->lock);
         if (!sound) {
@@ -201,7 +201,7 @@ static void *fault_thread(void *arg)
     uint32_t node = (uint32_t)(device - core->device);
     struct pollfd ready[3] = {{.fd = device->uffd, .events = POLLIN},
                               {.fd = device->stop_fd, .events = POLLIN},
-                              {.fd = device->afar, .events = POLLIN}};
+                              {.fd = device->remote, .events = POLLIN}};
     for (;;) {
         while (take_faults(core, node))
             ;
@@ -227,7 +227,7 @@ static bool is_userfaultfd(int fd)
            !memcmp(name, wanted, sizeof(wanted) - 1);
 }
 
-int hm_device_attach(struct hm_core *core, uint32_t node, int uffd, int afar)
+int hm_device_attach(struct hm_core *core, uint32_t node, int uffd, int remote)
 {
     struct hm_device *device = &core->device[node];
     int error = 0;
@@ -245,12 +245,12 @@ int hm_device_attach(struct hm_core *core, uint32_t node, int uffd, int afar)
     if (!error) {
         device->core = core;
         device->uffd = uffd;
-        device->afar = afar;
+        device->remote = remote;
         atomic_fetch_add(&device->worker, 1);
         error = -pthread_create(&device->thread, NULL, fault_thread, device);
         if (error) {
             close(device->stop_fd);
-            device->uffd = device->stop_fd = device->afar = -1;
+            device->uffd = device->stop_fd = device->remote = -1;
         }
     }
     hm_unlock_either(HM_RANK_DEVICE, &device->lock);
@@ -287,9 +287,9 @@ int hm_device_detach(struct hm_core *core, uint32_t node)
     hm_lock_to_write(HM_RANK_DEVICE, &device->lock);
     close(device->uffd);
     close(device->stop_fd);
-    if (device->afar >= 0)
-        close(device->afar);
-    device->uffd = device->stop_fd = device->afar = -1;
+    if (device->remote >= 0)
+        close(device->remote);
+    device->uffd = device->stop_fd = device->remote = -1;
     atomic_store(&device->reaches, false);
     hm_unlock_either(HM_RANK_DEVICE, &device->lock);
     while ((ino = any_window(device)))
@@ -312,7 +312,7 @@ static int window_add(struct hm_device *device, struct hm_window window)
     return 0;
 }
 
-/* Protect what the device has of the region already: nothing of it was protected till now. */
+/* Protect what the device has of the region already: nothing of it was protected until now. */
 static int protect_all(struct hm_region *region, uint32_t node)
 {
     int error = 0;
@@ -332,7 +332,7 @@ int hm_device_map(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t ad
 {
     struct hm_device *device = &core->device[node];
     struct hm_region *region;
-    uint64_t *afar;
+    uint64_t *remote;
     int error;
     if (node == HM_HOST || node >= core->config.nodes)
         return -ENODEV;
@@ -342,14 +342,14 @@ int hm_device_map(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t ad
     region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
-    afar = hm_reserve_memory(bytes / HM_PAGE_SIZE / 8);
+    remote = hm_reserve_memory(bytes / HM_PAGE_SIZE / 8);
     hm_lock_to_write(HM_RANK_DEVICE, &device->lock);
-    error =
-        afar ? window_add(device, (struct hm_window){ino, address, bytes, 0, NULL, afar}) : -ENOMEM;
+    error = remote ? window_add(device, (struct hm_window){ino, address, bytes, 0, NULL, remote})
+                   : -ENOMEM;
     if (!error)
         atomic_store(&region->window[node], address);
     else
-        hm_free_memory(afar, bytes / HM_PAGE_SIZE / 8);
+        hm_free_memory(remote, bytes / HM_PAGE_SIZE / 8);
     hm_unlock_either(HM_RANK_DEVICE, &device->lock);
     if (!error)
         error = protect_all(region, node);

@@ -3,7 +3,7 @@
 #define HMMFS_DIRECTORY_COPIES_H
 #include "base/region.h"
 
-/* With the stripe held: the pages of a block of which a node has a copy. */
+/* With the stripe held: the pages of a block that a node has copies of. */
 struct hm_mask hm_copies_on(const struct hm_region *region, uint64_t block, uint32_t node);
 void hm_copies_set(struct hm_region *region, uint64_t block, uint32_t node,
                    const struct hm_mask *mask, bool there);

@@ -1,7 +1,7 @@
 /* Coherent devices without FUSE passthrough: their pages are the host's, with a label.
  *
  * Programs and coherent devices use such a page at the same time through the kernel's page cache,
- * which the worker maps from afar; so it stays in the host's pool wherever it is said to be. Saying
+ * which the worker maps remotely; so it stays in the host's pool wherever it is said to be. Saying
  * so is the label: the page's room is taken on that device and not on the host, and a migration
  * relabels and charges the link. Of a device whose memory programs reach in part only (`visible`,
  * a PCIe BAR) so many pages have labels, and further ones are truly moved, as to private memory.

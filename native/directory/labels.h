@@ -1,4 +1,4 @@
-/* Of which host-owned pages it is said that they are a device's. */
+/* Which host-owned pages are said to be a device's. */
 #ifndef HMMFS_DIRECTORY_LABELS_H
 #define HMMFS_DIRECTORY_LABELS_H
 #include "base/region.h"

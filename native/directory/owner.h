@@ -9,7 +9,7 @@
  * how many came from each node; or NULL. */
 void hm_own(struct hm_region *region, struct hm_block *record, const struct hm_mask *pages,
             uint32_t node, enum hm_trigger trigger, uint32_t moved[HM_MAX_NODES]);
-/* Pages of which none is there come out of nothing. */
+/* Pages come out of nothing: none of them is there. */
 void hm_populate(struct hm_region *region, struct hm_block *record, const struct hm_mask *pages,
                  uint32_t node);
 /* Pages are no more, nor what the host keeps of them. gone: gets how many each node had. */

@@ -9,7 +9,7 @@
  * link; the bytes stay.
  *
  * So nothing here recalls, copies or protects. What has to be minded instead is the memfd's end,
- * which is the region's (a read past it must end there): whoever works on the bytes does it by
+ * which is the region's (a read past it must end there): what works on the bytes does it by
  * pread and pwrite, never through a mapping, which a truncate could pull away.
  */
 #include "directory/shared_size.h"

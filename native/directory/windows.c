@@ -14,7 +14,7 @@
 #include "directory/windows.h"
 
 #include "directory/records.h"
-#include "worker/afar.h"
+#include "worker/remote.h"
 
 #include <errno.h>
 #include <linux/userfaultfd.h>
@@ -30,7 +30,7 @@ int hm_devices_init(struct hm_core *core)
         return -ENOMEM;
     for (uint32_t node = 0; node < HM_MAX_NODES; node++) {
         pthread_rwlock_init(&core->device[node].lock, NULL);
-        core->device[node].uffd = core->device[node].stop_fd = core->device[node].afar = -1;
+        core->device[node].uffd = core->device[node].stop_fd = core->device[node].remote = -1;
     }
     return 0;
 }
@@ -64,7 +64,7 @@ static struct uffdio_range range_of(uint64_t window, uint64_t block, uint32_t fi
                                  (uint64_t)count * HM_PAGE_SIZE};
 }
 
-/* -ENOENT: a part of it is not the window's any more, because it is unmapped or, from afar, mapped
+/* -ENOENT: a part of it is not the window's any more, because it is unmapped or, remotely, mapped
  * from the mount. Then the kernel stops at that part, so it is done page by page. */
 static int write_protect(int uffd, struct uffdio_range range, bool on)
 {
@@ -158,14 +158,14 @@ struct hm_window *hm_window_of(const struct hm_device *device, uint64_t ino)
     return NULL;
 }
 
-void hm_window_note_afar(struct hm_device *device, uint64_t ino, uint64_t block,
-                         const struct hm_mask *mask, bool on)
+void hm_window_note_remote(struct hm_device *device, uint64_t ino, uint64_t block,
+                           const struct hm_mask *mask, bool on)
 {
     const struct hm_window *window = hm_window_of(device, ino);
     if (!window || block >= window->bytes / HM_BLOCK_BYTES)
         return;
     HM_EACH_WORD (w) {
-        uint64_t *word = &window->afar[block * HM_WORDS + (uint32_t)w];
+        uint64_t *word = &window->remote[block * HM_WORDS + (uint32_t)w];
         if (on)
             __atomic_fetch_or(word, mask->word[w], __ATOMIC_RELAXED);
         else
@@ -175,7 +175,7 @@ void hm_window_note_afar(struct hm_device *device, uint64_t ino, uint64_t block,
         atomic_store(&device->reaches, true);
 }
 
-struct hm_mask hm_window_afar(struct hm_region *region, uint32_t node, uint64_t block)
+struct hm_mask hm_window_remote(struct hm_region *region, uint32_t node, uint64_t block)
 {
     struct hm_device *device = &region->core->device[node];
     const struct hm_window *window;
@@ -187,7 +187,7 @@ struct hm_mask hm_window_afar(struct hm_region *region, uint32_t node, uint64_t 
     if (window && block < window->bytes / HM_BLOCK_BYTES)
         HM_EACH_WORD (w)
             mask.word[w] =
-                __atomic_load_n(&window->afar[block * HM_WORDS + (uint32_t)w], __ATOMIC_RELAXED);
+                __atomic_load_n(&window->remote[block * HM_WORDS + (uint32_t)w], __ATOMIC_RELAXED);
     hm_unlock_either(HM_RANK_DEVICE, &device->lock);
     return mask;
 }
@@ -195,33 +195,33 @@ struct hm_mask hm_window_afar(struct hm_region *region, uint32_t node, uint64_t 
 void hm_window_free(struct hm_window *window)
 {
     free(window->had);
-    hm_free_memory(window->afar, window->bytes / HM_PAGE_SIZE / 8);
+    hm_free_memory(window->remote, window->bytes / HM_PAGE_SIZE / 8);
 }
 
-int hm_window_map_afar(struct hm_region *region, uint32_t node, uint64_t block,
-                       const struct hm_mask *mask, uint32_t worker)
+int hm_window_map_remote(struct hm_region *region, uint32_t node, uint64_t block,
+                         const struct hm_mask *mask, uint32_t worker)
 {
     struct hm_device *device = &region->core->device[node];
     int error = 0;
     hm_lock_to_read(HM_RANK_DEVICE, &device->lock);
     if (worker && worker != atomic_load(&device->worker))
         error = -ESRCH;
-    else if (device->afar < 0)
+    else if (device->remote < 0)
         error = -ENOTCONN;
     else
-        hm_window_note_afar(device, region->ino, block, mask, true);
+        hm_window_note_remote(device, region->ino, block, mask, true);
     for (uint32_t first = 0, count; !error && hm_next_run(mask->word, &first, &count);
          first += count) {
-        struct hm_afar_request request = {.ino = region->ino,
-                                          .offset = hm_page_offset(block, first),
-                                          .length = (uint64_t)count * HM_PAGE_SIZE};
-        if (send(device->afar, &request, sizeof(request), MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
+        struct hm_remote_request request = {.ino = region->ino,
+                                            .offset = hm_page_offset(block, first),
+                                            .length = (uint64_t)count * HM_PAGE_SIZE};
+        if (send(device->remote, &request, sizeof(request), MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
             error = errno == EAGAIN ? -EBUSY : -ENOTCONN;
         else
             hm_count(&region->core->nodes[node].counts.mapped_pages, count);
     }
     if (error == -ENOTCONN)
-        hm_window_note_afar(device, region->ino, block, mask, false);
+        hm_window_note_remote(device, region->ino, block, mask, false);
     hm_unlock_either(HM_RANK_DEVICE, &device->lock);
     return error;
 }

@@ -663,7 +663,7 @@ static bool write_region(struct hm_core *core, struct hm_region *region,
         at = request->offset + request->size;
     hm_count(&core->count.written_bytes, at - request->offset);
     if (error > 0)
-        return true; /* whoever carries out the rest answers */
+        return true; /* who carries out the rest answers */
     hm_count(&core->count.writes, 1);
     at += request->done;
     if (error && at == request->offset)

@@ -30,7 +30,7 @@ struct hm_stride {
 /* One block of a region; an all-zero record is a block that nobody has touched.
  * present: the page has bytes, in the pool of its owner.  device: the owner is not the host.
  * cached: the CPU's page cache may hold a copy, with stores nobody announced.
- * recalling: was cached when the recall under way began; keeps its host reservation till proof.
+ * recalling: was cached when the recall under way began; keeps its host reservation until proof.
  * dirty: written by its owner since the page came to it.
  * kept: the owner is a device and the host's copy is still there and equal.
  * Invariants: device implies present; kept implies device and not dirty;
@@ -99,7 +99,7 @@ struct hm_node_stats {
     uint64_t populated_pages,
         dropped_pages; /* became the node's out of nothing, or went for good */
     uint64_t faults, fault_batches, operations; /* faults of the worker, reads that took them */
-    uint64_t mapped_pages;                      /* from afar */
+    uint64_t mapped_pages;                      /* remotely */
     uint64_t copies_begun, copies_ended;        /* of read-mostly pages */
     /* Pages that the processor was found to thrash; times that it was made to wait for one; pages
      * that its fault pinned to the host; how long it waited, simulated. */
@@ -147,7 +147,7 @@ struct hm_config {
     uint32_t readahead;  /* bytes, offered in INIT */
     uint32_t express;    /* carry out faults that need no decision natively */
     uint32_t keep_clean; /* keep the host copy of a page that moves to a device */
-    uint32_t realtime;   /* whoever waits for a fault or a copy waits as long as it is charged */
+    uint32_t realtime;   /* who waits for a fault or a copy waits as long as it is charged */
 };
 
 /* What comes with a page that was touched: to the device whose worker faulted, to the host for the
@@ -165,7 +165,7 @@ enum hm_placement_kind {
     HM_PLACE_FIRST_TOUCH, /* on the device */
     HM_PLACE_PREFERRED,   /* where it is, unless advice says that it prefers the device */
     HM_PLACE_NEVER,       /* on the host */
-    HM_PLACE_COUNTER      /* where it is, till the device's touches of its 64 KiB are `threshold` */
+    HM_PLACE_COUNTER /* where it is, until the device's touches of its 64 KiB are `threshold` */
 };
 
 /* When processors that keep taking a page from each other are slowed down, and when it is pinned to
@@ -236,7 +236,7 @@ enum hm_job_kind {
 
 enum hm_job_flags {
     HM_JOB_EVICT = 1,    /* counts as an eviction */
-    HM_JOB_HERE = 32,    /* TOUCH: nothing is mapped from afar, since the worker could not */
+    HM_JOB_HERE = 32,    /* TOUCH: nothing is mapped remotely, since the worker could not */
     HM_JOB_ASKED = 64,   /* MIGRATE: somebody asked for it, so -EBUSY if a page may not go */
     HM_JOB_PLACED = 128, /* MIGRATE: only what the device would have if it touched it */
     HM_JOB_REMOTE = 256, /* READ, WRITE of a program's memory: nothing comes to the device */
@@ -263,8 +263,8 @@ struct hm_job {
     void *buffer;                 /* READ, WRITE: length bytes that outlive the job */
     uint64_t pages[8], stores[8]; /* TOUCH: pages of the block; stores are among pages */
     uint64_t window[8];
-    uint64_t afar[8]; /* TOUCH, CHOSEN: pages that a policy leaves where they are */
-    uint32_t worker;  /* TOUCH: whose faults they are, as hm_device_worker counts; 0: not known */
+    uint64_t remote[8]; /* TOUCH, CHOSEN: pages that a policy leaves where they are */
+    uint32_t worker;    /* TOUCH: whose faults they are, as hm_device_worker counts; 0: not known */
 };
 
 enum hm_event_kind {
@@ -374,9 +374,9 @@ struct hm_advice {
     uint8_t preferred;    /* 1 + the node; 0: none */
     uint8_t granularity;  /* 1 + log2 of the pages that come with a fault; 0: the policy says */
     uint8_t pinned;       /* stays on its node */
-    uint8_t no_migrate;   /* stays on the host, which devices reach from afar */
+    uint8_t no_migrate;   /* stays on the host, which devices reach remotely */
     uint8_t prefetched;   /* 1 + the node that somebody last asked to have it; 0: nobody did */
-    uint16_t accessed_by; /* by node: maps it from afar rather than moving it */
+    uint16_t accessed_by; /* by node: maps it remotely rather than moving it */
 };
 
 enum hm_advice_field {
@@ -417,10 +417,10 @@ int hm_node_exclude(struct hm_core *core, uint32_t node, int on);
 /* ---- devices' workers --------------------------------------------------------------------- */
 
 /* A worker's userfaultfd, registered by it for missing pages and write-protection, and our end of
- * the SOCK_SEQPACKET pair whose other end it gave to hm_afar_start; -1: it maps nothing from afar.
+ * the SOCK_SEQPACKET pair whose other end it gave to hm_remote_start; -1: it maps nothing remotely.
  * Both belong to the core from now on if this succeeds. EBUSY: the device has one. EINVAL: uffd is
  * something else. */
-int hm_device_attach(struct hm_core *core, uint32_t node, int uffd, int afar);
+int hm_device_attach(struct hm_core *core, uint32_t node, int uffd, int remote);
 /* The number of the worker that was attached last, from 1; 0: none was. */
 uint32_t hm_device_worker(struct hm_core *core, uint32_t node);
 /* The worker is gone: forget its windows. Pages stay where they are. */
@@ -439,16 +439,16 @@ int hm_pool_descriptor(struct hm_core *core, uint64_t ino, uint32_t node);
 
 /* In a worker: a thread of its own, which maps files of the mount where the core says so, while the
  * kernel's own threads wait for that. It keeps both descriptors. */
-struct hm_afar;
-int hm_afar_start(int socket, int uffd, struct hm_afar **ret);
+struct hm_remote;
+int hm_remote_start(int socket, int uffd, struct hm_remote **ret);
 /* A launch begins that uses the region mapped at address: where its file is. */
-int hm_afar_allow(struct hm_afar *afar, uint64_t ino, uint64_t address, uint64_t bytes,
-                  const char *path, int writable);
-/* The launch has ended: no more is mapped, all files are closed. The regions of which something was
- * mapped from afar; returns how many. */
-int hm_afar_end(struct hm_afar *afar, uint64_t *inos, int max);
+int hm_remote_allow(struct hm_remote *remote, uint64_t ino, uint64_t address, uint64_t bytes,
+                    const char *path, int writable);
+/* The launch has ended: no more is mapped, all files are closed. The regions that something was
+ * mapped of remotely; returns how many. */
+int hm_remote_end(struct hm_remote *remote, uint64_t *inos, int max);
 /* In a child that a kernel forked, which has no such thread: let go of the files. */
-void hm_afar_child(struct hm_afar *afar);
+void hm_remote_child(struct hm_remote *remote);
 
 /* ---- room --------------------------------------------------------------------------------- */
 
@@ -500,10 +500,10 @@ int64_t hm_process_offset(struct hm_core *core, uint64_t ino, uint64_t address, 
 uint64_t hm_process_address_of(struct hm_core *core, uint64_t ino, uint64_t offset);
 
 /* Of the block's pages that the node has: `set`, which may be NULL, become its alone; `out`, which
- * may be NULL, gets those that are. A page is till it leaves the node. */
+ * may be NULL, gets those that are. A page is until it leaves the node. */
 int hm_process_exclusive(struct hm_core *core, uint64_t ino, uint32_t node, uint64_t block,
                          const uint64_t *set, uint64_t *out);
-/* The block is one huge page of the node, if that has all of it and it lies in one mapping, till
+/* The block is one huge page of the node, if that has all of it and it lies in one mapping, until
  * some of it leaves: it comes home in one piece, too, and is a huge page there if it can be. */
 int hm_process_set_huge(struct hm_core *core, uint64_t ino, uint32_t node, uint64_t block);
 
@@ -556,7 +556,7 @@ enum hm_fault_count {
     HM_FAULTS_WRITE,
     HM_FAULTS_MIGRATED,  /* the page came from another node */
     HM_FAULTS_POPULATED, /* it was a hole and has bytes now */
-    HM_FAULTS_MAPPED,    /* it is used from afar */
+    HM_FAULTS_MAPPED,    /* it is used remotely */
     HM_FAULTS_COPIED,    /* a copy of a read-mostly page was made */
     HM_FAULTS_UPGRADED,  /* it was there, and may be stored to now */
     HM_FAULTS_DUPLICATE, /* another thread's fault on the page was in the same batch */
@@ -567,7 +567,7 @@ enum hm_fault_count {
 /* Sums since the mount: [from][to] where two nodes are meant. */
 struct hm_flows {
     uint64_t moved[16][16];   /* pages whose owner changed */
-    uint64_t carried[16][16]; /* pages whose bytes were copied, or used from afar (once a launch) */
+    uint64_t carried[16][16]; /* pages whose bytes were copied, or used remotely (once a launch) */
     uint64_t linked[16][16];  /* the same by the links they took: through the host twice */
     uint64_t copies[16][16];  /* runs of pages that took a link */
     uint64_t link_ns[16][16]; /* simulated time of them */
@@ -667,7 +667,7 @@ int hm_gate_passthrough(struct hm_core *core);
 int hm_gate_leave(struct hm_core *core);
 /* Returns when every gate thread has ended; the kernel's side must be gone (unmounted, aborted). */
 int hm_gate_join(struct hm_core *core);
-/* Answer an ioctl of which an event told: with error, an errno, or with size bytes at out, which
+/* Answer an ioctl that an event told of: with error, an errno, or with size bytes at out, which
  * the kernel copies to the program; with an error it copies nothing. */
 int hm_reply_ioctl(struct hm_core *core, uint64_t unique, int error, const void *out,
                    uint32_t size);

@@ -80,7 +80,7 @@ struct attempt {
     int uffd_error; /* why there is none; 0: there is */
     struct hm_threads *threads;
     struct hm_control *control;
-    char *own;          /* HM_OWN bytes of address space, of which the scratch is used */
+    char *own;          /* HM_OWN bytes of address space; the scratch is used */
     const char *failed; /* at what */
 };
 #define NO_ATTEMPT                                                                                 \
@@ -156,7 +156,7 @@ static void say_where_threads_are(struct hm_control *control)
     control->thread_after = (uint32_t)(high - head);
 }
 
-/* Not for forks, of which each has its own. Guards are left where the stacks end. */
+/* Not for forks: each has its own. Guards are left where the stacks end. */
 static int make_memory(struct attempt *attempt)
 {
     struct hm_threads *made;
@@ -269,7 +269,7 @@ static int greet(struct attempt *attempt)
         return errno == EAGAIN ? ETIMEDOUT : errno;
     if (n == 0)
         return ECONNRESET;
-    attempt->failed = "The daemon of its mount speaks another language: run the same hmmfs";
+    attempt->failed = "The daemon of its mount speaks another language. Run the same hmmfs";
     if (n != sizeof(welcome) || (!welcome.error && welcome.version != HM_PRELOAD_VERSION))
         return EPROTO;
     attempt->failed = "The daemon of its mount refused it";

@@ -14,7 +14,7 @@ struct hm_threads *hm_own_threads(void);
 /* The directory of the mount; empty: nothing was said of it. */
 const char *hm_mount_directory(void);
 
-/* Whether all threads but the caller's are the library's, of which there are some. */
+/* Whether all threads but the caller's are the library's. There are some. */
 bool hm_has_only_ours(void);
 /* Have all pages brought home and the library's threads ended. False: they still run. */
 bool hm_leave(void);

@@ -26,7 +26,7 @@ static void map_lowest(int file, size_t page)
         dump_lowest = lowest;
 }
 
-/* Pages of a file of the daemon's that nobody touches but the kernel, for a core dump: whoever
+/* Pages of a file of the daemon's that nobody touches but the kernel, for a core dump: who
  * reads them waits until all pages are home. The first it reads before it writes any, to see if it
  * is a library; where its coredump_filter leaves headers out, it reads the second in its turn. */
 void hm_map_for_dumps(int file)

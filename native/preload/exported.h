@@ -5,7 +5,7 @@
 
 #define EXPORTED __attribute__((visibility("default")))
 
-/* Looked up in the constructor, and by whoever is even before that. */
+/* Looked up in the constructor, and by what runs even before that. */
 static inline void *hm_real(void **found, const char *name)
 {
     void *function = __atomic_load_n(found, __ATOMIC_RELAXED);

@@ -374,7 +374,7 @@ static void wake_all(struct hm_link *link)
     }
 }
 
-/* On the program's standard error, of which no copy is kept, and only if that takes it at once. */
+/* On the program's standard error. No copy is kept, and it is dropped unless taken at once. */
 static void tell(void)
 {
     static const char sentence[] = "hmmfs run: The daemon is gone: touching memory that was on a "

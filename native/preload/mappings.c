@@ -76,7 +76,7 @@ static void end_change(struct hm_control *control)
         __atomic_add_fetch(&control->changes_ended, 1, __ATOMIC_SEQ_CST);
 }
 
-/* Whoever allocates before the constructor has run may do so by these: nothing is looked up. */
+/* What allocates before the constructor has run may do so by these: nothing is looked up. */
 static void *real_mmap, *real_munmap;
 
 static void *map(void *address, size_t length, int protection, int flags, int fd, off64_t offset)

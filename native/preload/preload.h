@@ -71,7 +71,7 @@ enum hm_slot_kind {
 struct hm_slot {
     uint32_t state; /* enum hm_slot_state; a shared futex */
     uint32_t kind;
-    int32_t result; /* 0, or -errno of the first run of which something failed; before all others
+    int32_t result; /* 0, or -errno of the first run that failed in part; before all others
                      * -EAGAIN: while the address space changes, so that markers may be missing */
     uint32_t runs;
     uint32_t changes, unused;

@@ -385,7 +385,7 @@ static void flip_home(struct transaction *t, const struct hm_mask *mask, uint64_
 }
 
 /* What was one huge page on a device is one at home, too, where the kernel finds room for it.
- * Programs wait for that, till the transaction's end wakes them. */
+ * Programs wait for that, until the transaction's end wakes them. */
 static void collapse(const struct transaction *t)
 {
     struct iovec block = {(void *)hm_page_of(t, 0), HM_BLOCK_BYTES};

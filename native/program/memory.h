@@ -16,7 +16,7 @@ static inline uint64_t hm_page_of(const struct transaction *t, uint32_t page)
 }
 
 void hm_process_wake(struct hm_process *process, uint64_t start, uint64_t length);
-/* Add the pages of [start, end), of which start begins a page, that are in the block whose first
+/* Add the pages of [start, end), where start begins a page, that are in the block whose first
  * address is `base`. */
 void hm_add_part(struct hm_mask *mask, uint64_t base, uint64_t start, uint64_t end);
 /* A thread of ours accesses the program's memory from here on, without the lock: its faults are

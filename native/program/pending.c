@@ -166,7 +166,7 @@ static bool is_ours(const struct hm_process *process, uint32_t thread)
     return thread && (is_helper(process, thread) || remote_slot(process, thread) >= 0);
 }
 
-/* It faults again, till the page has arrived. No thread of ours waits for ever: what it waits for
+/* It faults again, until the page has arrived. No thread of ours waits for ever: what it waits for
  * is under way, unless the program works against us. */
 static void try_again(struct hm_process *process, const struct uffd_msg *message)
 {
@@ -205,7 +205,7 @@ static bool is_dropped(const struct hm_process *process, const struct uffd_msg *
     const struct hm_slot *slot = process->dropping;
     uint64_t start = message->arg.remove.start, end = message->arg.remove.end;
     if (!slot || message->event != UFFD_EVENT_REMOVE || is_announced(process, start, end))
-        return false; /* what the program discards at the same time goes, whoever was first */
+        return false; /* what the program discards at the same time goes, no matter who was first */
     for (uint32_t i = 0, runs = __atomic_load_n(&slot->runs, __ATOMIC_RELAXED);
          i < HM_PRELOAD_RUNS && i < runs; i++)
         if (start >= slot->run[i].address && end <= slot->run[i].address + slot->run[i].length)

@@ -3,7 +3,7 @@
  * A program under `hmmfs run` has handed us its userfaultfd. Where pages of it have been taken to a
  * device, its accesses are faults here, and what it does to its address space (unmap, move,
  * discard, fork) are events. The kernel sends them in order and holds the program up until they are
- * read. One thread reads; it waits for nobody but for whoever holds the process's lock, which is
+ * read. One thread reads; it waits for nobody but for who holds the process's lock, which is
  * for as long as the program's helper takes. What concerns a block that a transaction holds is put
  * in a list with all that came later, and looked at again when a transaction ends.
  *

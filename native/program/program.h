@@ -45,7 +45,7 @@ struct hm_process {
     bool foreign; /* as in the config */
     _Atomic bool gone, detached;
     _Atomic uint32_t closed; /* a bit for each node that gets nothing of it */
-    /* Held for every reading of the userfaultfd, and by whoever takes pages from the program or
+    /* Held for every reading of the userfaultfd, and by who takes pages from the program or
      * gives it some, from the moment that it looks which events wait until that is done. The
      * kernel refuses both while there is an event that was not read; so what is moved is what is
      * meant. Taken before any stripe; waits for the program's helper thread, within a time. */
@@ -59,9 +59,9 @@ struct hm_process {
     } discard[HM_DISCARDS];
     uint32_t slots; /* a bit for each that is in use */
     /* Pages of devices' memory that went home by faults, and whose room is free again, but that are
-     * not punched yet: one by one that would be a fifth of a fault. With the stripe. Of which
-     * blocks, and how many in all: with the lock. A worker's window would show them, so there are
-     * none while there is one. */
+     * not punched yet: one by one that would be a fifth of a fault. With the stripe. Which
+     * blocks have some, and how many in all: with the lock. A worker's window would show them, so
+     * there are none while there is one. */
     hm_page_sets_table late;
     uint64_t late_block[HM_LATE_BLOCKS];
     uint32_t late_blocks, late_pages;

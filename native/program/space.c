@@ -210,7 +210,7 @@ static void hear(struct hm_pending *fork)
 static int give_child(const struct hm_process *process, struct hm_pending *fork, uint64_t block,
                       uint32_t page, uint64_t to, int *tries);
 
-/* Copies of a page for an address space of which `since` has become known, after it had the page at
+/* Copies of a page for an address space that `since` became known of, after it had the page at
  * `to`: one for it, wherever that is now, and one for each child that it has made. */
 static int spread(const struct hm_process *process, int uffd, struct hm_pending *since,
                   uint64_t block, uint32_t page, uint64_t to, int *tries)
@@ -242,7 +242,7 @@ static int give_child(const struct hm_process *process, struct hm_pending *fork,
 }
 
 /* Copies of all that devices have of [start, start+length): for the child, at the same place; or
- * without one for this program, at `to`, of which `since` has become known. -EBUSY: a transaction
+ * without one for this program, at `to`, that `since` became known of. -EBUSY: a transaction
  * holds one of the blocks; -EAGAIN: as above. What was given is given: it goes on from there. */
 static int copy_out(const struct hm_process *process, struct hm_pending *child, uint64_t start,
                     uint64_t length, uint64_t to, struct hm_pending *since)

@@ -6,7 +6,7 @@
  * follows stays: what the C library keeps of each thread, and each mutex in the thread's list.
  *
  * A list may grow while it is looked at. So it is looked at once more when pages have been taken:
- * whoever has locked a mutex in one of them has done so before, and can't unlock it now. (A thread
+ * who has locked a mutex in one of them has done so before, and can't unlock it now. (A thread
  * that locks one and ends between both looks, within a millisecond, is missed.)
  *
  * The arguments and the environment stay, too, for ps to show; but not from a kernel that works on

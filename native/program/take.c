@@ -136,7 +136,7 @@ static void release_slot(struct hm_process *process, int slot, bool scratch)
         process->slots &= ~(1u << slot);
 }
 
-/* The next runs of a mask as a request, none of which goes on past the first page of a mapping;
+/* The next runs of a mask as a request; none goes on past the first page of a mapping;
  * false: there are no more. *page is where to go on. */
 static bool fill_runs(const struct transaction *t, struct hm_slot *request,
                       const struct hm_mask *mask, const struct hm_mask *firsts, uint32_t *page)

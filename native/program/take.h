@@ -18,7 +18,7 @@ struct hm_taking {
 /* Sort pages by their mappings into the first four, and have the kernel tell us of them from now
  * on. */
 int hm_take_sort(const struct transaction *t, const struct hm_mask *mask, struct hm_taking *out);
-/* Take movable and fixed, of which some may stay; neither the stripe nor the lock is held. Whatever
+/* Take movable and fixed. Some may stay; neither the stripe nor the lock is held. Whatever
  * is returned, what is in `taken` is nowhere else. -EBUSY: the program does not answer, or changes
  * its mappings. */
 int hm_take(const struct transaction *t, struct hm_taking *taking);

@@ -1,4 +1,4 @@
-/* What programs said of ranges of a region: read mostly, where best, from afar, pinned.
+/* What programs said of ranges of a region: read mostly, where best, remotely, pinned.
  *
  * A region's list is short and rarely changed, and looked at by every fault on the region once
  * there is one; without any, a fault pays for one load. How the words came to mean what they mean
@@ -110,7 +110,7 @@ static uint32_t rewrite(const struct hm_region *region, uint64_t first, uint64_t
             part = region->advice[i];
         low = part.first;
         stop = low + part.count;
-        if (at < end && at < low) { /* a gap, of which nothing was said */
+        if (at < end && at < low) { /* a gap that nothing was said of */
             struct hm_advice fresh = {.first = at, .count = (low < end ? low : end) - at};
             say(&fresh, field, value);
             used = append(list, used, &fresh);

@@ -406,7 +406,7 @@ HM_UNLOCKED static bool is_spared(const struct hm_resident *at, const struct hm_
 }
 
 /* The first from here on, as the block is now, that may be chosen. What is found to be out of place
- * is put there, and those of which nothing may leave aside until something else is said. */
+ * is put there; those that nothing may leave of are put aside until something else is said. */
 static struct hm_resident *next_able(struct hm_evictor *by, struct hm_ranked *from,
                                      const struct hm_spared *spared)
 {
@@ -495,7 +495,7 @@ static struct hm_resident *choose(struct hm_evictor *by, const struct hm_spared 
 
 /* ---- which pages of the block --------------------------------------------------------------- */
 
-/* The lowest 64 KiB, and each aligned range around them of which less than half would be left. */
+/* The lowest 64 KiB, and each aligned range around them that would be less than half full then. */
 static struct hm_mask by_tree(const struct hm_mask *pages)
 {
     uint32_t first = hm_next_page(pages->word, 0) / GROUP_PAGES * GROUP_PAGES;

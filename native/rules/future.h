@@ -16,7 +16,7 @@ void hm_future_free(struct hm_future *future);
 bool hm_future_farthest(const struct hm_future *future, uint64_t block, const struct hm_mask *pages,
                         uint32_t *page, uint64_t *when);
 /* Pages are touched that were not there since their last use: the trace has come to their next.
- * Calls `passed` for each block of which a page was passed on the way. */
+ * Calls `passed` with the block of each page that was passed on the way. */
 void hm_future_touched(struct hm_future *future, uint64_t block, const struct hm_mask *pages,
                        void (*passed)(void *context, uint64_t block), void *context);
 

@@ -1,5 +1,5 @@
 /* Where an access of a device finds its pages: the one place that decides between bringing them to
- * the device, having it reach them on the host from afar, and refusing.
+ * the device, having it reach them on the host remotely, and refusing.
  *
  * The order of the rules is that of NVIDIA's UVM driver (block_select_processor_residency in
  * uvm_va_block.c), for a machine where devices reach the host's memory, the host reaches none of
@@ -17,7 +17,7 @@
 
 #include <errno.h>
 
-#define GROUP_PAGES 16 /* accesses from afar are counted, and mapped, by 64 KiB */
+#define GROUP_PAGES 16 /* remote accesses are counted, and mapped, by 64 KiB */
 
 int hm_placement_set(struct hm_core *core, uint32_t node, uint32_t kind, uint32_t threshold)
 {
@@ -100,7 +100,7 @@ struct hm_placement hm_place(struct hm_region *region, uint64_t block, uint32_t 
             uint64_t others = mask->word[w] & ~mine.word[w];
             place.bring.word[w] = mask->word[w] & mine.word[w];
             place.refuse.word[w] = others & record->device[w] & pinned.word[w];
-            place.afar.word[w] = others & ~place.refuse.word[w];
+            place.remote.word[w] = others & ~place.refuse.word[w];
         }
         return place;
     }
@@ -114,11 +114,11 @@ struct hm_placement hm_place(struct hm_region *region, uint64_t block, uint32_t 
         uint64_t away = said.mapped.word[w] | said.no_migrate.word[w];
         place.bring.word[w] = 0;
         /* 1. What is pinned stays, and is reached only where that was said as well. */
-        place.afar.word[w] = pages & fixed & host & away;
+        place.remote.word[w] = pages & fixed & host & away;
         place.refuse.word[w] = pages & fixed & ~(host & away);
         pages &= ~fixed;
         /* 2. What both sides use at once stays on the host. */
-        place.afar.word[w] |= pages & said.no_migrate.word[w];
+        place.remote.word[w] |= pages & said.no_migrate.word[w];
         pages &= ~said.no_migrate.word[w];
         /* 3. What is there, and what prefers to be. */
         place.bring.word[w] |= pages & (mine.word[w] | said.here.word[w]);
@@ -127,9 +127,9 @@ struct hm_placement hm_place(struct hm_region *region, uint64_t block, uint32_t 
         pages &= ~place.bring.word[w];
         /* 4. What thrashed; what is on the host and may be reached there, or prefers to be there.
          */
-        place.afar.word[w] |= pages & (fought.word[w] | said.at_host.word[w]);
-        place.afar.word[w] |= pages & host & said.mapped.word[w];
-        pages &= ~place.afar.word[w];
+        place.remote.word[w] |= pages & (fought.word[w] | said.at_host.word[w]);
+        place.remote.word[w] |= pages & host & said.mapped.word[w];
+        pages &= ~place.remote.word[w];
         /* 5. What is nowhere yet comes to its first user, unless nothing ever does. */
         if (!never) {
             place.bring.word[w] |= pages & ~there;
@@ -138,28 +138,28 @@ struct hm_placement hm_place(struct hm_region *region, uint64_t block, uint32_t 
         open.word[w] = pages;
     }
     chosen = by_policy(region, block, node, &open, count, left);
-    reached = hm_window_afar(region, node, block);
+    reached = hm_window_remote(region, node, block);
     HM_EACH_WORD (w) {
         uint64_t stays = (place.bring.word[w] | chosen.word[w]) & reached.word[w] & ~mine.word[w];
         place.bring.word[w] = (place.bring.word[w] | chosen.word[w]) & ~stays;
-        place.afar.word[w] |= (open.word[w] & ~chosen.word[w]) | stays;
+        place.remote.word[w] |= (open.word[w] & ~chosen.word[w]) | stays;
     }
     return place;
 }
 
-struct hm_mask hm_afar_window(struct hm_region *region, uint64_t block, uint32_t node,
-                              const struct hm_mask *afar)
+struct hm_mask hm_remote_window(struct hm_region *region, uint64_t block, uint32_t node,
+                                const struct hm_mask *remote)
 {
     struct hm_mask inside = hm_inside_file(region, block), window = {{0}};
     struct hm_mask mine = hm_owned(&region->blocks[block], node);
     struct hm_placement place;
-    HM_EACH_PAGE (page, afar->word) {
+    HM_EACH_PAGE (page, remote->word) {
         struct hm_mask group = hm_mask_range(page / GROUP_PAGES * GROUP_PAGES, GROUP_PAGES);
         HM_EACH_WORD (w)
             window.word[w] |= group.word[w] & inside.word[w];
     }
     place = hm_place(region, block, node, &window, false, NULL);
-    hm_drop(place.afar.word, mine.word); /* reached from afar, it would come home */
-    window = hm_either(place.afar.word, afar->word);
+    hm_drop(place.remote.word, mine.word); /* reached remotely, it would come home */
+    window = hm_either(place.remote.word, remote->word);
     return window;
 }

@@ -49,7 +49,7 @@ static uint32_t bits_in(const uint64_t *words, uint32_t first, uint32_t size)
 }
 
 /* The density prefetcher of NVIDIA's UVM driver (open-gpu-kernel-modules, uvm_perf_prefetch.c): of
- * the aligned ranges of 4 KiB, 8 KiB … 2 MiB around a touched page, the largest of which more than
+ * the aligned ranges of 4 KiB, 8 KiB … 2 MiB around a touched page, the largest where more than
  * threshold percent is there already or touched; touched pages count as the whole 64 KiB around
  * them. Ranges are cut at the end of the file. */
 static struct hm_mask density(const struct hm_mask *resident, const struct hm_mask *touched,

@@ -3,7 +3,7 @@
  * The rules and their order are those of NVIDIA's UVM driver (uvm_perf_thrashing.c), for a machine
  * whose processors share one place only, the host's memory. Its time is the simulated clock, so a
  * run repeats exactly: a throttled processor waits there until it may go on. A page pinned here is
- * reached from afar; what has been mapped so stays mapped until its launch ends, even if the pin
+ * reached remotely; what has been mapped so stays mapped until its launch ends, even if the pin
  * ends before.
  */
 #include "rules/thrash.h"

@@ -168,11 +168,11 @@ static void account(struct transaction *t, const struct hm_mask *touched,
 /* What a policy in Python leaves where it is. */
 static const uint64_t *left(const struct hm_job *job)
 {
-    return job->flags & HM_JOB_CHOSEN && hm_bits(job->afar) ? job->afar : NULL;
+    return job->flags & HM_JOB_CHOSEN && hm_bits(job->remote) ? job->remote : NULL;
 }
 
 /* Take from `touched`, and from `stores`, what does not come to the device, and fill in what is
- * mapped from afar instead. -EPERM: some of it is pinned elsewhere. -ENOLINK: the worker can't map
+ * mapped remotely instead. -EPERM: some of it is pinned elsewhere. -ENOLINK: the worker can't map
  * what may not come. */
 static int place(struct transaction *t, struct hm_mask *touched, struct hm_mask *stores, bool count)
 {
@@ -188,15 +188,15 @@ static int place(struct transaction *t, struct hm_mask *touched, struct hm_mask 
         return -EPERM;
     if (t->job->flags & HM_JOB_HERE) {
         struct hm_mask stay = hm_stay(t), mine = hm_owned(t->record, t->job->node);
-        hm_keep(stay.word, found.afar.word);
+        hm_keep(stay.word, found.remote.word);
         hm_drop(stay.word, mine.word);
         return hm_bits(stay.word) ? -ENOLINK : 0;
     }
-    if (!hm_bits(found.afar.word))
+    if (!hm_bits(found.remote.word))
         return 0;
-    hm_drop(touched->word, found.afar.word);
-    hm_drop(stores->word, found.afar.word);
-    t->afar = hm_afar_window(t->region, t->block, t->job->node, &found.afar);
+    hm_drop(touched->word, found.remote.word);
+    hm_drop(stores->word, found.remote.word);
+    t->remote = hm_remote_window(t->region, t->block, t->job->node, &found.remote);
     return 0;
 }
 
@@ -212,22 +212,22 @@ static void placeable(const struct transaction *t, const struct hm_mask *touched
         window->word[w] &= touched->word[w] | found.bring.word[w];
 }
 
-/* What is reached from afar costs a fault, and the link what it would cost to fetch it once: how
+/* What is reached remotely costs a fault, and the link what it would cost to fetch it once: how
  * often it is used nobody sees. */
-static void charge_afar(struct transaction *t)
+static void charge_remote(struct transaction *t)
 {
     static const uint8_t host[HM_BLOCK_PAGES];
-    if (!hm_bits(t->afar.word))
+    if (!hm_bits(t->remote.word))
         return;
     t->record->last_cpu = hm_tick(t->core);
     t->record->device_faulted += t->served.mapped;
     if (hm_labels(t->region, t->job->node)) {
         /* There is no fault on such a machine, and loads and stores nobody sees. */
-        hm_trace_job(t, HM_TRACE_MAP_REMOTE, &t->afar, HM_HOST, t->job->node, 0);
+        hm_trace_job(t, HM_TRACE_MAP_REMOTE, &t->remote, HM_HOST, t->job->node, 0);
         return;
     }
     t->charged += hm_charge_faults(t->core, t->job->node, 1);
-    hm_carried(t, HM_TRACE_MAP_REMOTE, &t->afar, &t->afar, host, 0);
+    hm_carried(t, HM_TRACE_MAP_REMOTE, &t->remote, &t->remote, host, 0);
 }
 
 /* Of the window, the read-mostly pages that are only loaded from: they are copied. Taken off the
@@ -269,7 +269,7 @@ int hm_touch(struct transaction *t)
         return error;
     before = look(t, &touched, &stores);
     if (!hm_bits(touched.word)) {
-        charge_afar(t);
+        charge_remote(t);
         return 0;
     }
     window = touch_window(t, &touched, &stride);
@@ -295,7 +295,7 @@ int hm_touch(struct transaction *t)
     error = hm_bring_in(t, &window, true, HM_BLOCK_PAGES);
     if (error)
         return error;
-    charge_afar(t);
+    charge_remote(t);
     past = hm_both(arriving.word, touched.word);
     t->charged += hm_charge_faults(t->core, t->job->node, hm_bits(past.word));
     account(t, &touched, &before, &copied);

@@ -169,7 +169,7 @@ static struct hm_queued_job *next_deferred(const struct transaction *t)
     return next;
 }
 
-/* Free the block, let what waited for it go on, and tell whoever waits for the job. CPU requests
+/* Free the block, let what waited for it go on, and tell who waits for the job. CPU requests
  * go first: a device that is always ready with its next job must not starve them. */
 static void finish(struct transaction *t, bool held)
 {
@@ -189,14 +189,14 @@ static void finish(struct transaction *t, bool held)
         hm_evict_note(t->region, t->block);
         hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
         hm_pause("job.freed");
-        if (t->job->kind == HM_JOB_TOUCH && !t->event.result && !hm_bits(t->afar.word))
+        if (t->job->kind == HM_JOB_TOUCH && !t->event.result && !hm_bits(t->remote.word))
             hm_faults_served(t);
         /* Not before: the next fault of the worker would sometimes find the block busy, and others
          * be evicted in its place. */
         hm_window_wake(t->region, t->job->node, t->block, &t->wake);
-        if (hm_bits(t->afar.word) && !t->event.result) {
+        if (hm_bits(t->remote.word) && !t->event.result) {
             t->event.result =
-                hm_window_map_afar(t->region, t->job->node, t->block, &t->afar, t->job->worker);
+                hm_window_map_remote(t->region, t->job->node, t->block, &t->remote, t->job->worker);
             if (!t->event.result)
                 hm_faults_served(t);
         }

@@ -13,8 +13,8 @@ uint64_t hm_trace_move(struct transaction *t, const struct hm_mask *moving,
 void hm_trace_stayed(struct transaction *t, const struct hm_mask *moving,
                      const struct hm_mask *moved, const uint8_t from[HM_BLOCK_PAGES],
                      uint64_t began);
-/* Of pages concerned, by owners before, these had their bytes copied to job->node, or used from
- * afar: charge for them, enter them, and trace it. began: when, or 0 for an instant. */
+/* Of pages concerned, by owners before, these had their bytes copied to job->node, or used
+ * remotely: charge for them, enter them, and trace it. began: when, or 0 for an instant. */
 void hm_carried(struct transaction *t, enum hm_trace_kind kind, const struct hm_mask *concerned,
                 const struct hm_mask *copied, const uint8_t from[HM_BLOCK_PAGES], uint64_t began);
 void hm_trace_job(struct transaction *t, enum hm_trace_kind kind, const struct hm_mask *mask,

@@ -23,13 +23,13 @@
 typedef void use_bytes(const struct hm_job *job, struct hm_event *event, uint32_t at,
                        uint8_t *bytes, uint32_t n);
 
-/* Where the bytes of an operation's pages are: on the device, or on the host, from afar. */
+/* Where the bytes of an operation's pages are: on the device, or on the host, remotely. */
 struct places {
     struct hm_mask here, host;
 };
 
 /* The pool of the run of pages that begins at `page` and ends before *end; NULL: they are holes.
- * The host's was made by hold_afar, if there was anything to make. */
+ * The host's was made by hold_remote, if there was anything to make. */
 static struct hm_pool *pool_of(struct transaction *t, const struct places *places, uint32_t page,
                                uint32_t *end)
 {
@@ -145,26 +145,26 @@ static void forget_unmade(struct transaction *t, const struct hm_mask *mask, uin
         (void)hm_block_cut(t->region, t->block, &unmade, false); /* the audit tells */
 }
 
-/* ---- from afar ------------------------------------------------------------------------------ */
+/* ---- remote access --------------------------------------------------------------------------- */
 
-/* Have the pages that the operation reaches from afar at home, out of the CPU's hands, and for a
+/* Have the pages that the operation reaches remotely at home, out of the CPU's hands, and for a
  * store present. On success the block is FROZEN. */
-static int hold_afar(struct transaction *t, const struct hm_mask *afar, bool stores)
+static int hold_remote(struct transaction *t, const struct hm_mask *remote, bool stores)
 {
     struct hm_block *record = t->record;
     struct hm_mask inside, fill;
     for (;;) {
         uint32_t before;
-        int error = hm_fetch_home(t, afar);
+        int error = hm_fetch_home(t, remote);
         if (!error)
-            error = hm_recall(t, afar);
+            error = hm_recall(t, remote);
         if (error)
             return error;
         while (record->inflight)
             pthread_cond_wait(&t->stripe->changed, &t->stripe->lock);
-        if (hm_any(record->device, afar->word)) { /* cut and filled anew meanwhile, or pinned */
+        if (hm_any(record->device, remote->word)) { /* cut and filled anew meanwhile, or pinned */
             struct hm_mask pinned = hm_pinned(t->region, t->block);
-            hm_keep(pinned.word, afar->word);
+            hm_keep(pinned.word, remote->word);
             hm_thaw(record, t->stripe);
             hm_step_of(t, "thawed", NULL);
             if (hm_any(record->device, pinned.word))
@@ -174,7 +174,7 @@ static int hold_afar(struct transaction *t, const struct hm_mask *afar, bool sto
         if (!stores)
             return 0;
         inside = hm_inside_file(t->region, t->block);
-        fill = hm_both(hm_without(afar->word, record->present).word, inside.word);
+        fill = hm_both(hm_without(remote->word, record->present).word, inside.word);
         before = hm_bits(fill.word);
         if (hm_reserve(t->core, HM_HOST, before, 0)) {
             hm_thaw(record, t->stripe);
@@ -187,18 +187,18 @@ static int hold_afar(struct transaction *t, const struct hm_mask *afar, bool sto
             hm_step_of(t, "thawed", NULL);
             return -ENOMEM;
         }
-        hm_collapse(t->region, t->block, afar,
+        hm_collapse(t->region, t->block, remote,
                     HM_HOST); /* made before the pages were said to stay */
         hm_populate(t->region, record, &fill, HM_HOST);
         HM_EACH_WORD (w)
-            record->dirty[w] |= afar->word[w] & record->present[w];
-        hm_step_of(t, "afar.written", afar);
+            record->dirty[w] |= remote->word[w] & record->present[w];
+        hm_step_of(t, "remote.written", remote);
         return 0;
     }
 }
 
 /* Read-mostly pages are looked at where they are: a copy might end while it is read. */
-static void look_from_afar(const struct transaction *t, struct hm_placement *place)
+static void look_remotely(const struct transaction *t, struct hm_placement *place)
 {
     struct hm_advised said;
     if (!hm_advised(t->region, t->block, t->job->node, &said))
@@ -206,14 +206,14 @@ static void look_from_afar(const struct transaction *t, struct hm_placement *pla
     HM_EACH_WORD (w) {
         uint64_t pages = place->bring.word[w] & said.read_mostly.word[w] & ~t->record->device[w];
         place->bring.word[w] &= ~pages;
-        place->afar.word[w] |= pages;
+        place->remote.word[w] |= pages;
     }
 }
 
 int hm_operate(struct transaction *t, const struct hm_mask *mask)
 {
     const struct hm_job *job = t->job;
-    bool stores = job->kind == HM_JOB_WRITE || job->kind == HM_JOB_FILL, afar;
+    bool stores = job->kind == HM_JOB_WRITE || job->kind == HM_JOB_FILL, remote;
     struct hm_placement place;
     struct places places;
     uint32_t generation;
@@ -222,23 +222,23 @@ int hm_operate(struct transaction *t, const struct hm_mask *mask)
     if (hm_bits(place.refuse.word))
         return -EPERM;
     if (!stores)
-        look_from_afar(t, &place);
-    afar = hm_bits(place.afar.word) != 0;
+        look_remotely(t, &place);
+    remote = hm_bits(place.remote.word) != 0;
     error = hm_bring_in(t, &place.bring, stores, HM_BLOCK_PAGES);
-    if (!error && afar)
-        error = hold_afar(t, &place.afar, stores);
+    if (!error && remote)
+        error = hold_remote(t, &place.remote, stores);
     if (error)
         return error;
     places.here = hm_owned(t->record, job->node);
     places.host = hm_owned(t->record, HM_HOST);
-    hm_keep(places.host.word, place.afar.word);
+    hm_keep(places.host.word, place.remote.word);
     hm_count(&t->core->nodes[job->node].counts.operations, 1);
     t->record->last_device = hm_tick(t->core);
     t->record->uses += t->record->uses < UINT32_MAX;
     generation = t->record->generation;
     if (stores)
         hm_mark_written(t, &place.bring);
-    if (afar)
+    if (remote)
         hm_carried(t, HM_TRACE_MAP_REMOTE, &places.host, &places.host, t->record->owner, 0);
     hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
     hm_pause("operate.begun");
@@ -246,15 +246,15 @@ int hm_operate(struct transaction *t, const struct hm_mask *mask)
     hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
     if (stores && error) {
         forget_unmade(t, &place.bring, job->node);
-        if (afar)
-            forget_unmade(t, &place.afar, HM_HOST);
+        if (remote)
+            forget_unmade(t, &place.remote, HM_HOST);
     }
     if (stores || t->record->generation != generation) {
         drop_strays(t, &place.bring, job->node);
-        if (afar)
-            drop_strays(t, &place.afar, HM_HOST);
+        if (remote)
+            drop_strays(t, &place.remote, HM_HOST);
     }
-    if (afar) {
+    if (remote) {
         hm_thaw(t->record, t->stripe);
         hm_step_of(t, "thawed", NULL);
     }

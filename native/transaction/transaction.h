@@ -22,13 +22,13 @@ struct transaction {
     uint64_t block;
     const struct hm_job *job;
     struct cause cause;
-    uint32_t reserved;    /* pages reserved on job->node and not used yet */
-    bool at_once;         /* the thread waits for nobody: where there is no room, it is so */
-    struct hm_mask blank; /* TOUCH: pages whose old bytes the worker's kernel does without */
-    struct hm_mask wake;  /* TOUCH: pages whose waiters are woken once the block is free */
-    struct hm_mask afar;  /* TOUCH: pages that the worker maps from afar then */
-    struct hm_mask moved; /* TOUCH: pages that came from another node */
-    uint64_t charged;     /* ns, by the simulated clock */
+    uint32_t reserved;     /* pages reserved on job->node and not used yet */
+    bool at_once;          /* the thread waits for nobody: where there is no room, it is so */
+    struct hm_mask blank;  /* TOUCH: pages whose old bytes the worker's kernel does without */
+    struct hm_mask wake;   /* TOUCH: pages whose waiters are woken once the block is free */
+    struct hm_mask remote; /* TOUCH: pages that the worker maps remotely then */
+    struct hm_mask moved;  /* TOUCH: pages that came from another node */
+    uint64_t charged;      /* ns, by the simulated clock */
     struct hm_served {
         uint32_t migrated, populated, mapped, copied, upgraded;
     } served; /* TOUCH: what became of the pages touched */

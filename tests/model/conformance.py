@@ -58,7 +58,7 @@ def beside(why: str, changes: str = "", never: str = "") -> Beside:
     return Beside(why, frozenset(changes.split()), frozenset(never.split()))
 
 
-AFAR = "the model has no devices that use a page where it is"
+REMOTE = "the model has no devices that use a page where it is"
 UNMODELLED = {
     "direct.admitted": beside("direct I/O leaves nothing in the page cache", never="FROZEN"),
     "direct.parked": beside("direct I/O holds no folio's lock"),
@@ -69,7 +69,7 @@ UNMODELLED = {
     "failed": beside("the model has no errors", "FROZEN cut in_flight", never="RECALL"),
     "write.undone": beside("a WRITE that a cut met, or an error, is taken back", "in_flight"),
     "cut.part": beside("the model has no parts of pages", "copy_target copy_other cut"),
-    "afar.written": beside(AFAR, "present dirty copy_target copy_other", never="device"),
+    "remote.written": beside(REMOTE, "present dirty copy_target copy_other", never="device"),
     "thawed": beside("a recall that moves nothing need not drain", "FROZEN in_flight"),
 }
 

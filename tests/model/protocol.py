@@ -77,8 +77,8 @@ class Model(Access):
     # ---- a device's worker ------------------------------------------------------------------
 
     def worker(self, s: State, w: int, out: Steps) -> None:
-        """Run on, or take a fault. Bytes that are in the pool can be reached, whoever owns the
-        page: that is what protecting, and punching last, are for."""
+        """Run on, or take a fault. Bytes that are in the pool can be reached, no matter who owns
+        the page: that is what protecting, and punching last, are for."""
         at, waits = s.workers[w]
         if waits or at == len(self.setting.workers[w].ops):
             return

@@ -52,7 +52,7 @@ class Protocol:
     # A device's worker and its true faults (native/device/faults.c).
     no_protect: bool = False  # copy a page away while the worker may still store to it
     protect_late: bool = False  # protect it only after the copy
-    fill_writable: bool = False  # a page arrives without protection: its first store is no fault
+    fill_writable: bool = False  # a page arrives without protection: its first store is not a fault
     wake_arrived: bool = False  # wake only who waits for a page that is there now
 
     # Copies of read-mostly pages (native/directory/copies.c).

@@ -199,7 +199,7 @@ HOLES = {
 }
 
 OPEN, CLOSE = op("open", 0), op("close", 0)
-# Copies of read-mostly pages: with a file open for writing, and without one till somebody opens it.
+# Copies of read-mostly pages: with a file open for writing, or with none until somebody opens it.
 COPIES = {
     "stores of a program": Setting(
         ((store(), load()), (store(),)), (), workers=(worker(1, load(), load()),), mostly=True

@@ -50,7 +50,7 @@ def filled(machine: hmmfs.Machine, name: str = "a", size: int = 4 * M) -> hmmfs.
     return region
 
 
-def test_accessed_by_is_mapped_from_afar(machine: hmmfs.Machine) -> None:
+def test_accessed_by_is_mapped_remotely(machine: hmmfs.Machine) -> None:
     region = filled(machine)
     region.advise("accessed_by=dev0")
     for n in (1, 2, 3):
@@ -99,7 +99,7 @@ def test_a_program_and_a_kernel_share_a_page(machine: hmmfs.Machine, tmp_path: P
     assert machine.stats()["recalls"] == 0
 
 
-def test_what_thrashes_for_want_of_advice_is_used_from_afar_in_the_end(
+def test_what_thrashes_for_want_of_advice_is_used_remotely_in_the_end(
     machine: hmmfs.Machine,
 ) -> None:
     """A program that holds a page of a busy block can't starve a kernel."""
@@ -199,7 +199,7 @@ def test_pinned_pages_never_move(machine: hmmfs.Machine) -> None:
 
 
 def test_pages_pinned_to_a_device(machine: hmmfs.Machine) -> None:
-    """They are no victims; programs can't have them, for private memory is out of their reach."""
+    """They are not victims; programs can't have them, for private memory is out of their reach."""
     region = filled(machine)
     region.migrate(machine.dev0)
     region.advise("pinned")
@@ -277,8 +277,8 @@ def test_no_migrate(machine: hmmfs.Machine) -> None:
     assert where(region) == [1024, 0, 0]
 
 
-def test_pages_that_come_to_a_window_partly_mapped_from_afar(machine: hmmfs.Machine) -> None:
-    """Write-protection stops at what is no part of the window any more; stores beyond it count.
+def test_pages_that_come_to_a_window_partly_mapped_remotely(machine: hmmfs.Machine) -> None:
+    """Write-protection stops at what is not a part of the window any more; stores beyond it count.
     The block is one that nobody had touched when its window was made, and protected as a whole."""
     region = machine.region("a", 2 * BLOCK)
     region.advise("accessed_by=dev0", part=slice(0, PAGE))
@@ -293,7 +293,7 @@ def test_pages_that_come_to_a_window_partly_mapped_from_afar(machine: hmmfs.Mach
 
         block = a[2 << 20 :: 4096]
         turn(2, 3)
-        block[70] += 1  # from afar
+        block[70] += 1  # remotely
         turn(4, 5)
         block += 1
         return int(block.sum())
@@ -315,8 +315,8 @@ def test_pages_that_come_to_a_window_partly_mapped_from_afar(machine: hmmfs.Mach
     assert int(region.cpu[BLOCK::PAGE].sum()) == 511 * 2 + 3
 
 
-def test_one_load_of_a_page_from_afar_and_a_page_of_the_device(machine: hmmfs.Machine) -> None:
-    """What a kernel has mapped from afar does not come along with its faults: it would go on to
+def test_one_load_of_a_page_remotely_and_a_page_of_the_device(machine: hmmfs.Machine) -> None:
+    """What a kernel has mapped remotely does not come along with its faults: it would go on to
     use it on the host, and if an instruction needs both pages, for ever."""
     machine.dev0.policy(prefetch="block")
     (machine.path / "policy/prefetch").write_text("block")
@@ -363,7 +363,7 @@ def test_eviction_leaves_the_pinned_pages_of_a_block(machine: hmmfs.Machine) -> 
     region.advise("unset_pinned")
 
 
-def test_a_region_removed_while_it_is_mapped_from_afar(machine: hmmfs.Machine) -> None:
+def test_a_region_removed_while_it_is_mapped_remotely(machine: hmmfs.Machine) -> None:
     region = filled(machine)
     region.advise("accessed_by=dev0")
 
@@ -442,9 +442,9 @@ def test_more_ranges_than_are_kept(machine: hmmfs.Machine) -> None:
 def test_mistakes_from_python(machine: hmmfs.Machine) -> None:
     region = filled(machine, size=PAGE)
     for part in (5, (0, 1), slice("a", "b")):
-        with pytest.raises(hmmfs.HmmfsError, match="is no part"):
+        with pytest.raises(hmmfs.HmmfsError, match="is not a part"):
             region.advise("pinned", part=part)  # type: ignore[arg-type]
-    with pytest.raises(hmmfs.HmmfsError, match="is no advice"):
+    with pytest.raises(hmmfs.HmmfsError, match="is not advice"):
         region.advise(5)  # type: ignore[arg-type]
     with pytest.raises(hmmfs.HmmfsError, match="no advice"):
         region.advise("\udcff")
@@ -453,7 +453,7 @@ def test_mistakes_from_python(machine: hmmfs.Machine) -> None:
         region.advise("pinned")
 
 
-def test_a_kernel_past_the_end_from_afar(machine: hmmfs.Machine) -> None:
+def test_a_kernel_past_the_end_remotely(machine: hmmfs.Machine) -> None:
     region = filled(machine)
     region.advise("accessed_by=dev0")
 

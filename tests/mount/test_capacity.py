@@ -217,7 +217,7 @@ def by_splice(machine: Machine, path: Path) -> int:
 
 
 def by_copy_within(machine: Machine, path: Path) -> int:
-    """From region to region, of which the first has the pattern's first megabyte."""
+    """From region to region. The first has the pattern's first megabyte."""
     with opened(path, os.O_RDWR) as fd, open(machine.witness, "rb") as source:
         done = repeated(lambda at: os.copy_file_range(source.fileno(), fd, UNIT, at % M, at))
         for at in range(0, done, M):

@@ -184,7 +184,7 @@ def test_attributes_are_the_files(busy: Mount) -> None:
 
 @pytest.mark.parametrize("kind", ["private", "coherent", "dax"])
 def test_readers_in_a_storm(mount_factory: MountFactory, kind: str) -> None:
-    """Whoever reads what while pages move gets whole text; and afterwards all sums agree."""
+    """A reader of any file gets whole text while pages move; and afterwards all sums agree."""
     devices = 1 if kind == "dax" else 2
     mount = mount_factory(vram="6M", devices=devices, host="48M", type=kind, thrashing="uvm")
     machine = hmmfs.connect(mount.path)

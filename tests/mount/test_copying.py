@@ -175,7 +175,7 @@ def test_limits_of_foreign_attributes(mount: Mount) -> None:
     fails(errno.E2BIG, lambda: os.setxattr(region, "user.larger", b"x" * (64 * K + 1)))
     fails(errno.ENOSPC, lambda: os.setxattr(region, "user.second", b"x" * 64 * K))
     sentence = (
-        "Extended attributes take at most 128 KiB of a file, and their names 64 KiB: remove some."
+        "Extended attributes take at most 128 KiB of a file, and their names 64 KiB. Remove some."
     )
     assert (mount.path / "last_error").read_text().endswith(f"{sentence}\n")
     assert os.listxattr(region) == ["user.large"]
@@ -280,7 +280,7 @@ def test_a_tree_into_regions(mount: Mount, elsewhere: Path) -> None:
 
 @takes_root("only root becomes another user")
 def test_users_of_a_shared_mount(mount_factory: MountFactory) -> None:
-    """Attributes are read and set by whoever may read and write the file."""
+    """Attributes are read and set by those who may read and write the file."""
     mount = mount_factory(vram="4M", allow_other="on")
     path = mount.region("a", 1)
     path.chmod(0o644)

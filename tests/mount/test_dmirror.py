@@ -1,5 +1,5 @@
-"""devices/devN/dmirror on a real mount: ioctls reach the device, whoever sends them, and see the
-memory of the program that opened the file."""
+"""devices/devN/dmirror on a real mount: ioctls reach the device, no matter who sends them, and see
+the memory of the program that opened the file."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def test_the_file(mount: Mount) -> None:
         fails(errno.EINVAL, lambda: os.read(fd, 10))
         fails(errno.EINVAL, lambda: os.write(fd, b"x"))
         assert (
-            last_error(mount) == "dmirror: There is nothing to read or write here: use ioctl(2).\n"
+            last_error(mount) == "dmirror: There is nothing to read or write here. Use ioctl(2).\n"
         )
 
 

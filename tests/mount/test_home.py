@@ -205,8 +205,8 @@ def test_mistakes(machine: Mount, held: Held) -> None:
     nobody = run("home", top, str(os.getpid()), check=False)
     assert nobody.returncode == 1
     assert nobody.stderr == (
-        f"hmmfs: Process {os.getpid()} has not given its memory to {top}: "
-        "start it with hmmfs run.\n"
+        f"hmmfs: Process {os.getpid()} has not given its memory to {top}. "
+        "Start it with hmmfs run.\n"
     )
     for wrong in ("x", "0", "-5"):
         assert run("home", top, wrong, check=False).returncode == 2

@@ -56,7 +56,7 @@ def families(mount: Mount) -> list[Metric]:
 
 
 def scrape(mount: Mount) -> dict[Sample, float]:
-    """Each sample by its name and labels, of which there is one."""
+    """Each sample by its name and labels. There is one for each."""
     samples = [sample for family in families(mount) for sample in family.samples]
     found = {(one.name, frozenset(one.labels.items())): one.value for one in samples}
     assert len(found) == len(samples)
@@ -361,7 +361,7 @@ def test_a_port_in_use(directory: Path) -> None:
 def test_a_strange_address(directory: Path, host: str) -> None:
     said = refused(str(directory), "-o", f"metrics_host={host},metrics_port=0")
     assert said == (
-        f"hmmfs: {host} is no address of this machine: give one with metrics_host=, such as "
+        f"hmmfs: {host} is not an address of this machine. Give one with metrics_host=, such as "
         "127.0.0.1 or ::1.\n"
     )
 

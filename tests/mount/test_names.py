@@ -297,7 +297,7 @@ def test_times_of_what_nobody_announces(mount: Mount) -> None:
     assert stored[1] > before[1]
     time.sleep(0.02)
     mount.submit(0, "migrate a to dev0")
-    assert times(path)[1] == stored[1], "moving a page is no change of its bytes"
+    assert times(path)[1] == stored[1], "moving a page is not a change of its bytes"
     mount.submit(0, "fill a 1")
     assert times(path)[1] > stored[1]
 

@@ -151,7 +151,7 @@ if __name__ == "__main__":
         arguments = (machine, region, machine.dev0, number, where)
         child = context.Process(target=work, args=arguments)
         child.start()
-        assert "is no shape" in where.get()
+        assert "is not a shape" in where.get()
         child.join()
         assert child.exitcode == 0, method
     print(*map(int, region.cpu))
@@ -188,7 +188,7 @@ def test_within_kernels(machine: hmmfs.Machine, monkeypatch: pytest.MonkeyPatch)
     assert region.cpu[0] == 5
 
     def both(x: Any) -> int:
-        """As an argument and by the closure: one memory, whoever touches it."""
+        """As an argument and by the closure: one memory, no matter who touches it."""
         x[1] = 9
         closed.cpu[4096] = closed.cpu[1] + 1
         return int(x[4096])
@@ -215,7 +215,7 @@ def test_what_a_kernel_can_not_have(machine: hmmfs.Machine) -> None:
     ):
         machine.dev0.launch(nothing, [hmmfs.reads(region)])
     handle = machine.dev0.launch(nothing)
-    with pytest.raises(TypeError, match="A handle is of the process that made it: wait there"):
+    with pytest.raises(TypeError, match=r"A handle is of the process that made it\. Wait there"):
         machine.dev0.launch(nothing, handle)
     handle.wait()
 

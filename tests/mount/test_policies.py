@@ -209,7 +209,7 @@ def scan_misses(machine: hmmfs.Machine, text: str, blocks: int, passes: int) -> 
 @pytest.mark.parametrize(("text", "misses"), [("lru", 5), ("lrm", 5), ("fifo", 5), ("mru", 3)])
 def test_a_cyclic_scan(mount_factory: MountFactory, text: str, misses: int) -> None:
     """Of 5 blocks over 4: in order all are missed every time; mru misses fewer. (It misses the one
-    that is too many, and one more as the block being served is no victim.)"""
+    that is too many, and one more as the block being served is not a victim.)"""
     machine = hmmfs.connect(mount_factory(vram="8M", host="64M").path)
     passes = scan_misses(machine, text, 5, 4)
     assert passes[0] == 5
@@ -484,7 +484,7 @@ def test_simulated_time_is_what_the_model_says(mount_factory: MountFactory) -> N
 def test_a_wrong_link_is_refused(tmp_path: Path) -> None:
     done = run("mount", str(tmp_path), "-o", "link=pcie9", check=False)
     assert done.returncode == 2
-    assert "'pcie9' is no link: use pcie3, pcie4, pcie5" in done.stderr
+    assert "'pcie9' is not a link. Use pcie3, pcie4, pcie5" in done.stderr
 
 
 # ---- watermarks

@@ -127,7 +127,7 @@ def test_hmadvise(process: Process, program: Counting) -> None:
     assert pages(process) == [3, 2]
     assert program.ask(str(4 * PAGE // 4)) == "0"
     assert program.ask(str(5 * PAGE // 4)) == str(5 * PAGE // 4)
-    with pytest.raises(hmmfs.HmmfsError, match="77 is no behaviour: there") as caught:
+    with pytest.raises(hmmfs.HmmfsError, match="77 is not a behaviour: there") as caught:
         process.hmadvise(77, address, PAGE)
     assert caught.value.errno == errno.EINVAL
 
@@ -143,7 +143,7 @@ def test_what_is_no_memory(process: Process, program: Counting) -> None:
         process.machine.dev0.submit(f"read {nowhere.place}")
     assert caught.value.errno == errno.EFAULT
     for address in (-1, 1 << 56):
-        with pytest.raises(hmmfs.HmmfsError, match="is no address of 4096 bytes"):
+        with pytest.raises(hmmfs.HmmfsError, match="is not an address of 4096 bytes"):
             process.view(address, PAGE)
     assert process.view(program.address, 0).nbytes == 0
     process.view(program.address, 0).migrate("dev0")

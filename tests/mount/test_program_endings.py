@@ -46,7 +46,7 @@ class Ending:
             text=True,
             **options,  # type: ignore[call-overload]
         )
-        self.said: list[str] = []  # lines that are no offers
+        self.said: list[str] = []  # lines that are not offers
 
     def offered(self) -> tuple[int, int, int]:
         """How many pages of the next offer went; its pid and where it is."""

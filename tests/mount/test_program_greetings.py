@@ -28,7 +28,7 @@ def machine(mount_factory: MountFactory) -> Mount:
 
 
 def say_hello(peer: socket.socket, control: int) -> None:
-    """Of a program nothing of which moves."""
+    """Of a program whose memory does not move."""
     socket.send_fds(peer, [HELLO.pack(MAGIC, VERSION, 0, 0, 1 << 32, 1 << 20, 1 << 32)], [control])
 
 

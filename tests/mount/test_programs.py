@@ -105,7 +105,7 @@ class Program:
         return self.line()
 
     def finish(self, seconds: float = 20) -> tuple[str, str]:
-        """What it writes till its end."""
+        """What it writes until its end."""
         try:
             return self.process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:

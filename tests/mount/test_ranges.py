@@ -131,7 +131,7 @@ def test_fallocate(mount: Mount, tmpfs: Path, settle: Callable[[str], object]) -
     for name, call in CALLS.items():
         wanted = outcome(tmpfs / "a", call, lambda: None)
         assert outcome(path, call, lambda: settle("a")) == wanted, name
-        if call[0]:  # what was allocated is data here, and a hole on a tmpfs till it is written
+        if call[0]:  # what was allocated is data here, and a hole on a tmpfs until it is written
             assert wait_until(lambda: holes(path) == holes(tmpfs / "a")), name
 
 

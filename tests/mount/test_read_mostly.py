@@ -112,7 +112,7 @@ def test_a_write_ends_the_copies_it_covers(machine: hmmfs.Machine) -> None:
     assert machine.dev0.launch(look, hmmfs.reads(region)).wait() == 1024
     fd = os.open(region.path, os.O_RDWR)
     try:
-        assert copies(region) == 0, "whoever may store ends them all"
+        assert copies(region) == 0, "who may store ends them all"
         assert machine.dev0.launch(look, hmmfs.reads(region)).wait() == 1024
         assert copies(region) == 1024
         os.pwrite(fd, b"\5" * 3 * PAGE, 10 * PAGE)
@@ -311,7 +311,7 @@ def test_who_had_the_page_keeps_a_copy(machine: hmmfs.Machine) -> None:
     assert machine.audit() == "ok"
 
 
-def test_a_store_from_afar_ends_copies_made_before(machine: hmmfs.Machine) -> None:
+def test_a_store_remotely_ends_copies_made_before(machine: hmmfs.Machine) -> None:
     """Pages are said to stay on the host while devices have copies of them."""
     region = mostly_read(machine)
     assert machine.dev1.launch(look, hmmfs.reads(region)).wait() == 1024

@@ -49,7 +49,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def small(alone: None, mount_factory: MountFactory) -> Mount:
-    """A region of 8 MiB before a device of 4: whoever fills it from there evicts."""
+    """A region of 8 MiB before a device of 4: a fill from there evicts."""
     mount = mount_factory(vram="4M", host="64M", devices=2)
     mount.region("a", 8 * M)
     return mount

@@ -30,7 +30,7 @@ def small(mount_factory: MountFactory) -> Mount:
 
 @pytest.fixture
 def recorded(small: Mount, tmp_path: Path) -> list[Json]:
-    """The lines of ``run.jsonl``: two devices, of which dev0 has too little memory for region a."""
+    """The lines of ``run.jsonl``: two devices; dev0 has too little memory for region a."""
     small.region("a", 8 * M)
     small.region(IMAGE, 1 * M).write_bytes(bytes(M))
     path = tmp_path / "run.jsonl"

@@ -192,7 +192,7 @@ def test_names_are_shown_not_obeyed(mount_factory: MountFactory) -> None:
     [
         (["--query=memory.usd"], 2, 'did you mean "memory.used"?'),
         (["--query="], 2, "no field"),
-        (["--query=name", "--format=xml"], 2, "is no format"),
+        (["--query=name", "--format=xml"], 2, "is not a format"),
         (["--format=csv"], 2, "is of --query"),
         (["--query=name", "--json"], 2, "give it or --query"),
         (["-i", "dev7"], 2, "the devices are dev0, dev1"),
@@ -311,7 +311,7 @@ def test_mistakes_with_maps(busy: Mount, tmp_path: Path) -> None:
     for words, sentence in (
         (["grid", "-o", "grid.jpg"], "neither .png nor .svg"),
         (["nothing"], "There is no region nothing"),
-        (["a/b"], "is no region's name"),
+        (["a/b"], "is not a region's name"),
         (["grid", "-o", str(tmp_path / "no/grid.png")], "No such file or directory"),
     ):
         done = run("map", str(busy.path), *words, check=False)

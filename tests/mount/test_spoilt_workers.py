@@ -20,7 +20,7 @@ from conftest import Mount
 
 import hmmfs
 
-HEADER, REQUEST = "<Q", "<QQQq"  # of messages to the daemon's Python, and of native/worker/afar.h
+HEADER, REQUEST = "<Q", "<QQQq"  # of messages to the daemon's Python, and of native/worker/remote.h
 
 
 def channel() -> int:

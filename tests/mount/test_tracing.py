@@ -71,7 +71,7 @@ def test_a_known_run(small: Mount) -> None:
 
 
 def test_an_eviction_is_told(small: Mount) -> None:
-    """6 MiB through 4: the third block waits till the first is out."""
+    """6 MiB through 4: the third block waits until the first is out."""
     machine = hmmfs.connect(small.path)
     machine.dev0.policy(prefetch="block")
     a = machine.region("a", 6 * M)
@@ -346,7 +346,7 @@ def test_a_filter(small: Mount) -> None:
         *("regions=a/b", r"regions=\000", "regions=a regions=b", "all events=unmap", "\n"),
     ):
         fails(errno.EINVAL, lambda bad=bad: filter.write_text(bad))
-    assert "is no event" in _error(small, "events=nothing")
+    assert "is not an event" in _error(small, "events=nothing")
     assert filter.read_text() == "events=page_fault_start,migrate_end regions=b,c\\040d\n"
     filter.write_text(r"regions=\777")  # no byte has that number, so it is just what it says
     assert filter.read_text() == "regions=\\134777\n"

@@ -65,7 +65,7 @@
 #include "transaction/room.h"
 #include "transaction/shared_jobs.h"
 #include "transaction/transaction.h"
-#include "worker/afar.h"
+#include "worker/remote.h"
 
 #include <errno.h>
 #include <pthread.h>

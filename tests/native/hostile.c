@@ -2,7 +2,7 @@
  */
 #include "inside.h"
 
-#include "worker/afar.h"
+#include "worker/remote.h"
 
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -70,7 +70,7 @@ static struct hm_event heard(void)
     return event;
 }
 
-static bool is_sound(const struct hm_afar_request *request, size_t length)
+static bool is_sound(const struct hm_remote_request *request, size_t length)
 {
     uint64_t at = request->offset % HM_BLOCK_BYTES;
     return length == sizeof(*request) && request->ino == INO &&
@@ -83,7 +83,7 @@ static void refuse_descriptors(void)
 {
     int pipes[2];
     CHECK(!pipe(pipes), "pipe");
-    CHECK(hm_device_attach(core, 1, pipes[0], -1) == -EINVAL, "a pipe is no userfaultfd");
+    CHECK(hm_device_attach(core, 1, pipes[0], -1) == -EINVAL, "a pipe is not a userfaultfd");
     CHECK(hm_device_attach(core, 1, -1, -1) == -EINVAL, "nor is nothing");
     CHECK(hm_device_map(core, 1, INO, (uint64_t)INT64_MAX - 4095, HM_BLOCK_BYTES) == -EINVAL,
           "a window beyond all addresses");
@@ -103,7 +103,7 @@ int main(int argc, char **argv)
     worker = attach();
     for (end = hm_now() + strtoull(argv[1], NULL, 0) * 1000000000; hm_now() < end;) {
         struct {
-            struct hm_afar_request request;
+            struct hm_remote_request request;
             uint8_t more[64];
         } message = {{draw() % 4 ? INO : number(), number(), number(), (int64_t)draw()}, {0}};
         size_t length = draw() % 4 ? sizeof(message.request) : 1 + draw() % sizeof(message);

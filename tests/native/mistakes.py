@@ -393,6 +393,6 @@ def spoil(name: str, directory: Path) -> Path:
 
 
 def spoilt(name: str, directory: Path, flags: Iterable[str], objects: Iterable[Path]) -> list[Path]:
-    """These objects with the mistake, of which one is compiled anew in the directory."""
+    """These objects with the mistake: one is compiled anew in the directory."""
     (made,) = compile_into(directory, flags, [spoil(name, directory)])
     return [made, *(path for path in objects if path.name != made.name)]

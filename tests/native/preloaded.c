@@ -1,5 +1,5 @@
 /* A program to run under hmmfs run's library: it does what the lines on its standard input say,
- * with 16 pages of its own of which the first 8 are filled, and answers each with a line. */
+ * with 16 pages of its own (the first 8 are filled), and answers each with a line. */
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>

@@ -240,7 +240,7 @@ static void traces(void)
     IS(hm_trace_resize(core, 0), 0);
 }
 
-/* Of memory that is no program's. */
+/* Of memory that is not a program's. */
 static void programs(void)
 {
     struct hm_process_config config = {.pid = 1, .pidfd = -1, .uffd = -1, .socket = -1};

@@ -29,7 +29,7 @@ static const char *const STEPS[] = {
     "ahead.parked",    "read.admitted", "read.answered",  "ahead.admitted", "direct.parked",
     "direct.admitted", "write.parked",  "write.admitted", "write.applied",  "write.undone",
     "back.parked",     "back.admitted", "back.applied",   "gate.home",      "cut.truncate",
-    "cut.punch",       "cut.part",      "allocated",      "afar.written",   "kept.dropped",
+    "cut.punch",       "cut.part",      "allocated",      "remote.written", "kept.dropped",
     "copies.ended",
 };
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))

@@ -47,7 +47,7 @@ struct shared {
 static struct shared *shared;
 static struct hm_core *core;
 static struct hm_region_record *records[REGIONS];
-static bool advising; /* dev1 is coherent then, of which programs reach 300 pages */
+static bool advising; /* dev1 is coherent then, and programs reach 300 of its pages */
 static int relay_fd;
 static const char *directory;
 
@@ -372,7 +372,7 @@ static void tick(struct device *d, uint64_t page, uint64_t *clock, uint64_t *byt
     shared->completed[page] = next;
 }
 
-/* What is done to advised pages: asked for, which copies and labels, and looked at from afar. */
+/* What is done to advised pages: asked for, which copies and labels, and looked at remotely. */
 static void vary(struct hm_job *job, uint64_t random)
 {
     job->kind = random >> 57 & 1 ? HM_JOB_MIGRATE : HM_JOB_CRC;

@@ -342,7 +342,7 @@ def test_hello(daemon: Daemon, program: Path) -> None:
 
 
 def own_pages(running: Running) -> int:
-    """Of its memory, those that are no file's."""
+    """Of its memory, those that are not a file's."""
     running.ask("state")  # its first line from us takes it a buffer
     rollup = Path(f"/proc/{running.process.pid}/smaps_rollup").read_text()
     return int(rollup.split("Anonymous:")[1].split()[0]) * 1024 // PAGE
@@ -646,7 +646,7 @@ def test_no_daemon(program: Path) -> None:
 def test_a_refusal(daemon: Daemon, program: Path) -> None:
     for error, version, sentence in (
         (-errno.ENOSPC, VERSION, "refused it (No space left on device)"),
-        (0, VERSION + 1, "speaks another language: run the same hmmfs (Protocol error)"),
+        (0, VERSION + 1, "speaks another language. Run the same hmmfs (Protocol error)"),
     ):
         running = daemon.start(program)
         daemon.accept().welcome(error, version)
@@ -835,7 +835,7 @@ def test_helper_refers_to_nothing_else(tmp_path: Path) -> None:
 
 
 def test_starting_takes_no_time(daemon: Daemon, program: Path) -> None:
-    """A few milliseconds at the most, of which most is this process."""
+    """A few milliseconds at the most, and most is this process."""
     stop = threading.Event()
 
     def welcome() -> None:

@@ -127,11 +127,11 @@ static void pins(void)
         CHECK(both("pins") == (both("throttles") >= 2), "pinned after another number of throttles");
         node = node == OTHER ? ANOTHER : OTHER;
     }
-    CHECK(both("pins") == 1 && both("throttles") == 2 && !is_pinned(), "it is no device's");
+    CHECK(both("pins") == 1 && both("throttles") == 2 && !is_pinned(), "it is not a device's");
     pinned_at = at - 10;
     moves(node, at);
     CHECK(both("pins") == 1 && is_pinned(), "it is not the host's");
-    CHECK(!moves(OTHER, at + 1) && !moves(ANOTHER, at + 2), "a node that uses it from afar waits");
+    CHECK(!moves(OTHER, at + 1) && !moves(ANOTHER, at + 2), "a node that uses it remotely waits");
     CHECK(!moves(node, pinned_at + 5000) && is_pinned(), "the pin ends early");
     CHECK(!moves(node, pinned_at + 5001) && !is_pinned(), "the pin goes on");
     end_core();

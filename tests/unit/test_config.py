@@ -139,7 +139,7 @@ def test_toml(tmp_path: Path) -> None:
         ("[mount]\nvram = 1.5", 'The option "vram" is wrong: give it a string, a whole number'),
         ("[mount]\nvram = []", 'The option "vram" is wrong: give it a string, a whole number'),
         ("[mount]\nexpress = 1", 'The option "express=1" is wrong: express takes on or off.'),
-        ("mount = 1", "mount must be a table: write [mount]."),
+        ("mount = 1", "mount must be a table. Write [mount]."),
         ("vram = 1", 'has "vram", where only a [mount] table'),
         ("[mount", "is not TOML"),
         ("\x00", "is not TOML"),

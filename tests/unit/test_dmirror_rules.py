@@ -510,7 +510,7 @@ def test_two_devices() -> None:
 
 
 def test_read_on_the_device_after_its_mirror_was_invalidated() -> None:
-    """Of which test_hmm crashes."""
+    """Here test_hmm crashes."""
     memory, ioctl = program(4)
     memory.fill()
     ioctl(Number.MIGRATE_TO_DEV)

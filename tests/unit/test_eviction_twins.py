@@ -175,7 +175,7 @@ def test_both_choose_the_same(core: Core, name: str, seed: int, tmp_path: Path) 
         elif what in (8, 9) and name == "random":
             pass  # it draws lots for those, too, that have gone or may not go
         elif what == 8 and name in BY_PAGE:
-            pass  # the core forgets a block that is empty, of which a class is told nothing
+            pass  # the core forgets an empty block, and a class is told nothing of it
         elif what == 8:
             machine.cut(machine.key())
         elif what == 9:

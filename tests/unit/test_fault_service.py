@@ -75,7 +75,7 @@ async def broken_later(*_: Any) -> None:
 
 
 class Idle:
-    """Jobs of which none can be run."""
+    """Jobs, and none can be run."""
 
     idle = True
 

@@ -32,11 +32,11 @@ def test_the_core_is_in_order(native: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "line", "said"),
     [
-        ("worker/afar.c", '#include "base/core.h"', "worker/ may not use base/: base/core.h"),
+        ("worker/remote.c", '#include "base/core.h"', "worker/ may not use base/: base/core.h"),
         ("base/pool.h", '#include "gate/access.h"', "base/ may not use gate/: gate/access.h"),
         ("base/pool.c", "hm_audit(0, 0, 0);", "base/ may not use core/: hm_audit"),
         (
-            "worker/afar.c",
+            "worker/remote.c",
             '#include "preload/preload.h"',
             "worker/ may not use preload/: preload/preload.h",
         ),
@@ -47,7 +47,7 @@ def test_the_core_is_in_order(native: Path) -> None:
         ),
         ("gate/gate.c", "hm_audit(0, 0, 0);", "gate/ may not use core/: hm_audit"),
         ("preload/tools.c", '#include "tools.h"', "There is no tools.h. "),
-        ("include/hmmfs.h", '#include "worker/afar.h"', "include/ may not use worker/: "),
+        ("include/hmmfs.h", '#include "worker/remote.h"', "include/ may not use worker/: "),
     ],
 )
 def test_what_is_above_is_not_used(native: Path, name: str, line: str, said: str) -> None:
@@ -59,7 +59,7 @@ def test_what_is_above_is_not_used(native: Path, name: str, line: str, said: str
 
 
 def test_comments_use_nothing(native: Path) -> None:
-    with (native / "worker/afar.c").open("a") as file:
+    with (native / "worker/remote.c").open("a") as file:
         file.write('/* as hm_region_get does\n#include "core.h"\n*/\n')
     assert said_of(native) == []
 

@@ -68,7 +68,7 @@ def test_a_link_of_ones_own() -> None:
 
 @pytest.mark.parametrize("name", ["pcie9", "", "600:64G", "600ns:0", "600ns:", "1.5us:4G", "1s:1G"])
 def test_no_links(name: str) -> None:
-    with pytest.raises(UsageError, match="is no link: use pcie3, pcie4, pcie5, nvlink1"):
+    with pytest.raises(UsageError, match=r"is not a link\. Use pcie3, pcie4, pcie5, nvlink1"):
         link(name)
 
 
@@ -82,7 +82,7 @@ def test_the_matrix_of_a_topology() -> None:
         == "- host dev0 dev1\nhost X pcie3 pcie3\ndev0 pcie3 X host\ndev1 pcie3 host X\n"
     )
     assert direct.matrix().splitlines()[2] == "dev0 pcie4 X 1us:100G"
-    with pytest.raises(UsageError, match="'nvlunk' is no link"):
+    with pytest.raises(UsageError, match="'nvlunk' is not a link"):
         topology("pcie3", "nvlunk", 1)
     assert topology("pcie3", "nvlink3", 0).matrix() == "- host\nhost X\n"
 
@@ -119,20 +119,20 @@ def test_the_same_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pairs", "sentence"),
     [
-        ("nonsense", "has 'nonsense': name a FILE.toml, or links of pairs as in host-dev0:pcie4+"),
-        ("host-dev0:pcie4+", "has '': name a FILE.toml, or links of pairs"),
-        ("host-dev0:pcie4;host-dev1:pcie3", "'pcie4;host-dev1:pcie3' is no link: use pcie3, "),
-        ("host:pcie4", "has 'host', no pair of nodes: write host-dev0."),
-        ("dev0-dev1-dev0:pcie4", "no pair of nodes: write host-dev0."),
-        ("dev0-dev3:pcie4", "'dev3' is no node: this mount has host and dev0 to dev1."),
-        ("dev0-dev01:pcie4", "'dev01' is no node"),
-        ("gpu0-host:pcie4", "'gpu0' is no node"),
-        ("-:pcie4", "'' is no node"),
-        ("dev1-dev1:pcie4", "has 'dev1-dev1', a node with itself: name two."),
-        ("host-host:pcie4", "has 'host-host', a node with itself: name two."),
-        ("dev0-dev1:pcie4+dev1-dev0:pcie3", "has the pair 'dev1-dev0' twice: give it one link."),
-        ("host-dev0:pcie9", "wrong about 'host-dev0': 'pcie9' is no link: use pcie3"),
-        ("dev0-dev1:", "wrong about 'dev0-dev1': '' is no link"),
+        ("nonsense", "has 'nonsense'. Name a FILE.toml, or links of pairs as in host-dev0:pcie4+"),
+        ("host-dev0:pcie4+", "has ''. Name a FILE.toml, or links of pairs"),
+        ("host-dev0:pcie4;host-dev1:pcie3", "'pcie4;host-dev1:pcie3' is not a link. Use pcie3, "),
+        ("host:pcie4", "has 'host', no pair of nodes. Write host-dev0."),
+        ("dev0-dev1-dev0:pcie4", "no pair of nodes. Write host-dev0."),
+        ("dev0-dev3:pcie4", "'dev3' is not a node: this mount has host and dev0 to dev1."),
+        ("dev0-dev01:pcie4", "'dev01' is not a node"),
+        ("gpu0-host:pcie4", "'gpu0' is not a node"),
+        ("-:pcie4", "'' is not a node"),
+        ("dev1-dev1:pcie4", "has 'dev1-dev1', a node with itself. Name two."),
+        ("host-host:pcie4", "has 'host-host', a node with itself. Name two."),
+        ("dev0-dev1:pcie4+dev1-dev0:pcie3", "has the pair 'dev1-dev0' twice. Give it one link."),
+        ("host-dev0:pcie9", "wrong about 'host-dev0': 'pcie9' is not a link. Use pcie3"),
+        ("dev0-dev1:", "wrong about 'dev0-dev1': '' is not a link"),
         ("host-dev1:none", "no link for 'host-dev1': a device needs one to the host."),
     ],
 )
@@ -156,14 +156,14 @@ def refused(pairs: str, sentence: str) -> None:
         ('[links]\nhost-dev0 = "pcie3"\ndev0-host = "pcie4"', "the pair 'dev0-host' twice"),
         ('[mount]\nvram = "8M"', "has 'mount', where only [links] is known."),
         ('[links]\n[link]\nhost-dev0 = "pcie4"', "has 'link', where only [links] is known."),
-        ("", "has no table of links: write [links]."),
-        ('links = "pcie4"', "has no table of links: write [links]."),
-        ("[links]\nhost-dev0 = 4", "'host-dev0': give it a link's name, or {latency = "),
-        ('[links]\nhost-dev0 = {latency = "1us"}', "'host-dev0': give it a link's name"),
-        ('[links.host-dev0]\nlatency = "1s"\nbandwidth = "1G"', "'1s:1G' is no link: use"),
-        ('[links]\nhost-dev0 = {latency = "1us", bandwidth = true}', "'1us:True' is no link"),
+        ("", "has no table of links. Write [links]."),
+        ('links = "pcie4"', "has no table of links. Write [links]."),
+        ("[links]\nhost-dev0 = 4", "'host-dev0'. Give it a link's name, or {latency = "),
+        ('[links]\nhost-dev0 = {latency = "1us"}', "'host-dev0'. Give it a link's name"),
+        ('[links.host-dev0]\nlatency = "1s"\nbandwidth = "1G"', "'1s:1G' is not a link. Use"),
+        ('[links]\nhost-dev0 = {latency = "1us", bandwidth = true}', "'1us:True' is not a link"),
         ('[links]\n"a\\nb" = "pcie4"', "has 'a\\nb', no pair of nodes"),
-        ('[links]\n"dev0-dev3" = "pcie4"', "'dev3' is no node: this mount has host and dev0 to"),
+        ('[links]\n"dev0-dev3" = "pcie4"', "'dev3' is not a node: this mount has host and dev0 to"),
     ],
 )
 def test_refusals_of_files(tmp_path: Path, text: str, sentence: str) -> None:

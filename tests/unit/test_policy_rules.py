@@ -298,7 +298,7 @@ def test_placement_of_what_is_nowhere_yet() -> None:
     [
         ("psychic", "use none, grow, block, next, sequential, density, FILE.py:CLASS"),
         ("", "There is no prefetch policy"),
-        ("density threshold=101", "threshold=101 is wrong: give a number from 1 to 100"),
+        ("density threshold=101", "threshold=101 is wrong. Give a number from 1 to 100"),
         ("density threshold=x", "give a number from 1 to 100"),
         ("density limit=3", "has no parameter limit: it has threshold"),
         ("grow 3", "write PARAMETER=VALUE"),

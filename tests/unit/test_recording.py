@@ -137,7 +137,7 @@ def test_what_cannot_be_opened(tmp_path: Path, capsys: Captured, command: list[s
         (tmp_path / "none", tmp_path / "out", "No such file or directory."),
         (good, tmp_path / "none/out", "No such file or directory."),
         (good, tmp_path, "Is a directory."),
-        (Path(f"/dev/fd/{read}"), tmp_path / "out", "is a pipe: give a file"),
+        (Path(f"/dev/fd/{read}"), tmp_path / "out", "is a pipe. Give a file"),
     ):
         assert main([*command, str(path), "-o", str(out)]) == 1
         found = capsys.readouterr().err

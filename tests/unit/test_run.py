@@ -139,7 +139,7 @@ def test_a_mount_that_takes_no_programs(
         (mount / "socket").write_text(text)
     assert cli.main(["run", str(mount), "--", "true"]) == 1
     assert capsys.readouterr().err == (
-        f"hmmfs: The daemon of {mount} takes no programs: mount again with this version of hmmfs.\n"
+        f"hmmfs: The daemon of {mount} takes no programs. Mount again with this version of hmmfs.\n"
     )
 
 
@@ -162,7 +162,7 @@ def test_a_path_that_cannot_be_preloaded(
     library = mount / f"a{letter}b" / "c.so"
     monkeypatch.setattr(run, "LIBRARY", str(library))
     assert cli.main(["run", str(mount), "--", "true"]) == 1
-    assert capsys.readouterr().err == f"hmmfs: There is no {library}: install hmmfs anew.\n"
+    assert capsys.readouterr().err == f"hmmfs: There is no {library}. Install hmmfs anew.\n"
     library.parent.mkdir()
     library.touch()
     assert cli.main(["run", str(mount), "--", "true"]) == 1

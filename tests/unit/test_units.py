@@ -31,7 +31,7 @@ def test_parse(text: str, count: int) -> None:
     ["", "M", "-1", "1.5G", "64MB", "64iB", "64 M", "1P", "0x10", "9" * 30, "\u0664K", "1M1"],
 )
 def test_refuse(text: str) -> None:
-    with pytest.raises(UsageError, match="is not a size: give a whole number"):
+    with pytest.raises(UsageError, match=r"is not a size\. Give a whole number"):
         parse_size(text)
 
 

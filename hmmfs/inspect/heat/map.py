@@ -50,7 +50,9 @@ def parse_place(words: Sequence[str]) -> tuple[str, str]:
     else:
         point = choose(None)
     if "/" in region or region in ("", ".", ".."):
-        raise UsageError(f'"{printable(region)}" is no region\'s name: give one as in DIR/regions.')
+        raise UsageError(
+            f'"{printable(region)}" is not a region\'s name: give one as in DIR/regions.'
+        )
     return point, region
 
 
@@ -58,7 +60,7 @@ def picture_ending(path: str) -> str:
     """``.png`` or ``.svg``. UsageError: it is neither."""
     ending = os.path.splitext(path)[1].lower()
     if ending not in PICTURES:
-        raise UsageError(f"{printable(path)} ends in neither .png nor .svg: give a picture's name.")
+        raise UsageError(f"{printable(path)} ends in neither .png nor .svg. Give a picture's name.")
     return ending
 
 
@@ -124,7 +126,7 @@ def _path(path: str) -> tuple[str, str]:
     above, regions = os.path.split(mountinfo.resolve(directory or "."))
     if regions != "regions" or mountinfo.find_hmmfs(above) is None:
         raise UsageError(
-            f"{printable(path)} is no region: give a name, or a path as in DIR/regions/NAME."
+            f"{printable(path)} is not a region. Give a name, or a path as in DIR/regions/NAME."
         )
     return choose(above), name
 

@@ -40,7 +40,7 @@ def write(detail: Detail, by: str, path: str, ending: str) -> None:
     except ImportError:
         raise HmmfsError(
             errno.ENOPKG,
-            "Pictures need matplotlib: install it with pip install 'hmmfs[plot]', or leave -o out "
+            "Pictures need matplotlib. Install it with pip install 'hmmfs[plot]', or leave -o out "
             "to see the map in the terminal.",
         ) from None
     figure = Figure(figsize=(9, 6), layout="constrained")

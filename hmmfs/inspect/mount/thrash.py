@@ -30,7 +30,7 @@ def remedy(cause: str, path: str, region: str, device: str) -> tuple[str, str]:
     if cause == "capacity":
         return (
             "mount with a larger vram=, let kernels work on smaller parts, or have "
-            f"{printable(device)} use the pages from afar",
+            f"{printable(device)} use the pages remotely",
             f"{advise} accessed_by={quoted(device)}",
         )
     return (

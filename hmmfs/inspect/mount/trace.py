@@ -87,7 +87,7 @@ def parse(data: bytes) -> Iterator[Event | Lost]:
 def parse_line(line: bytes) -> Event | Lost | None:
     """One line without its newline; None of a comment. Columns after the known ones are ignored.
 
-    Raises ValueError if it is no line of a trace.
+    Raises ValueError if it is not a line of a trace.
     """
     text = os.fsdecode(line)
     if not text or text.startswith("#"):
@@ -130,5 +130,5 @@ def _count(text: str) -> int:
 def _seconds(text: str) -> float:
     value = float(text)
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{text!r} is no time")
+        raise ValueError(f"{text!r} is not a time")
     return value

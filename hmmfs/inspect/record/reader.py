@@ -144,7 +144,7 @@ class Reader:
     def _drain(self, to_the_end: bool = False) -> None:
         """Everything that there is now.
 
-        Whoever fills the ring faster than it is read can't hold this up for longer than a sample
+        Programs that fill the ring faster than it is read hold this up for no longer than a sample
         is away; in the end, than it takes to reach an event that came later.
         """
         until = time.monotonic() + self._interval_s
@@ -153,7 +153,7 @@ class Reader:
                 data = os.read(self._trace, READ)
             except BlockingIOError:
                 break
-            # Asked after reading: whoever comes late has events in hand of after the end.
+            # Asked after reading: a late reader has events in hand of after the end.
             if math.isfinite(self._start):
                 self._ended()
             if not data or not self._write_events(data):

@@ -153,7 +153,7 @@ class _Process:
     """The reader, seen from the recorder."""
 
     def __init__(self, point: str, path: str, command: list[str], interval_s: float) -> None:
-        # No O_CLOEXEC problem: the fork below is no exec, and the command's exec closes all three.
+        # O_CLOEXEC is right: the fork below does not exec, and the command's exec closes all three.
         self._point = point
         sink = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         control, self._control = os.pipe2(os.O_CLOEXEC)
@@ -174,7 +174,7 @@ class _Process:
             os.write(self._control, line.encode() + b"\n")
 
     def hear(self, watch: Watch = lambda _: None) -> dict[str, Any]:
-        """The reader's next word, of which "written" is only about how far it is.
+        """The reader's next word; "written" is only about how far it is.
 
         HmmfsError: it failed, or said nothing for PATIENCE_S.
         """

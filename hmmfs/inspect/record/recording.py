@@ -97,7 +97,7 @@ class Recording:
         self._file = open(path, "rb")  # noqa: SIM115
         try:
             if not self._file.seekable():
-                raise _refused(path, "is a pipe: give a file, since some of it is read twice")
+                raise _refused(path, "is a pipe. Give a file, since some of it is read twice")
             self._lines = self._unpacked()
             self.size = self._file.seek(0, 2)
             self._file.seek(0)
@@ -149,7 +149,7 @@ class Recording:
         line = next(self._each_line(), b"")
         found = _object(line)
         if found is None or found.get("type") != "header":
-            raise _refused(self.path, "is not a recording: give a file that hmmfs record wrote")
+            raise _refused(self.path, "is not a recording. Give a file that hmmfs record wrote")
         schema = found.get("schema")
         if schema != SCHEMA:
             shown = schema if type(schema) is int else "none"

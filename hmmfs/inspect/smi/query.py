@@ -57,7 +57,8 @@ def parse_format(text: str) -> Format:
     first, *words = [word.strip() for word in text.split(",")]
     if first != "csv" or not set(words) <= {"noheader", "nounits"}:
         raise UsageError(
-            f'"{printable(text[:80])}" is no format: give csv, csv,noheader, csv,nounits or both.'
+            f'"{printable(text[:80])}" is not a format. '
+            "Give csv, csv,noheader, csv,nounits or both."
         )
     return Format(header="noheader" not in words, units="nounits" not in words)
 
@@ -88,7 +89,7 @@ def earlier(device: Snapshot, snapshot: Snapshot, before: Snapshot | None) -> Ea
 
 
 def per_second(now: Value, then: Value, seconds: float) -> float | None:
-    """Of a counter; None where it is no number."""
+    """Of a counter; None where it is not a number."""
     if not isinstance(now, int) or not isinstance(then, int) or seconds <= 0:
         return None
     return max(0, now - then) / seconds
@@ -207,7 +208,7 @@ FIELDS: dict[str, Field] = {
     "faults.write": _fault("write", "by stores"),
     "faults.migrated": _fault("migrated", "that had pages moved here"),
     "faults.populated": _fault("populated", "on pages that were nowhere before"),
-    "faults.mapped": _fault("mapped", "that had host pages mapped from afar"),
+    "faults.mapped": _fault("mapped", "that had host pages mapped remotely"),
     "faults.copied": _fault("copied", "that had copies made of read_mostly pages"),
     "faults.upgraded": _fault("upgraded", "by stores to pages here that were for loads alone"),
     "faults.duplicate": _fault(

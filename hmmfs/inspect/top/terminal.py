@@ -117,7 +117,7 @@ class Screen:
             self.end()
             _obey(number)
             self.begin()
-        elif number == signal.SIGCONT:  # after a SIGSTOP, of which nobody is told
+        elif number == signal.SIGCONT:  # after a SIGSTOP, which nobody is told of
             tty.setcbreak(self._input)
             self._console.set_alt_screen(True)
             self._console.show_cursor(False)

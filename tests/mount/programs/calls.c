@@ -152,7 +152,7 @@ static __attribute__((noinline)) uint64_t deep(uint64_t level)
     return below + local[5];
 }
 
-/* In 5 MiB of stack, of which the driver is told nothing: it looks at the maps. */
+/* In 5 MiB of stack that the driver is told nothing of: it looks at the maps. */
 static void stack(void)
 {
     while (now_ms() < until)

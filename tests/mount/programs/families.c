@@ -1,4 +1,4 @@
-/* families MODE MILLISECONDS: forks of all kinds, each of which has its data as of then. */
+/* families MODE MILLISECONDS: forks of all kinds; each has its data as of then. */
 #include "check.h"
 
 #include <sched.h>

@@ -8,11 +8,11 @@
  *
  * The daemon never waits for an answer: mmap waits for a thread of this process that is in a fault
  * on the mount, which may wait for the daemon. So a window changes at a moment that the daemon does
- * not know. It need not: what is mapped from afar is as right as any program's mapping, wherever
+ * not know. It need not: what is mapped remotely is as right as any program's mapping, wherever
  * the page is; and what it says of protection to a part that was just replaced reaches nobody.
  *
  * It ends with the launch: a file kept open would keep the mount busy. */
-#include "worker/afar.h"
+#include "worker/remote.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -34,18 +34,18 @@ struct file {
     bool writable, used;
 };
 
-struct hm_afar {
+struct hm_remote {
     int socket, uffd;
     pthread_mutex_t lock; /* guards files; held across open and mmap, which wait for the mount */
     struct file *files;
     int used;
 };
 
-static struct file *find(struct hm_afar *afar, uint64_t ino)
+static struct file *find(struct hm_remote *remote, uint64_t ino)
 {
-    for (int i = 0; i < afar->used; i++)
-        if (afar->files[i].ino == ino)
-            return &afar->files[i];
+    for (int i = 0; i < remote->used; i++)
+        if (remote->files[i].ino == ino)
+            return &remote->files[i];
     return NULL;
 }
 
@@ -65,7 +65,7 @@ static int open_file(struct file *file)
     return -ESTALE;
 }
 
-static int map(struct file *file, const struct hm_afar_request *request)
+static int map(struct file *file, const struct hm_remote_request *request)
 {
     int error;
     void *at;
@@ -86,54 +86,54 @@ static int map(struct file *file, const struct hm_afar_request *request)
 
 static void *serve(void *arg)
 {
-    struct hm_afar *afar = arg;
-    struct hm_afar_request request;
+    struct hm_remote *remote = arg;
+    struct hm_remote_request request;
     ssize_t n;
-    while ((n = recv(afar->socket, &request, sizeof(request), 0)) != 0) {
+    while ((n = recv(remote->socket, &request, sizeof(request), 0)) != 0) {
         struct uffdio_range range;
         struct file *file;
         if (n < 0 && errno == EINTR)
             continue;
         if (n != sizeof(request))
             break;
-        pthread_mutex_lock(&afar->lock);
-        file = find(afar, request.ino);
+        pthread_mutex_lock(&remote->lock);
+        file = find(remote, request.ino);
         range.start = file ? file->address + request.offset : 0;
         range.len = request.length;
         request.error = map(file, &request);
-        pthread_mutex_unlock(&afar->lock);
+        pthread_mutex_unlock(&remote->lock);
         /* When it failed the core has the pages brought, and wakes. */
         if (request.error)
-            (void)!send(afar->socket, &request, sizeof(request), MSG_NOSIGNAL);
+            (void)!send(remote->socket, &request, sizeof(request), MSG_NOSIGNAL);
         else
-            ioctl(afar->uffd, UFFDIO_WAKE, &range);
+            ioctl(remote->uffd, UFFDIO_WAKE, &range);
     }
     return NULL;
 }
 
-int hm_afar_start(int socket, int uffd, struct hm_afar **ret)
+int hm_remote_start(int socket, int uffd, struct hm_remote **ret)
 {
-    struct hm_afar *afar = calloc(1, sizeof(*afar));
+    struct hm_remote *remote = calloc(1, sizeof(*remote));
     pthread_t thread;
     int error;
-    if (!afar)
+    if (!remote)
         return -ENOMEM;
-    afar->socket = socket;
-    afar->uffd = uffd;
-    pthread_mutex_init(&afar->lock, NULL);
-    error = -pthread_create(&thread, NULL, serve, afar);
+    remote->socket = socket;
+    remote->uffd = uffd;
+    pthread_mutex_init(&remote->lock, NULL);
+    error = -pthread_create(&thread, NULL, serve, remote);
     if (error) {
-        pthread_mutex_destroy(&afar->lock);
-        free(afar);
+        pthread_mutex_destroy(&remote->lock);
+        free(remote);
         return error;
     }
     pthread_detach(thread); /* it ends with the process */
-    *ret = afar;
+    *ret = remote;
     return 0;
 }
 
-int hm_afar_allow(struct hm_afar *afar, uint64_t ino, uint64_t address, uint64_t bytes,
-                  const char *path, int writable)
+int hm_remote_allow(struct hm_remote *remote, uint64_t ino, uint64_t address, uint64_t bytes,
+                    const char *path, int writable)
 {
     struct file file = {.ino = ino,
                         .address = address,
@@ -143,42 +143,42 @@ int hm_afar_allow(struct hm_afar *afar, uint64_t ino, uint64_t address, uint64_t
                         .writable = writable};
     struct file *files;
     int error = file.path ? 0 : -ENOMEM;
-    pthread_mutex_lock(&afar->lock);
-    files = error ? NULL : realloc(afar->files, ((size_t)afar->used + 1) * sizeof(*files));
+    pthread_mutex_lock(&remote->lock);
+    files = error ? NULL : realloc(remote->files, ((size_t)remote->used + 1) * sizeof(*files));
     if (files) {
-        afar->files = files;
-        files[afar->used++] = file;
+        remote->files = files;
+        files[remote->used++] = file;
     } else {
         free(file.path);
         error = -ENOMEM;
     }
-    pthread_mutex_unlock(&afar->lock);
+    pthread_mutex_unlock(&remote->lock);
     return error;
 }
 
-int hm_afar_end(struct hm_afar *afar, uint64_t *inos, int max)
+int hm_remote_end(struct hm_remote *remote, uint64_t *inos, int max)
 {
     int n = 0;
-    pthread_mutex_lock(&afar->lock);
-    for (int i = 0; i < afar->used; i++) {
-        struct file *file = &afar->files[i];
+    pthread_mutex_lock(&remote->lock);
+    for (int i = 0; i < remote->used; i++) {
+        struct file *file = &remote->files[i];
         if (file->used && n < max)
             inos[n++] = file->ino;
         if (file->fd >= 0)
             close(file->fd);
         free(file->path);
     }
-    afar->used = 0;
-    pthread_mutex_unlock(&afar->lock);
+    remote->used = 0;
+    pthread_mutex_unlock(&remote->lock);
     return n;
 }
 
-void hm_afar_child(struct hm_afar *afar)
+void hm_remote_child(struct hm_remote *remote)
 {
     /* The lock may be held by the thread that is not here. */
-    for (int i = 0; i < afar->used; i++)
-        if (afar->files[i].fd >= 0)
-            close(afar->files[i].fd);
-    close(afar->socket);
-    close(afar->uffd);
+    for (int i = 0; i < remote->used; i++)
+        if (remote->files[i].fd >= 0)
+            close(remote->files[i].fd);
+    close(remote->socket);
+    close(remote->uffd);
 }

@@ -191,7 +191,7 @@ def _chosen(snapshot: Snapshot, devices: str | None) -> list[str]:
     wanted = [f"dev{word}" if word.isdecimal() else word for word in devices.split(",")]
     for name in wanted:
         if name not in there:
-            from hmmfs.inspect.mount.words import printable
+            from hmmfs.common.names import printable
 
             known = ", ".join(there) or "none"
             raise UsageError(f"There is no device {printable(name)}; the devices are {known}.")

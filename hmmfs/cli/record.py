@@ -8,8 +8,8 @@ import sys
 import click
 
 from hmmfs.cli.inspect import Seconds
+from hmmfs.common.names import printable
 from hmmfs.errors import UsageError
-from hmmfs.inspect.mount.words import printable
 
 
 class BeforeDashes(click.Command):

@@ -9,6 +9,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from hmmfs.common.names import unescaped
 from hmmfs.errors import HmmfsError
 
 TYPE = "fuse.hmmfs"
@@ -106,5 +107,4 @@ def _parse(line: bytes) -> Entry:
 
 
 def _text(field: bytes) -> str:
-    """Blanks and backslashes stand as three octal digits."""
-    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field))
+    return os.fsdecode(unescaped(field))

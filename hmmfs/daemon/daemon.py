@@ -17,7 +17,7 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TextIO
@@ -36,7 +36,7 @@ from hmmfs.filesystem import tracing
 from hmmfs.filesystem.dumps import Dumps
 from hmmfs.filesystem.operations import Operations
 from hmmfs.filesystem.tree import Tree
-from hmmfs.memory import PAGE_SIZE, Core, Kind, RegionTable, Trace
+from hmmfs.memory import PAGE_SIZE, Core, Event, EventKind, Kind, RegionTable, Trace
 from hmmfs.mounting import mounts as mounting
 from hmmfs.mounting.config import Config
 from hmmfs.mounting.daemonize import Owner
@@ -45,7 +45,7 @@ from hmmfs.policy import Policies, named_eviction, named_placement, named_prefet
 from hmmfs.program.dmirror import Device
 from hmmfs.program.processes import Processes
 from hmmfs.program.protocol import Process
-from hmmfs.service import FaultService, Jobs, Rooms, guarded
+from hmmfs.service import Events, FaultService, Jobs, Rooms, guarded
 from hmmfs.service.blocks import Blocks
 
 if TYPE_CHECKING:
@@ -212,7 +212,8 @@ class _Daemon:
         self._core = core
         self._mounted = mounted
         self._table = RegionTable(core)
-        self._jobs = jobs = Jobs(core)
+        self._events = Events(core)
+        jobs = Jobs(core, self._events)
         policies = Policies(
             core,
             prefetch=config.prefetch,
@@ -252,23 +253,51 @@ class _Daemon:
             sentence, node - 1 if node else None
         )
         self._operations = Operations(core, self._table, self._tree, os.geteuid(), os.getegid())
-        self._service = FaultService(
+        FaultService(
             core,
+            self._events,
             jobs,
             rooms,
             self._table,
             policies,
-            on_interrupt=self._operations.interrupted,
-            on_closed=self._on_closed,
-            on_trace=self._tree.tracing.on_trace,
-            on_ioctl=self._operations.ioctl,
-            on_gone=self._processes.on_gone,
             on_lost=lambda node, number, error: executors[node - 1].worker.fail(error, number),
         )
+        self._subscribe(rooms)
         self._closed = trio.Event()
         # Regions that nobody can reach any more: punching their pages takes a thread a while.
         self._doom, self._doomed = trio.open_memory_channel[int](10**9)
         self._table.on_doom(self._on_doom)
+
+    def _subscribe(self, rooms: Rooms) -> None:
+        """Who hears of what the native core tells, but of faults and of jobs that end."""
+
+        def interrupted(event: Event) -> None:
+            self._operations.interrupted(event.cookie, event.block)
+
+        async def answer(event: Event) -> None:
+            assert event.ioctl is not None
+            await self._operations.ioctl(event.ioctl)
+
+        def refuse(event: Event) -> None:
+            if event.ioctl is not None:
+                self._core.reply_ioctl(event.ioctl.unique, errno.EIO)
+
+        def of_trace(_: Event) -> Awaitable[None]:
+            return self._tree.tracing.on_trace()
+
+        def of_end(event: Event) -> Awaitable[None]:
+            return self._processes.on_gone(event.ino)
+
+        def of_room(event: Event) -> Awaitable[None]:
+            return rooms.ahead(event.node)
+
+        events = self._events
+        events.subscribe(EventKind.INTERRUPT, interrupted)
+        events.subscribe(EventKind.CLOSED, lambda _: self._on_closed())
+        events.subscribe_task(EventKind.LOW, "Evicting ahead", of_room)
+        events.subscribe_task(EventKind.TRACE, "Telling of events", of_trace)
+        events.subscribe_task(EventKind.GONE, "Forgetting a program", of_end)
+        events.subscribe_task(EventKind.IOCTL, "An ioctl", answer, refuse)
 
     def _mirrored(self, executors: list[Executor]) -> list[Device]:
         """What each device is to programs that open its dmirror."""
@@ -321,7 +350,7 @@ class _Daemon:
 
     async def _main(self, ready: Callable[[], None]) -> None:
         async with trio.open_nursery() as service:
-            await service.start(self._service.run)
+            await service.start(self._events.run)
             service.start_soon(self._destroy_doomed)
             await service.start(self._dumps.serve)
             await service.start(self._processes.serve)

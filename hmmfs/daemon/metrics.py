@@ -6,7 +6,6 @@ the numbers are those that `cat` shows, all of one file of one moment.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar, TypeVarTuple
@@ -17,7 +16,7 @@ from prometheus_client.core import InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from hmmfs import __version__
-from hmmfs.filesystem import views
+from hmmfs.common import names
 from hmmfs.filesystem.tree import Tree
 
 # How many of a file's units are one of Prometheus's, which are bytes and seconds.
@@ -210,13 +209,6 @@ class Found(NamedTuple):
     text: str
 
 
-def label(name: bytes) -> str:
-    """A region's name as a label: UTF-8 as it is, but backslashes and any other byte as three octal
-    digits, as in the mount's files, so that no two names are the same."""
-    text = os.fsdecode(name.replace(b"\\", b"\\134"))
-    return re.sub("[\ud800-\udfff]", lambda odd: f"\\{ord(odd[0]) - 0xDC00:03o}", text)
-
-
 def read(tree: Tree, files: tuple[File, ...], regions: Sequence[bytes] = ()) -> list[Found]:
     """The files that there are; of those of regions only what `regions` names."""
     found = []
@@ -231,7 +223,7 @@ def read(tree: Tree, files: tuple[File, ...], regions: Sequence[bytes] = ()) -> 
         if not word.startswith("<"):
             return follow(file, rest, (*path, word.encode()), labels)
         for name in regions if word == "<region>" else tree.names(*path):
-            follow(file, rest, (*path, name), {**labels, word[1:-1]: label(name)})
+            follow(file, rest, (*path, name), {**labels, word[1:-1]: names.label(name)})
 
     for file in files:
         follow(file, file.path.split("/"), (), {})
@@ -292,7 +284,7 @@ class Families:
             words = line.split(" ")
             if len(words) < 4 or not words[3].startswith("pages="):
                 continue
-            region = label(views.unescaped(words[0]))
+            region = names.label(names.unescaped(words[0].encode()))
             labels = {"region": region, "device": words[1], "cause": words[2]}
             pages = float(words[3].removeprefix("pages="))
             self.add("hmmfs_thrashing_pages", labels, pages, "Pages that thrash or did.")

@@ -12,10 +12,10 @@ import select
 import pyfuse3
 import trio
 
+from hmmfs.common.names import escaped, unescaped
 from hmmfs.common.units import K, parse_size
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.filesystem.submit import MAX_READ
-from hmmfs.filesystem.views import escaped, unescaped
 from hmmfs.memory import Region, RegionTable, Trace
 from hmmfs.memory.trace import KINDS, LINE, MAX_EVENTS
 from hmmfs.service import apart
@@ -230,7 +230,7 @@ def _kinds(value: str) -> tuple[str, ...]:
 
 
 def _name(word: str) -> bytes:
-    name = unescaped(word)
+    name = unescaped(word.encode())
     if not name or b"/" in name or b"\0" in name:
         raise UsageError(f"{word[:80]!r} is not a region's name. Give names of files in regions/.")
     return name

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import hmmfs
+from hmmfs.common.names import one_line
 from hmmfs.device.executor import Executor
 from hmmfs.device.links import Topology
 from hmmfs.errors import HmmfsError, UsageError
@@ -220,13 +221,7 @@ class Errors:
         self.by_device = [""] * devices
 
     def say(self, sentence: str, device: int | None = None) -> None:
-        """One line that can be read, whatever somebody's exception put into it: bytes that are no
-        text, and what terminals obey, as octal digits."""
-        sentence = re.sub("[\ud800-\udc7f\udd00-\udfff]", "?", " ".join(sentence.splitlines()))
-        sentence = "".join(
-            one if one.isprintable() else "".join(f"\\{byte:03o}" for byte in os.fsencode(one))
-            for one in sentence
-        )
+        sentence = one_line(sentence)
         self.last = sentence
         if device is not None:
             self.by_device[device] = sentence

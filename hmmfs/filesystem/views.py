@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import bisect
-import codecs
-import re
 import time
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hmmfs.common.names import escaped
 from hmmfs.common.units import LARGEST
 from hmmfs.device.links import Topology
 from hmmfs.errors import HmmfsError
@@ -35,7 +34,6 @@ MAP_ROW = 64
 MAP_NODES = "h0123456789abcde"
 USAGE = ("residency", "faults")  # files of state/NAME
 # Blanks, control characters, the backslash, and U+2028 and U+2029, where some readers end a line.
-_ESCAPED = re.compile(rb"[\x00-\x20\x7f\\]|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
 _NUMA_WORDS = {
     NumaMode.DEFAULT: "default",
     NumaMode.BIND: "bind:",
@@ -46,27 +44,6 @@ _NUMA_WORDS = {
 
 def table(values: Mapping[str, int | str]) -> str:
     return "".join(f"{key} {value}\n" for key, value in values.items())
-
-
-def escaped(name: bytes) -> str:
-    """A region's name as one word, as /proc/mounts writes names: blanks, control characters,
-    backslashes and what is not UTF-8 as three octal digits; and so a name that is just "-"."""
-    plain = _ESCAPED.sub(lambda found: b"".join(b"\\%03o" % byte for byte in found[0]), name)
-    text = plain.decode(errors="octal")
-    return r"\055" if text == "-" else text
-
-
-def _octal(error: UnicodeError) -> tuple[str, int]:
-    assert isinstance(error, UnicodeDecodeError)
-    bad = error.object[error.start : error.end]
-    return "".join(f"\\{byte:03o}" for byte in bad), error.end
-
-
-def unescaped(word: str) -> bytes:
-    return re.sub(rb"\\([0-3][0-7]{2})", lambda found: bytes([int(found[1], 8)]), word.encode())
-
-
-codecs.register_error("octal", _octal)
 
 
 # ---- nodes and links

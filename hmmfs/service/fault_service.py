@@ -1,7 +1,7 @@
-"""The fault service: takes events from the native core, decides, has native jobs carry it out.
+"""The fault service: hears of faults, decides, has native jobs carry it out.
 
-What is atomic: everything between two awaits. `_pump` takes a batch of events and files each of
-them without awaiting, so a fault is either in `_faults` or being served, never lost between. Each
+What is atomic: everything between two awaits. A fault is filed without awaiting, so it is either
+in `_faults` or being served, never lost between. Each
 block has at most one task that serves it; faults on it that come meanwhile are merged in `_faults`
 and served by that task afterwards. Tasks of different blocks never wait for each other, except for
 room (see room.py).
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -33,7 +33,6 @@ from hmmfs.memory import (
     Event,
     EventKind,
     FaultReason,
-    Ioctl,
     Job,
     JobFlag,
     JobKind,
@@ -44,7 +43,7 @@ from hmmfs.memory import (
     page_set,
 )
 from hmmfs.policy import Fault, Pages, Policies
-from hmmfs.service.guard import apart, guarded
+from hmmfs.service.events import Events, apart
 from hmmfs.service.jobs import Jobs
 from hmmfs.service.room import Rooms
 
@@ -122,99 +121,45 @@ def _untouchable(number: int) -> HmmfsError:
 
 
 class FaultService:
-    """Serves faults until it is cancelled; then it still waits for the jobs under way."""
+    """Serves the faults that events tell of. `on_lost` is told of a device's fault that can't be
+    served: the node, the number of its worker, and why."""
 
     def __init__(
         self,
         core: Core,
+        events: Events,
         jobs: Jobs,
         rooms: Rooms,
         regions: RegionTable,
         policies: Policies,
         *,
-        on_interrupt: Callable[[int, int], None],
-        on_closed: Callable[[], None],
         on_lost: Callable[[int, int, HmmfsError], None],
-        on_trace: Callable[[], Awaitable[None]],
-        on_ioctl: Callable[[Ioctl], Awaitable[None]],
-        on_gone: Callable[[int], Awaitable[None]],
     ) -> None:
         self._core = core
+        self._events = events
         self._jobs = jobs
         self._rooms = rooms
         self._regions = regions
         self._policies = policies
-        self._on_interrupt = on_interrupt
-        self._on_closed = on_closed
         self._on_lost = on_lost
-        self._on_trace = on_trace
-        self._on_ioctl = on_ioctl
-        self._on_gone = on_gone
         self._faults: dict[BlockKey, _Fault] = {}
         self._serving: set[BlockKey] = set()
+        events.subscribe(EventKind.FAULT, self._file)
+        events.subscribe_task(
+            EventKind.TOUCH, "Serving a device's fault", self._serve_touch, self._failed
+        )
+        events.outlasts(lambda: bool(self._serving))
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        # The pump outlives cancellation until no job is under way: tasks here and in the device
-        # executors wait for their jobs under a shield, and only the pump can end that.
-        pumping = trio.CancelScope(shield=True)
-        async with trio.open_nursery() as nursery:
+    def _file(self, event: Event) -> None:
+        key = BlockKey(event.ino, event.block)
+        self._faults.setdefault(key, _Fault()).add(event)
+        if key not in self._serving:
+            self._serving.add(key)
+            self._events.start(partial(self._serve, key))
 
-            async def pump() -> None:
-                with pumping:
-                    await self._pump(nursery)
-
-            nursery.start_soon(pump)
-            task_status.started()
-            try:
-                await trio.sleep_forever()
-            finally:
-                with trio.CancelScope(shield=True):
-                    while self._serving or not self._jobs.idle:
-                        await self._jobs.any_ended(0.1)
-                pumping.cancel()
-
-    async def _pump(self, nursery: trio.Nursery) -> None:
-        fd = self._core.event_fd()
-        while True:
-            await trio.lowlevel.wait_readable(fd)
-            for event in self._core.events():
-                apart("Taking an event in", partial(self._file, event, nursery))
-
-    def _file(self, event: Event, nursery: trio.Nursery) -> None:
-        if event.kind == EventKind.JOB:
-            self._jobs.complete(event.cookie, event.result)
-        elif event.kind == EventKind.FAULT:
-            key = BlockKey(event.ino, event.block)
-            self._faults.setdefault(key, _Fault()).add(event)
-            if key not in self._serving:
-                self._serving.add(key)
-                nursery.start_soon(self._serve, key)
-        elif event.kind == EventKind.INTERRUPT:
-            self._on_interrupt(event.cookie, event.block)
-        elif event.kind == EventKind.CLOSED:
-            self._on_closed()
-        else:
-            nursery.start_soon(guarded, *self._task(event))
-
-    def _task(
-        self, event: Event
-    ) -> tuple[str, Callable[[], Awaitable[None]], Callable[[], None] | None]:
-        """What is done about an event, in a task of its own: how it is called, and what tells who
-        waits if it fails."""
-        if event.kind == EventKind.TOUCH:
-            error = HmmfsError(errno.EIO, "The daemon failed to serve a fault. See its log.")
-            lost = partial(self._lose, event, error)
-            return "Serving a device's fault", partial(self._serve_touch, event), lost
-        if event.kind == EventKind.LOW:
-            return "Evicting ahead", partial(self._rooms.ahead, event.node), None
-        if event.kind == EventKind.TRACE:
-            return "Telling of events", self._on_trace, None
-        if event.kind == EventKind.GONE:
-            return "Forgetting a program", partial(self._on_gone, event.ino), None
-        if event.kind == EventKind.IOCTL and event.ioctl is not None:
-            refuse = partial(self._core.reply_ioctl, event.ioctl.unique, errno.EIO)
-            return "An ioctl", partial(self._on_ioctl, event.ioctl), refuse
-        raise ValueError(f"There is no event {event.kind}.")
+    def _failed(self, event: Event) -> None:
+        error = HmmfsError(errno.EIO, "The daemon failed to serve a fault. See its log.")
+        self._lose(event, error)
 
     async def _serve(self, key: BlockKey) -> None:
         """Serve a block's faults, in order, until none waits."""

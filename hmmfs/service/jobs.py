@@ -6,7 +6,8 @@ import itertools
 
 import trio
 
-from hmmfs.memory import Core, Job, JobResult
+from hmmfs.memory import Core, Event, EventKind, Job, JobResult
+from hmmfs.service.events import Events
 
 
 class _Slot:
@@ -27,8 +28,10 @@ class Jobs:
     room or against a busy CPU ends with an error, and a block that is busy is busy with a job.
     """
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, events: Events) -> None:
         self._core = core
+        events.subscribe(EventKind.JOB, self._complete)
+        events.outlasts(lambda: not self.idle)
         self._cookies = itertools.count(1)
         self._slots: dict[int, _Slot] = {}
         self._ended = trio.Event()
@@ -61,10 +64,9 @@ class Jobs:
             raise
         return slot
 
-    def complete(self, cookie: int, result: JobResult) -> None:
-        """A job's event has come."""
-        slot = self._slots.pop(cookie)
-        slot.result = result
+    def _complete(self, event: Event) -> None:
+        slot = self._slots.pop(event.cookie)
+        slot.result = event.result
         slot.done.set()
         self._ended.set()
         self._ended = trio.Event()

@@ -25,7 +25,7 @@ from hmmfs.memory import (
 )
 from hmmfs.policy import Policies
 from hmmfs.program.processes import Processes
-from hmmfs.service import FaultService, Jobs, Rooms
+from hmmfs.service import Events, FaultService, Jobs, Rooms
 from hmmfs.service.blocks import Blocks
 
 M = 1 << 20
@@ -75,7 +75,8 @@ class Machine:
     def __init__(self, core: Core) -> None:
         self.core = core
         self.table = RegionTable(core)
-        jobs = Jobs(core)
+        self.events = Events(core)
+        jobs = Jobs(core, self.events)
         policies = Policies(core)
         rooms = Rooms(core, jobs, self.table, policies, Trace(core, 0))
         blocks = Blocks(jobs, rooms, self.table)
@@ -84,18 +85,14 @@ class Machine:
             Executor(core, blocks, self.table, processes, node, "/nowhere")
             for node in range(1, core.nodes)
         ]
-        self.service = FaultService(
+        FaultService(
             core,
+            self.events,
             jobs,
             rooms,
             self.table,
             policies,
-            on_interrupt=lambda fh, unique: None,
-            on_closed=lambda: None,
-            on_lost=lambda node, error: None,
-            on_trace=trio.lowlevel.checkpoint,
-            on_ioctl=lambda ioctl: trio.lowlevel.checkpoint(),
-            on_gone=lambda ino: trio.lowlevel.checkpoint(),
+            on_lost=lambda node, number, error: None,
         )
 
     async def do(self, text: str, device: int = 0) -> list[str]:
@@ -110,7 +107,7 @@ def on_machine(
     async def main(core: Core) -> None:
         machine = Machine(core)
         async with trio.open_nursery() as nursery:
-            await nursery.start(machine.service.run)
+            await nursery.start(machine.events.run)
             await program(machine)
             nursery.cancel_scope.cancel()
 

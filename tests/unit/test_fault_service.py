@@ -19,13 +19,13 @@ from hmmfs.device.launcher import Worker
 from hmmfs.errors import HmmfsError
 from hmmfs.memory import Core, Event, EventKind, Ioctl, JobResult
 from hmmfs.memory.types import Touch
-from hmmfs.service import FaultService, Rooms
+from hmmfs.service import Events, FaultService, Rooms
 from hmmfs.service import fault_service as module
 
 PAGES = Touch(b"\1" + bytes(63), bytes(64))
 
 
-class Events:
+class Told:
     """Of the native core: what a test pushes, by an eventfd as there. `worker` runs on dev0."""
 
     def __init__(self) -> None:
@@ -51,16 +51,17 @@ class Events:
     def device_worker(self, node: int) -> int:
         return self.worker
 
-    def reply_ioctl(self, unique: int, number: int) -> None:
-        self.replies.append((unique, number))
+    def refuse(self, event: Event) -> None:
+        assert event.ioctl is not None
+        self.replies.append((event.ioctl.unique, errno.EIO))
 
     def close(self) -> None:
         os.close(self._fd)
 
 
 @pytest.fixture
-def core() -> Iterator[Events]:
-    events = Events()
+def core() -> Iterator[Told]:
+    events = Told()
     yield events
     events.close()
 
@@ -83,34 +84,34 @@ class Idle:
         broken()
         raise AssertionError
 
-    def complete(self, cookie: int, result: JobResult) -> None:
-        raise KeyError(cookie)
 
-
-def serve(core: Events, body: Callable[[], Awaitable[None]], **parts: Any) -> list[Any]:
-    """Run a service whose every part is broken, but for those given; what was lost."""
-    lost: list[Any] = []
-    whole: dict[str, Any] = {
-        "on_interrupt": broken,
-        "on_closed": broken,
-        "on_trace": broken_later,
-        "on_ioctl": broken_later,
-        "on_gone": broken_later,
-        "on_lost": lambda *what: lost.append(what),
-    }
-    rooms = SimpleNamespace(ahead=broken_later)
-    service = FaultService(
-        core, parts.pop("jobs", Idle()), parts.pop("rooms", rooms), None, None, **(whole | parts)
-    )  # type: ignore[arg-type]
-
+def run(events: Events, body: Callable[[], Awaitable[None]]) -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            await nursery.start(service.run)
+            await nursery.start(events.run)
             with trio.fail_after(5):
                 await body()
             nursery.cancel_scope.cancel()
 
     trio.run(main)
+
+
+def serve(
+    core: Told,
+    body: Callable[[], Awaitable[None]],
+    on_trace: Callable[[Event], Awaitable[None]] = broken_later,
+) -> list[Any]:
+    """Run a service whose every part is broken, but for those given; what was lost."""
+    lost: list[Any] = []
+    events = Events(core)  # type: ignore[arg-type]
+    for kind in (EventKind.JOB, EventKind.INTERRUPT, EventKind.CLOSED):
+        events.subscribe(kind, broken)
+    for kind in (EventKind.LOW, EventKind.GONE):
+        events.subscribe_task(kind, "A test", broken_later)
+    events.subscribe_task(EventKind.TRACE, "A test", on_trace)
+    events.subscribe_task(EventKind.IOCTL, "A test", broken_later, lambda event: core.refuse(event))
+    FaultService(core, events, Idle(), None, None, None, on_lost=lambda *what: lost.append(what))  # type: ignore[arg-type]
+    run(events, body)
     return lost
 
 
@@ -129,14 +130,14 @@ def serve(core: Events, body: Callable[[], Awaitable[None]], **parts: Any) -> li
     ],
 )
 def test_one_failure_is_one_failure(
-    core: Events, kind: EventKind, said: dict[str, Any], caplog: pytest.LogCaptureFixture,
+    core: Told, kind: EventKind, said: dict[str, Any], caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The next event is served; who waited for the one that failed is told."""
     monkeypatch.setattr(module.accounts, "faults_failed", broken)
     told = trio.Event()
 
-    async def next_one() -> None:
+    async def next_one(_: Event) -> None:
         told.set()
 
     async def body() -> None:
@@ -148,8 +149,8 @@ def test_one_failure_is_one_failure(
 
     service: dict[str, Any] = {"on_trace": broken_later}
 
-    async def on_trace() -> None:
-        await service["on_trace"]()
+    async def on_trace(event: Event) -> None:
+        await service["on_trace"](event)
 
     with caplog.at_level(logging.ERROR):
         lost = serve(core, body, on_trace=on_trace)
@@ -160,7 +161,7 @@ def test_one_failure_is_one_failure(
 
 
 def test_what_waits_is_answered_however_often_that_fails(
-    core: Events, monkeypatch: pytest.MonkeyPatch
+    core: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fault whose service fails, at a time when no job can be submitted."""
     monkeypatch.setattr(module, "FAIL_PAUSE_S", 0.001)
@@ -182,20 +183,9 @@ def test_what_waits_is_answered_however_often_that_fails(
         core.push(EventKind.FAULT, reason=1, pages=1)
         await answered.wait()
 
-    service = FaultService(
-        core, Short(), None, Regions(), None,
-        on_interrupt=broken, on_closed=broken, on_lost=broken,
-        on_trace=broken_later, on_ioctl=broken_later, on_gone=broken_later,
-    )  # type: ignore[arg-type]  # fmt: skip
-
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(service.run)
-            with trio.fail_after(5):
-                await body()
-            nursery.cancel_scope.cancel()
-
-    trio.run(main)
+    events = Events(core)  # type: ignore[arg-type]
+    FaultService(core, events, Short(), None, Regions(), None, on_lost=broken)  # type: ignore[arg-type]
+    run(events, body)
     assert len(tries) == 5
 
 
@@ -212,7 +202,7 @@ def test_a_watermark_is_armed_again_whatever_happens() -> None:
 # ---- faults of a worker that has ended
 
 
-def test_a_stale_fault_runs_no_job(core: Events, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stale_fault_runs_no_job(core: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its worker has ended; the next one is not to be asked for anything, nor to be ended."""
     entered: list[Any] = []
     monkeypatch.setattr(module.accounts, "faults_failed", lambda *what: entered.append(what))

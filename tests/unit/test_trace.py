@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hmmfs.common.names import printable, unescape
 from hmmfs.inspect.mount.trace import Event, Lines, Lost, parse, parse_line
-from hmmfs.inspect.mount.words import printable, unescape
 
 LINE = b"7012.123456789 dev0 migrate_end a 3+512 host dev0 device_fault 2097152 412.250 161.250"
 EVENT = Event(

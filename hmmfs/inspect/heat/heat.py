@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from hmmfs.common.names import printable
 from hmmfs.common.units import BLOCK, PAGE
 from hmmfs.errors import HmmfsError
 from hmmfs.inspect.mount.reading import PATIENCE_S, Values, ask, text, values
-from hmmfs.inspect.mount.words import printable
 
 NOTHING, SEVERAL = ".", "+"
 LEVELS = 9

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hmmfs.common import mountinfo
+from hmmfs.common.names import printable
 from hmmfs.common.units import PAGE, format_size
 from hmmfs.errors import UsageError
 from hmmfs.inspect.heat.heat import (
@@ -24,7 +25,7 @@ from hmmfs.inspect.heat.heat import (
     per_row,
 )
 from hmmfs.inspect.mount.mounts import choose
-from hmmfs.inspect.mount.words import grouped, pages, printable, size
+from hmmfs.inspect.mount.words import grouped, pages, size
 
 PICTURES = (".png", ".svg")
 ROWS = 64

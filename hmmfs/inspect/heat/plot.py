@@ -6,6 +6,7 @@ import errno
 import warnings
 from typing import TYPE_CHECKING
 
+from hmmfs.common.names import printable
 from hmmfs.common.units import PAGE, format_size
 from hmmfs.errors import HmmfsError
 from hmmfs.inspect.heat.heat import (
@@ -20,7 +21,7 @@ from hmmfs.inspect.heat.heat import (
     node_of,
     per_row,
 )
-from hmmfs.inspect.mount.words import grouped, printable, size
+from hmmfs.inspect.mount.words import grouped, size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 
 from hmmfs.common import mountinfo
+from hmmfs.common.names import printable
 from hmmfs.errors import HmmfsError, UsageError
-from hmmfs.inspect.mount.words import printable
 
 
 def choose(path: str | None) -> str:

@@ -11,7 +11,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from hmmfs.inspect.mount.words import printable
+from hmmfs.common.names import printable
 
 
 def table(title: str, *headings: str, words: Sequence[str] = ()) -> Table:

@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from hmmfs.common.names import unescape
 from hmmfs.inspect.mount.reading import PATIENCE_S, Values, ask, line, number, text, values
 from hmmfs.inspect.mount.status import by_number, usage
-from hmmfs.inspect.mount.words import unescape
 
 SCHEMA = 1
 

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from hmmfs.common.names import unescape
 from hmmfs.inspect.mount.reading import PATIENCE_S, Values, ask, line, number, text, values
-from hmmfs.inspect.mount.words import unescape
 
 SCHEMA = 1
 

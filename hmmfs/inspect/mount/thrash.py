@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from hmmfs.common.names import printable, quoted
 from hmmfs.inspect.mount.snapshot import Snapshot
-from hmmfs.inspect.mount.words import grouped, pages, printable, quoted, size
+from hmmfs.inspect.mount.words import grouped, pages, size
 
 RECENT_S = 10.0
 

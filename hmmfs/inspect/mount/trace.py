@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from hmmfs.inspect.mount.words import unescape
+from hmmfs.common.names import unescape
 
 NOTHING = "-"
 COLUMNS = 11

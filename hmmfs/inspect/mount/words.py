@@ -1,48 +1,10 @@
-"""Names and numbers as people read them; names of regions may hold any byte but "/" and NUL."""
+"""Numbers as people read them."""
 
 from __future__ import annotations
 
-import os
-import re
-import shlex
-
 from hmmfs.common.units import PAGE
 
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
 _DECIMAL = ("", "k", "M", "G", "T", "P")
-
-
-def unescape(text: str) -> str:
-    r"""A name as os.fsdecode gives it, from one in which bytes may stand as \ooo."""
-    if "\\" not in text:
-        return text
-    return os.fsdecode(
-        _ESCAPE.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), os.fsencode(text))
-    )
-
-
-def printable(name: str) -> str:
-    r"""The name in characters that every terminal, file and page can hold.
-
-    Control characters, backslashes and bytes that are not UTF-8 become \ooo, which unescape reads
-    back; blanks stay.
-    """
-    if name.isprintable() and "\\" not in name:
-        return name
-    return "".join(_shown(character) for character in name)
-
-
-def _shown(character: str) -> str:
-    if character == "\\" or not character.isprintable():
-        return "".join(f"\\{byte:03o}" for byte in character.encode(errors="surrogateescape"))
-    return character
-
-
-def quoted(name: str) -> str:
-    """A name as one word for a shell: bash's ``$'…'`` where plain quotes would not show it all."""
-    if name.isprintable():
-        return shlex.quote(name)
-    return "$'" + printable(name).replace("'", "\\'") + "'"
 
 
 def size(count: float) -> str:

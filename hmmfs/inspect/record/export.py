@@ -8,9 +8,9 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from hmmfs.common.names import printable
 from hmmfs.errors import HmmfsError
 from hmmfs.inspect.mount.trace import Event
-from hmmfs.inspect.mount.words import printable
 from hmmfs.inspect.record.perfetto import trace_events
 from hmmfs.inspect.record.progress import bar
 from hmmfs.inspect.record.recording import Progress, Recording

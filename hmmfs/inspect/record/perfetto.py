@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from hmmfs.common.names import printable
 from hmmfs.common.units import PAGE
 from hmmfs.inspect.mount.trace import Event
-from hmmfs.inspect.mount.words import printable
 from hmmfs.inspect.record.recording import Counts, Gap, Header, Progress, Recording, Sample
 
 MACHINE = 1  # the process of counters

@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import IO, Any, NamedTuple, NoReturn
 
+from hmmfs.common.names import printable
 from hmmfs.errors import HmmfsError
-from hmmfs.inspect.mount.words import printable
 from hmmfs.inspect.record.progress import bar
 from hmmfs.inspect.record.reader import Reader
 

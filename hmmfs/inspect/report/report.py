@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
 
+from hmmfs.common.names import printable
 from hmmfs.common.units import format_size
 from hmmfs.inspect.mount.thrash import remedy
 from hmmfs.inspect.mount.trace import Event
-from hmmfs.inspect.mount.words import printable
 from hmmfs.inspect.record.progress import bar
 from hmmfs.inspect.record.recording import Recording, Sample
 from hmmfs.inspect.report.summary import Summary, Thrash, Thrashed, summarize

@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from hmmfs.common.names import printable
 from hmmfs.errors import UsageError
 from hmmfs.inspect.mount.snapshot import Snapshot
-from hmmfs.inspect.mount.words import printable
 
 MISSING = "N/A"  # there is no such link, or no rate before the second reading
 

@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hmmfs.common.names import printable
 from hmmfs.common.units import PAGE
 from hmmfs.inspect.mount.rows import Rows, table
 from hmmfs.inspect.mount.snapshot import Snapshot
 from hmmfs.inspect.mount.thrash import is_recent, sentences
-from hmmfs.inspect.mount.words import brief, duration, grouped, printable, size
+from hmmfs.inspect.mount.words import brief, duration, grouped, size
 from hmmfs.inspect.smi.query import earlier, per_second
 
 PIPE_WIDTH = 160  # where nobody's terminal limits it

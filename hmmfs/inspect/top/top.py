@@ -7,10 +7,10 @@ import errno
 import time
 
 from hmmfs.common import mountinfo
+from hmmfs.common.names import printable
 from hmmfs.errors import HmmfsError
 from hmmfs.inspect.heat.heat import Detail, read_region
 from hmmfs.inspect.mount.snapshot import Snapshot, read_snapshot
-from hmmfs.inspect.mount.words import printable
 from hmmfs.inspect.top import terminal
 from hmmfs.inspect.top.view import View, compose
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from hmmfs.common.names import printable
 from hmmfs.common.units import PAGE, format_size
 from hmmfs.inspect.heat import map as heat_map
 from hmmfs.inspect.heat.heat import NOTHING, OWNER, Detail, heat, per_row
 from hmmfs.inspect.mount.snapshot import Snapshot
 from hmmfs.inspect.mount.thrash import is_recent
-from hmmfs.inspect.mount.words import brief, duration, printable, size
+from hmmfs.inspect.mount.words import brief, duration, size
 from hmmfs.inspect.smi.query import Earlier, earlier, per_second
 
 SHORT = 8  # of a path

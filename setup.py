@@ -1,4 +1,4 @@
-"""The native extension, the library that hmmfs run preloads, and files that shells and man(1) look
+"""The native extensions, the library that hmmfs run preloads, and files that shells and man(1) look
 for; everything else is in pyproject.toml."""
 
 from glob import glob
@@ -34,7 +34,7 @@ class BuildExt(build_ext):
 setup(
     cmdclass={"build_ext": BuildExt},
     ext_modules=[PRELOAD],
-    cffi_modules=["native/build.py:ffi"],
+    cffi_modules=["native/build.py:ffi", "native/linux/build.py:ffi"],
     data_files=[
         ("share/bash-completion/completions", [f"{COMPLETIONS}/hmmfs"]),
         ("share/zsh/site-functions", [f"{COMPLETIONS}/_hmmfs"]),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def unavailable() -> str:
     """Why a machine can't be mounted here, or its devices take no faults; empty: it can be."""
-    from hmmfs.device.worker import open_userfaultfd
+    from hmmfs.common.linux import open_userfaultfd
     from hmmfs.mounting.mounts import find_helper
 
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):

@@ -13,8 +13,8 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-# All but the library of hmmfs run, which setup.py builds apart.
-SOURCES = sorted(path for path in HERE.rglob("*.c") if path.parent.name != "preload")
+# All but the library of hmmfs run and the system calls, which are built apart.
+SOURCES = sorted(path for path in HERE.rglob("*.c") if path.parent.name not in ("preload", "linux"))
 
 
 def declarations() -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 # From bottom to top.
 FOLDERS = (
     "include",
+    "linux",
     "worker",
     "preload",
     "base",
@@ -25,7 +26,7 @@ FOLDERS = (
     "core",
 )
 # Outside the core: what runs in other processes. The core uses their headers for what both say.
-ALONE = ("worker", "preload")
+ALONE = ("linux", "worker", "preload")
 
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 _INCLUDE = re.compile(r'^\s*#\s*include "([^"]+)"')

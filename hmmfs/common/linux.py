@@ -1,9 +1,11 @@
-"""System calls that Python has no call for. Each raises OSError with the kernel's errno."""
+"""System calls that Python has no call for (native/linux/system_calls.c). Each raises OSError with
+the kernel's errno."""
 
-import ctypes
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
+
+from hmmfs._linux import ffi, lib
 
 MS_RDONLY = 1
 MS_NOSUID = 2
@@ -14,61 +16,64 @@ MNT_FORCE = 1
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_NAME = 15
-# The same numbers on every architecture: they came after the tables were merged.
-_SYS_FSOPEN = 430
-_SYS_FSCONFIG = 431
-_SYS_FSMOUNT = 432
-_FSCONFIG_SET_STRING = 1
-_FSCONFIG_CMD_CREATE = 6
-_CLOEXEC = 1
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
-_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
-_libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
-_libc.syscall.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 5
-_libc.syscall.restype = ctypes.c_long
-
-
-def _checked(result: int) -> int:
+def _checked(result: int, what: str | None = None) -> int:
     if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        text = os.strerror(-result)
+        raise OSError(-result, f"{what}: {text}" if what else text)
     return result
 
 
 def mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
     """mount(2)."""
     strings = [os.fsencode(text) for text in (source, target, kind)]
-    _checked(_libc.mount(*strings, flags, os.fsencode(data)))
+    _checked(lib.hm_mount(*strings, flags, os.fsencode(data)))
 
 
 def umount(target: str, flags: int = 0) -> None:
     """umount2(2), never following a symlink."""
-    _checked(_libc.umount2(os.fsencode(target), flags | UMOUNT_NOFOLLOW))
+    _checked(lib.hm_umount(os.fsencode(target), flags))
 
 
 def signal_on_parent_death(number: int) -> None:
     """Have ``number`` sent to this process when the thread that forked it ends."""
-    _checked(_libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0))
+    _checked(lib.hm_signal_on_parent_death(number))
 
 
 def name_process(name: str) -> None:
     """What ps shows for this thread, cut at 15 bytes."""
-    buffer = ctypes.create_string_buffer(name.encode()[:15])
-    _checked(_libc.prctl(_PR_SET_NAME, ctypes.addressof(buffer), 0, 0, 0))
+    _checked(lib.hm_name_process(name.encode()))
 
 
 def detached_mount(kind: str, options: Mapping[str, str] = MappingProxyType({})) -> int:
     """A descriptor of a file system's top directory that is mounted nowhere (root)."""
-    context = _checked(_libc.syscall(_SYS_FSOPEN, kind.encode(), _CLOEXEC, None, None, None))
-    try:
-        for name, value in options.items():
-            words = name.encode(), value.encode(), None
-            _checked(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, *words))
-        _checked(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, None))
-        return _checked(_libc.syscall(_SYS_FSMOUNT, context, _CLOEXEC, None, None, None))
-    finally:
-        os.close(context)
+    names = [ffi.new("char[]", name.encode()) for name in options]
+    values = [ffi.new("char[]", value.encode()) for value in options.values()]
+    return _checked(lib.hm_detached_mount(kind.encode(), names, values, len(options)))
+
+
+def open_userfaultfd() -> int:
+    """With faults of the kernel's own accesses where that is allowed, else of user code only."""
+    return _checked(lib.hm_userfaultfd(), "userfaultfd")
+
+
+def map_window(pool: int, size: int, uffd: int) -> int:
+    """The address of a shared mapping of a pool, whose faults go to uffd unless it is negative."""
+    address = ffi.new("uint64_t *")
+    _checked(lib.hm_window_map(pool, size, uffd, address), "Mapping a window")
+    return int(address[0])
+
+
+def unmap_window(address: int, size: int) -> None:
+    _checked(lib.hm_window_unmap(address, size))
+
+
+def memory_at(address: int, size: int) -> memoryview:
+    """The bytes there, for as long as they are mapped."""
+    return memoryview(ffi.buffer(ffi.cast("char *", address), size))
+
+
+def copy_memory(pid: int, address: int, here: memoryview, *, store: bool) -> int:
+    """Copy between `here` and the memory of a process. The bytes done: at least one."""
+    buffer = ffi.from_buffer(here)
+    return _checked(lib.hm_copy_memory(pid, address, buffer, len(buffer), store))

@@ -18,13 +18,10 @@ The launch takes down each window that it mapped a part of so, and its answer na
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import math
-import mmap
 import os
 import pickle
-import platform
 import signal
 import socket
 import struct
@@ -35,46 +32,12 @@ from typing import Any
 
 import numpy as np
 
-from hmmfs.common import user_files
+from hmmfs.common import linux, user_files
 from hmmfs.memory import Remote
 from hmmfs.wire.launches import Array
 
 HEADER = struct.Struct("<Q")
-# userfaultfd(2), by machine; the ioctls are the same on all that have these headers.
-SYSCALL = {"x86_64": 323, "aarch64": 282, "riscv64": 282}
-O_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK
-USER_MODE_ONLY = 1
-UFFDIO_API, UFFDIO_REGISTER, UFFDIO_UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
-API, PAGEFAULT_FLAG_WP = 0xAA, 1
-MISSING, WRITE_PROTECT = 1, 2
-MADV_DONTFORK, MADV_NOHUGEPAGE = 10, 15
-PR_SET_PDEATHSIG = 1
-
 LINE, TRACE = 1000, 1 << 16  # characters of what an exception says, and of its traceback
-
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mmap.restype = ctypes.c_void_p
-libc.syscall.restype = ctypes.c_long
-
-
-def _checked(result: int, what: str) -> int:
-    if result in (-1, ctypes.c_void_p(-1).value):
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
-    return result
-
-
-def open_userfaultfd() -> int:
-    """With faults of the kernel's own accesses where that is allowed, else of user code only."""
-    number = ctypes.c_long(SYSCALL[platform.machine()])
-    for flags in (O_FLAGS, O_FLAGS | USER_MODE_ONLY):
-        fd = int(libc.syscall(number, ctypes.c_long(flags)))
-        if fd >= 0:
-            break
-    _checked(fd, "userfaultfd")
-    api = (ctypes.c_uint64 * 3)(API, PAGEFAULT_FLAG_WP, 0)
-    _checked(libc.ioctl(fd, ctypes.c_ulong(UFFDIO_API), api), "UFFDIO_API")
-    return fd
 
 
 class Windows:
@@ -85,35 +48,20 @@ class Windows:
         self._at: dict[int, tuple[int, int]] = {}
 
     def map(self, ino: int, size: int, faults: bool, pool: int) -> int:
-        protection = mmap.PROT_READ | mmap.PROT_WRITE
-        address = _checked(
-            libc.mmap(
-                None, ctypes.c_size_t(size), protection, mmap.MAP_SHARED, pool, ctypes.c_long(0)
-            ),
-            "mmap",
-        )
-        # A child of a kernel would read zeros where we fault, and a huge page would hide faults.
-        for advice in (MADV_DONTFORK, MADV_NOHUGEPAGE):
-            libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), advice)
+        address = linux.map_window(pool, size, self._uffd if faults else -1)
         self._at[ino] = (address, size)
-        if not faults:
-            return address
-        range_ = (ctypes.c_uint64 * 4)(address, size, MISSING | WRITE_PROTECT, 0)
-        request = ctypes.c_ulong(UFFDIO_REGISTER)
-        _checked(libc.ioctl(self._uffd, request, range_), "UFFDIO_REGISTER")
         return address
 
     def unmap(self, ino: int) -> None:
-        address, size = self._at.pop(ino)
-        libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size))
+        linux.unmap_window(*self._at.pop(ino))
 
     def array(self, ino: int, array: Array) -> np.ndarray[Any, Any]:
         if not math.prod(array.shape) * np.dtype(array.dtype).itemsize:  # nothing may be mapped
             return np.empty(array.shape, dtype=array.dtype)
         address, size = self._at[ino]
-        memory = (ctypes.c_ubyte * (size - array.offset)).from_address(address + array.offset)
+        memory = linux.memory_at(address + array.offset, size - array.offset)
         view: np.ndarray[Any, Any]
-        view = np.ndarray(array.shape, dtype=array.dtype, buffer=memoryview(memory))
+        view = np.ndarray(array.shape, dtype=array.dtype, buffer=memory)
         view.flags.writeable = array.use != "reads"
         return view
 
@@ -180,12 +128,12 @@ def _exactly(channel: socket.socket, size: int) -> bytes:
 
 
 def main() -> None:
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    linux.signal_on_parent_death(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's: the daemon decides
     channel = socket.socket(fileno=int(sys.argv[1]))
     # Or the daemon would not hear of our end while a child of a kernel lives.
     os.register_at_fork(after_in_child=channel.close)
-    uffd = open_userfaultfd()
+    uffd = linux.open_userfaultfd()
     socket.send_fds(channel, [HEADER.pack(0)], [uffd])
     windows = Windows(uffd)
     remote = Remote(int(sys.argv[2]), uffd)

@@ -1,7 +1,9 @@
 """What is where: the native core, its regions and the table of their names."""
 
-from hmmfs.memory.core import BLOCK_DTYPE, CANDIDATE_DTYPE, FIRST_REGION_INO, Core, Region, Remote
+from hmmfs.memory.core import FIRST_REGION_INO, Core
+from hmmfs.memory.region import BLOCK_DTYPE, CANDIDATE_DTYPE, Region
 from hmmfs.memory.regions import RegionTable
+from hmmfs.memory.remote import Remote
 from hmmfs.memory.trace import Trace
 from hmmfs.memory.types import (
     BLOCK_BYTES,

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from hmmfs._native import ffi, lib
 from hmmfs.errors import check
-from hmmfs.memory.core import Core, Region, dtype_of
+from hmmfs.memory.core import Core
+from hmmfs.memory.region import Region, dtype_of
 from hmmfs.memory.types import BlockKey, FaultCount, Touch
 
 CENSUS_DTYPE = dtype_of("hm_census")

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from hmmfs._native import ffi, lib
 from hmmfs.common.units import LARGEST
 from hmmfs.errors import HmmfsError, UsageError, check
-from hmmfs.memory.core import Core, Region
+from hmmfs.memory.core import Core
+from hmmfs.memory.region import Region
 from hmmfs.memory.types import page_set, page_words
 
 OFFSETS = LARGEST  # addresses that are so far apart are one offset; see hm_process_offset

@@ -14,7 +14,8 @@ import re
 from collections.abc import Callable, Iterator
 
 from hmmfs.errors import HmmfsError
-from hmmfs.memory.core import FIRST_REGION_INO, NAME_MAX, Core, Region
+from hmmfs.memory.core import FIRST_REGION_INO, NAME_MAX, Core
+from hmmfs.memory.region import Region
 
 
 class RegionTable:

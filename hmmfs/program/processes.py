@@ -8,7 +8,6 @@ nothing of it moves.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import logging
 import os
@@ -143,14 +142,12 @@ class Process:
 
     async def copy_to_user(self, pid: int, address: int, data: bytes | bytearray) -> None:
         """Into the memory of a program, which need not be this one. EFAULT."""
-        whole = data if isinstance(data, bytearray) else bytearray(data)
-        buffer = (ctypes.c_char * len(data)).from_buffer(whole)
-        await self._apart(lambda: self._memory.store(pid, address, buffer))
+        await self._apart(lambda: self._memory.store(pid, address, memoryview(data)))
 
     async def copy_from_user(self, pid: int, address: int, length: int) -> bytes:
-        buffer = ctypes.create_string_buffer(length)
-        await self._apart(lambda: self._memory.load(pid, address, buffer))
-        return buffer.raw
+        buffer = bytearray(length)
+        await self._apart(lambda: self._memory.load(pid, address, memoryview(buffer)))
+        return bytes(buffer)
 
     async def evict_all(self, node: int) -> None:
         """Bring every page home that the device has of this program."""

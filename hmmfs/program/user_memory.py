@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import weakref
 
+from hmmfs.common import linux
 from hmmfs.errors import HmmfsError
-
-Bytes = ctypes.Array[ctypes.c_char]
-
-
-class _Vector(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-for _call in (_libc.process_vm_readv, _libc.process_vm_writev):
-    _vectors = (ctypes.POINTER(_Vector), ctypes.c_ulong)
-    _call.argtypes = [ctypes.c_int, *_vectors, *_vectors, ctypes.c_ulong]
-    _call.restype = ctypes.c_ssize_t
 
 
 class Memory:
     """Of whatever program has a number at the moment."""
 
-    def load(self, pid: int, address: int, buffer: Bytes) -> None:
+    def load(self, pid: int, address: int, buffer: memoryview) -> None:
         """HmmfsError: EFAULT, or what else is wrong."""
         self._copy(pid, address, buffer, store=False)
 
-    def store(self, pid: int, address: int, buffer: Bytes) -> None:
+    def store(self, pid: int, address: int, buffer: memoryview) -> None:
         self._copy(pid, address, buffer, store=True)
 
-    def _copy(self, pid: int, address: int, buffer: Bytes, *, store: bool) -> None:
+    def _copy(self, pid: int, address: int, buffer: memoryview, *, store: bool) -> None:
         done, length = 0, len(buffer)
         while done < length:
             n = self._some(pid, address + done, buffer, done, store)
@@ -46,13 +33,12 @@ class Memory:
                 )
             done += n
 
-    def _some(self, pid: int, address: int, buffer: Bytes, done: int, store: bool) -> int:
+    def _some(self, pid: int, address: int, buffer: memoryview, done: int, store: bool) -> int:
         """Bytes, or -errno."""
-        call = _libc.process_vm_writev if store else _libc.process_vm_readv
-        length = len(buffer) - done
-        here = _Vector(ctypes.addressof(buffer) + done, length)
-        n = int(call(pid, here, 1, _Vector(address, length), 1, 0))
-        return n if n >= 0 else -ctypes.get_errno()
+        try:
+            return linux.copy_memory(pid, address, buffer[done:], store=store)
+        except OSError as error:
+            return -(error.errno or errno.EFAULT)
 
 
 class _Pinned(Memory):
@@ -63,10 +49,10 @@ class _Pinned(Memory):
         self._pid, self._fd = pid, fd
         weakref.finalize(self, os.close, fd)
 
-    def _some(self, pid: int, address: int, buffer: Bytes, done: int, store: bool) -> int:
+    def _some(self, pid: int, address: int, buffer: memoryview, done: int, store: bool) -> int:
         if pid != self._pid:
             return -errno.EPERM
-        part = [memoryview(buffer).cast("B")[done:]]
+        part = [buffer[done:]]
         try:
             return (os.pwritev if store else os.preadv)(self._fd, part, address)
         except OverflowError:

@@ -236,6 +236,7 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
         others.word[w] &= record->device[w];
         record->recalling[w] |= absent.word[w];
     }
+    memcpy(owners, record->owner, sizeof(owners));
     hm_process_flush_block(t->region->process, t->block);
     hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
     error = choose(t, &absent, populate, &taking);
@@ -248,7 +249,6 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
         memset(record->recalling, 0, sizeof(record->recalling));
         return error;
     }
-    memcpy(owners, record->owner, sizeof(owners));
     began = hm_trace_move(t, &moving, owners, 0);
     error = carry(t, &others, &taking);
     hm_lock(HM_RANK_STRIPE, &t->stripe->lock);

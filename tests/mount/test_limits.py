@@ -100,7 +100,7 @@ def test_a_hard_limit_of_file_sizes(tmp_path: Path, before: str) -> None:
         return
     done = start(tmp_path, before)
     assert done.returncode == 1
-    assert "mount with `ulimit -f unlimited`" in done.stderr
+    assert "Mount with `ulimit -f unlimited`" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -157,7 +157,7 @@ def test_it_is_refused(tmp_path: Path, before: str, says: str) -> None:
 )
 def test_an_ordinary_user_is_refused(tmp_path: Path, limit: str, says: str) -> None:
     """Without a privilege hard limits stay, and that of processes is in force."""
-    program = "from hmmfs.limits import settle; settle(1)"
+    program = "from hmmfs.daemon.limits import settle; settle(1)"
     user = 65000 + os.getpid() % 400  # who has no other processes
     words = f"{limit}; exec setpriv --reuid {user} --clear-groups {HMMFS[0]} -c '{program}'"
     done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, timeout=60)

@@ -100,9 +100,9 @@ def test_bad_policies_change_nothing(machine: hmmfs.Machine) -> None:
     file = machine.path / "state/a/numa"
     for text, number, words in (
         ("", errno.EINVAL, "no NUMA policy"),
-        ("bind", errno.EINVAL, "write default, or a policy and nodes"),
+        ("bind", errno.EINVAL, "Write default, or a policy and nodes"),
         ("bind=", errno.ENODEV, "no node"),
-        ("default=dev0", errno.EINVAL, "write default"),
+        ("default=dev0", errno.EINVAL, "Write default"),
         ("bind=dev7", errno.ENODEV, "no node 'dev7'"),
         ("preferred=dev0,dev1", errno.EINVAL, "one node"),
         ("weighted=dev0", errno.EINVAL, "no NUMA policy"),

@@ -231,7 +231,7 @@ def test_no_place_is_not_the_working_directory() -> None:
     with pytest.raises(hmmfs.HmmfsError, match="has an empty name") as caught:
         hmmfs.mount("", vram="4M")
     assert caught.value.errno == errno.EINVAL
-    done = script("from hmmfs import cli; raise SystemExit(cli.main(['mount', '']))")
+    done = script("from hmmfs.cli.main import main; raise SystemExit(main(['mount', '']))")
     assert (done.returncode, "has an empty name" in done.stderr) == (2, True)
 
 

@@ -209,7 +209,7 @@ def test_what_a_kernel_can_not_have(machine: hmmfs.Machine) -> None:
         pass
 
     sentence = fails(errno.EINVAL, lambda: machine.dev0.launch(nothing, region))
-    assert "give it hmmfs.reads(region), hmmfs.writes(region) or hmmfs.updates(region)" in sentence
+    assert "Give it hmmfs.reads(region), hmmfs.writes(region) or hmmfs.updates(region)" in sentence
     with pytest.raises(
         TypeError, match=r"hmmfs.reads\(region\) is an argument of launch by itself"
     ):

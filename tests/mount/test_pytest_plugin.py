@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hmmfs import pytest_plugin
-from hmmfs.device import worker
+from hmmfs.common import linux
 from hmmfs.mounting import mounts as mounting
 
 TESTS = """
@@ -59,5 +59,5 @@ def test_why_there_is_no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> int:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(worker, "open_userfaultfd", refuse)
+    monkeypatch.setattr(linux, "open_userfaultfd", refuse)
     assert "no userfaultfd: Operation not permitted" in pytest_plugin.unavailable()

@@ -194,7 +194,7 @@ def test_names_are_shown_not_obeyed(mount_factory: MountFactory) -> None:
         (["--query="], 2, "no field"),
         (["--query=name", "--format=xml"], 2, "is not a format"),
         (["--format=csv"], 2, "is of --query"),
-        (["--query=name", "--json"], 2, "give it or --query"),
+        (["--query=name", "--json"], 2, "Give it or --query"),
         (["-i", "dev7"], 2, "the devices are dev0, dev1"),
         (["-l", "0"], 2, "0.05"),
         (["-l", "never"], 2, "never"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
@@ -34,12 +33,12 @@ def test_memory_is_of_the_program_that_it_was_taken_of() -> None:
         try:
             assert process.stdout.readline() == b"heap\n"
             memory, address = user_memory.of(process.pid), stack(process.pid)
-            buffer = ctypes.create_string_buffer(64)
+            buffer = memoryview(bytearray(64))
             with open(f"/proc/{process.pid}/mem", "rb") as file:
                 file.seek(address)
                 there = file.read(64)
             memory.load(process.pid, address, buffer)
-            assert buffer.raw == there
+            assert bytes(buffer) == there
             memory.store(process.pid, address, buffer)
             for pid, at, number in (
                 (os.getpid(), address, errno.EPERM),

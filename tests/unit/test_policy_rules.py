@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from hmmfs.errors import UsageError
 from hmmfs.memory import BLOCK_PAGES, CANDIDATE_DTYPE, HOST, BlockKey, Core
-from hmmfs.memory.core import page_words
+from hmmfs.memory.types import page_words
 from hmmfs.policy import EvictionPolicy, Fault, Pages, Policies, named_eviction, named_prefetch
 from hmmfs.policy.asking import Asking, PolicyFailedError
 from hmmfs.policy.placement import AccessCounter, FirstTouch, Never, Preferred
@@ -299,14 +299,14 @@ def test_placement_of_what_is_nowhere_yet() -> None:
         ("psychic", "use none, grow, block, next, sequential, density, FILE.py:CLASS"),
         ("", "There is no prefetch policy"),
         ("density threshold=101", "threshold=101 is wrong. Give a number from 1 to 100"),
-        ("density threshold=x", "give a number from 1 to 100"),
+        ("density threshold=x", "Give a number from 1 to 100"),
         ("density limit=3", "has no parameter limit: it has threshold"),
-        ("grow 3", "write PARAMETER=VALUE"),
+        ("grow 3", "Write PARAMETER=VALUE"),
         ("grow x=3", "it has none"),
         ("mine.py:Mine", "not a whole path"),
         ("density 'threshold=51", 'A quote in "density \'threshold=51" does not end'),
         ("/nowhere/mine.py:Mine", "can't be loaded: FileNotFoundError"),
-        (shlex.quote(f"{__file__}:KEY"), "no subclass of hmmfs.policy.PrefetchPolicy"),
+        (shlex.quote(f"{__file__}:KEY"), "not a subclass of hmmfs.policy.PrefetchPolicy"),
     ],
 )
 def test_refused_names(text: str, says: str) -> None:

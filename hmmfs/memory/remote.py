@@ -1,0 +1,30 @@
+"""What maps the host's pages in a device's worker."""
+
+from __future__ import annotations
+
+from hmmfs._native import ffi, lib
+from hmmfs.errors import check
+
+
+class Remote:
+    """In a worker: the native thread that maps files of the mount over parts of its windows, for
+    as long as a launch lasts."""
+
+    def __init__(self, socket: int, uffd: int) -> None:
+        out = ffi.new("struct hm_remote **")
+        check(lib.hm_remote_start(socket, uffd, out), "Starting the mapper")
+        self._handle = out[0]
+
+    def allow(self, ino: int, address: int, size: int, path: bytes, *, writable: bool) -> None:
+        ret = lib.hm_remote_allow(self._handle, ino, address, size, path, writable)
+        check(ret, "Telling of a region's file")
+
+    def in_child(self) -> None:
+        """In a child that a kernel forked: it keeps no file of the mount open."""
+        lib.hm_remote_child(self._handle)
+
+    def end(self, regions: int) -> list[int]:
+        """Close the files; the inode numbers of those that something was mapped of."""
+        inos = ffi.new("uint64_t[]", max(1, regions))
+        n = lib.hm_remote_end(self._handle, inos, regions)
+        return list(inos[0:n])

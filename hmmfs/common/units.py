@@ -18,7 +18,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip().upper())
     if not match:
         raise UsageError(
-            f'"{text[:80]}" is not a size: give a whole number of bytes, or one with K, M, G or T.'
+            f'"{text[:80]}" is not a size. Give a whole number of bytes, or one with K, M, G or T.'
         )
     return int(match[1]) * _FACTORS[match[2]]
 

@@ -305,6 +305,8 @@ def _take_down(mount: Mount, daemon: psutil.Process, warns: tuple[str, ...]) -> 
     try:
         if connection(mount.path) is not None:
             assert mount.audit() == "ok"
+            # The service may still push out what it let a program's fault take of the reserve.
+            wait_until(lambda: mount.disagreements() == [], 5)
             assert mount.disagreements() == []
             try:
                 unmount(str(mount.path))  # as `hmmfs umount`, without another process

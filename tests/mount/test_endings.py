@@ -150,6 +150,28 @@ def test_unmounting_from_outside_ends_the_daemon(mount_factory: MountFactory) ->
         assert connection(mount.path) is None
 
 
+def test_a_daemon_whose_loop_fails_takes_its_mount_along(tmp_path: Path) -> None:
+    """Its gate has threads that would wait for the kernel, and programs would wait for them."""
+    code = """
+import sys
+import hmmfs.daemon.daemon as daemon
+from hmmfs.cli.main import main
+
+async def broken(**tasks):
+    raise RuntimeError("of a test")
+
+daemon.pyfuse3.main = broken
+sys.exit(main(sys.argv[1:]))
+"""
+    words = ["mount", str(tmp_path), "-f", "-o", "vram=4M,log=/dev/null"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 1
+    assert "of a test" in done.stderr
+    assert mountinfo.find_hmmfs(str(tmp_path)) is None
+
+
 def test_mount8_calls_us(tmp_path: Path) -> None:
     command = Path(sys.executable).with_name("hmmfs")
     options = "rw,vram=8M,dev,suid,noatime"

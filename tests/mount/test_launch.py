@@ -399,7 +399,7 @@ def test_names_do_not_leave_the_mount(machine: hmmfs.Machine, name: str, tmp_pat
         assert done.returncode == 2
         assert "not a name for a region" in done.stderr
     assert outside.read_text() == "precious"
-    with pytest.raises(OSError, match="no name for a call"):
+    with pytest.raises(OSError, match="not a name for a call"):
         machine.dev0.submit("read a:0+1", "../submit")
 
 

@@ -99,13 +99,13 @@ def test_bad_policies_change_nothing(machine: hmmfs.Machine) -> None:
     assert made(machine, "a", "bind=dev1", PAGE) == [0, 0, 1, 0]
     file = machine.path / "state/a/numa"
     for text, number, words in (
-        ("", errno.EINVAL, "no NUMA policy"),
+        ("", errno.EINVAL, "is not a NUMA policy"),
         ("bind", errno.EINVAL, "Write default, or a policy and nodes"),
         ("bind=", errno.ENODEV, "no node"),
         ("default=dev0", errno.EINVAL, "Write default"),
         ("bind=dev7", errno.ENODEV, "no node 'dev7'"),
         ("preferred=dev0,dev1", errno.EINVAL, "one node"),
-        ("weighted=dev0", errno.EINVAL, "no NUMA policy"),
+        ("weighted=dev0", errno.EINVAL, "is not a NUMA policy"),
     ):
         fails(number, lambda text=text: file.write_text(text + "\n"))  # type: ignore[misc]
         assert words in (machine.path / "last_error").read_text(), text

@@ -198,7 +198,7 @@ def test_names_are_shown_not_obeyed(mount_factory: MountFactory) -> None:
         (["-i", "dev7"], 2, "the devices are dev0, dev1"),
         (["-l", "0"], 2, "0.05"),
         (["-l", "never"], 2, "never"),
-        (["-l", "nan"], 2, "no number of seconds"),
+        (["-l", "nan"], 2, "not a number of seconds"),
     ],
 )
 def test_mistakes(mount: Mount, words: list[str], status: int, sentence: str) -> None:

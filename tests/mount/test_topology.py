@@ -107,7 +107,7 @@ def test_which_way_copies_go(mount: Mount) -> None:
 def test_a_wrong_topology_is_refused(tmp_path: Path) -> None:
     for said, sentence in (
         ("dev0-dev3:pcie4", "'dev3' is not a node: this mount has host and dev0 to dev1."),
-        ("nonsense", "name a FILE.toml, or links of pairs as in host-dev0:pcie4+dev0-dev1:nvlink3"),
+        ("nonsense", "Name a FILE.toml, or links of pairs as in host-dev0:pcie4+dev0-dev1:nvlink3"),
         (str(tmp_path / "none.toml"), "none.toml cannot be read: No such file or directory."),
         ("", "topology takes FILE.toml, or the links of pairs as in"),
     ):

@@ -282,9 +282,8 @@ class Optimal(BuiltIn):
 
     def touched(self, key: BlockKey, pages: Pages, coming: Pages) -> None:
         # The page was not there since its last use, so this is its next one in the trace.
-        for page in np.flatnonzero(pages).tolist():
-            following = self._next(key.block, page)
-            self._now = self._now if following == FOREVER else max(self._now, following)
+        following = [self._next(key.block, page) for page in np.flatnonzero(pages).tolist()]
+        self._now = max([self._now, *(place for place in following if place != FOREVER)])
         self._there[key.block] |= set(np.flatnonzero(coming).tolist())
 
     def _next(self, block: int, page: int) -> int:

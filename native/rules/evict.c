@@ -405,6 +405,23 @@ HM_UNLOCKED static bool is_spared(const struct hm_resident *at, const struct hm_
     return record != spared->own && (record->busy || record->parked);
 }
 
+static bool comes_before(const uint64_t one[HM_RANK_KEYS], const uint64_t two[HM_RANK_KEYS])
+{
+    int i = 0;
+    while (i < HM_RANK_KEYS - 1 && one[i] == two[i])
+        i++;
+    return one[i] < two[i];
+}
+
+/* The pages that may be chosen of a block: not those that its own job wants. */
+static struct hm_mask choice(const struct hm_resident *at, const struct hm_spared *spared)
+{
+    struct hm_mask pages = resident(at);
+    if (&at->region->blocks[at->block] == spared->own)
+        hm_drop(pages.word, spared->wanted->word);
+    return pages;
+}
+
 /* The first from here on, as the block is now, that may be chosen. What is found to be out of place
  * is put there; those that nothing may leave of are put aside until something else is said. */
 static struct hm_resident *next_able(struct hm_evictor *by, struct hm_ranked *from,
@@ -413,7 +430,7 @@ static struct hm_resident *next_able(struct hm_evictor *by, struct hm_ranked *fr
     struct hm_ranked *next;
     for (struct hm_ranked *ranked = from; ranked; ranked = next) {
         struct hm_resident *at = (struct hm_resident *)ranked;
-        uint64_t key[HM_RANK_KEYS];
+        uint64_t key[HM_RANK_KEYS], was[HM_RANK_KEYS];
         next = hm_ranking_after(&by->able, ranked->key);
         if (!has_pages(at)) {
             unrank(by, at);
@@ -421,11 +438,14 @@ static struct hm_resident *next_able(struct hm_evictor *by, struct hm_ranked *fr
         }
         key_of(by, at, key);
         if (memcmp(key, ranked->key, sizeof(key))) {
+            memcpy(was, ranked->key, sizeof(was));
             rank(by, at);
-            next = next ? next : hm_ranking_after(&by->able, key);
+            next = hm_ranking_after(&by->able, was); /* which may be this one again */
+            if (comes_before(ranked->key, was))
+                next = ranked;
             continue;
         }
-        if (is_spared(at, spared))
+        if (is_spared(at, spared) || !hm_bits(choice(at, spared).word))
             continue;
         if (may_leave(at))
             return at;
@@ -554,7 +574,7 @@ bool hm_evict_choose(struct hm_core *core, uint32_t node, uint32_t need,
     free_stuck(by, atomic_load(&core->advice));
     at = choose(by, spared);
     if (at) {
-        pages = resident(at);
+        pages = choice(at, spared);
         out->ino = at->region->ino;
         out->block = at->block;
         if (by->kind == HM_EVICT_TREE) {

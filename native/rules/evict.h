@@ -23,7 +23,8 @@ bool hm_evict_is_native(struct hm_core *core, uint32_t node);
 struct hm_spared {
     const uint64_t *keys; /* inode and block number of each */
     uint32_t count;
-    const struct hm_block *own; /* in use by who asks; or NULL */
+    const struct hm_block *own;   /* in use by who asks; or NULL */
+    const struct hm_mask *wanted; /* pages of it that stay; with `own` */
 };
 /* As hm_victim_next. */
 bool hm_evict_choose(struct hm_core *core, uint32_t node, uint32_t need,

@@ -84,12 +84,13 @@ bool hm_future_farthest(const struct hm_future *future, uint64_t block, const st
 void hm_future_touched(struct hm_future *future, uint64_t block, const struct hm_mask *pages,
                        void (*passed)(void *context, uint64_t block), void *context)
 {
-    uint64_t before = future->passed;
+    uint64_t before = future->passed, after = before;
     HM_EACH_PAGE (page, pages->word) {
         uint64_t next = next_use(future, block * HM_BLOCK_PAGES + page);
-        if (next != HM_NEVER)
-            future->passed = next + 1;
+        if (next != HM_NEVER && next + 1 > after)
+            after = next + 1;
     }
+    future->passed = after;
     for (uint64_t place = before; place < future->passed; place++)
         passed(context, future->trace[place] / HM_BLOCK_PAGES);
 }

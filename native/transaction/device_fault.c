@@ -280,9 +280,10 @@ int hm_touch(struct transaction *t)
     if (hm_bits(copy.word)) {
         struct hm_mask had = hm_copies_on(t->region, t->block, t->job->node);
         copied = hm_without(hm_both(copy.word, touched.word).word, had.word);
+        struct hm_mask wanted = hm_either(copy.word, window.word);
         do
             error = hm_duplicate(t, &copy);
-        while (hm_room_made(t, error, &copy));
+        while (hm_room_made(t, error, &wanted));
         if (error)
             return error;
         t->charged += hm_charge_faults(t->core, t->job->node, hm_bits(copied.word));

@@ -125,11 +125,15 @@ static int run_touched(struct transaction *t)
             mask = placed(t, &mask);
         if (job->flags & HM_JOB_ASKED && job->node != HM_HOST)
             error = duplicate_asked(t, &mask);
-        if (!error && hm_labels(t->region, job->node))
-            do
-                error = hm_label(t, &mask);
-            while (hm_room_made(t, error, &mask));
-        else if (!error && job->node == HM_HOST && job->flags & (HM_JOB_ASKED | HM_JOB_EVICT))
+        if (!error && hm_labels(t->region, job->node)) {
+            struct hm_mask rest;
+            do {
+                rest = mask;
+                error = hm_label(t, &rest);
+            } while (hm_room_made(t, error, &mask));
+            mask = rest;
+        }
+        if (!error && job->node == HM_HOST && job->flags & (HM_JOB_ASKED | HM_JOB_EVICT))
             error = hm_label_home(t, &mask);
         if (error)
             return error;

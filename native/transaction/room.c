@@ -11,6 +11,7 @@
 #include "base/pause.h"
 #include "rules/evict.h"
 #include "transaction/journal.h"
+#include "transaction/relabel.h"
 
 #include <errno.h>
 #include <string.h>
@@ -31,19 +32,20 @@ static void spare(struct search *search, uint64_t ino, uint64_t block)
     search->keys[2 * search->spared.count++ + 1] = block;
 }
 
-/* Pages of the job's own block leave: it is busy already. Those that the job wants stay. Returns
- * how many went. */
-static uint32_t send_own(struct transaction *t, const struct hm_job *job,
-                         const struct hm_mask *wanted)
+/* Pages of the job's own block leave: it is busy already. Returns how many went. */
+static uint32_t send_own(struct transaction *t, const struct hm_job *job)
 {
-    struct hm_mask mask = hm_without(job->window, wanted->word);
+    struct hm_mask mask;
     struct transaction out = *t;
+    memcpy(mask.word, job->window, sizeof(mask));
     out.job = job;
     out.cause = hm_cause(job);
+    out.blank = (struct hm_mask){{0}}; /* which are of what comes */
     out.reserved = 0;
     out.event.moved = 0;
     hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
-    (void)hm_bring(&out, &mask, false, HM_BLOCK_PAGES); /* what did not move is still there */
+    if (!hm_label_home(&out, &mask))
+        (void)hm_bring(&out, &mask, false, HM_BLOCK_PAGES); /* what did not move is still there */
     hm_release(t->core, HM_HOST, out.reserved);
     hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
     t->charged = out.charged;
@@ -51,8 +53,7 @@ static uint32_t send_own(struct transaction *t, const struct hm_job *job,
 }
 
 /* Have a victim leave for the host. Returns how many pages went. */
-static uint32_t send_home(struct transaction *t, const struct hm_victim *victim, uint32_t missing,
-                          const struct hm_mask *wanted)
+static uint32_t send_home(struct transaction *t, const struct hm_victim *victim, uint32_t missing)
 {
     struct hm_job job = {.kind = HM_JOB_MIGRATE,
                          .flags = HM_JOB_EVICT | HM_JOB_CHOSEN | HM_JOB_QUIET,
@@ -63,7 +64,7 @@ static uint32_t send_home(struct transaction *t, const struct hm_victim *victim,
     struct hm_event event = {0};
     memcpy(job.window, victim->window, sizeof(job.window));
     if (victim->ino == t->region->ino && victim->block == t->block)
-        return send_own(t, &job, wanted);
+        return send_own(t, &job);
     if (t->core->run_now(t->core, &job, &event) != -ENOSPC)
         return event.moved;
     /* The host is short of room: what it keeps of others' pages goes, and no more than needed. */
@@ -78,7 +79,7 @@ static uint32_t send_home(struct transaction *t, const struct hm_victim *victim,
 static bool evict_until(struct transaction *t, uint32_t need, const struct hm_mask *wanted)
 {
     struct hm_node *node = &t->core->nodes[t->job->node];
-    struct search search = {.spared = {search.keys, 0, t->record}};
+    struct search search = {.spared = {search.keys, 0, t->record, wanted}};
     uint32_t victims = MAX_VICTIMS + 4 * need;
     if (!hm_evict_by_page(t->core, t->job->node))
         spare(&search, t->region->ino, t->block);
@@ -94,7 +95,7 @@ static bool evict_until(struct transaction *t, uint32_t need, const struct hm_ma
             missing -= (uint32_t)(node->capacity - used);
         if (!hm_evict_choose(t->core, t->job->node, missing, &search.spared, &victim))
             return false;
-        if (!send_home(t, &victim, missing, wanted)) {
+        if (!send_home(t, &victim, missing)) {
             if (search.spared.count == MAX_SPARED)
                 return false;
             spare(&search, victim.ino, victim.block);

@@ -281,3 +281,17 @@ def test_only_root_gets_memory_passed_through(tmp_path: Path) -> None:
     assert "needs a device" in done.stderr
     done = run("mount", str(tmp_path), "-o", "type=shared", check=False)
     assert "type takes private, coherent or dax" in done.stderr
+
+
+def test_a_full_device_makes_way_for_labels(mount_factory: MountFactory) -> None:
+    """A third block is said to be on a device that has two: the first is the host's again."""
+    path = mount_factory(vram="4M", host="32M", type="coherent", passthrough="off").path
+    machine = hmmfs.connect(path)
+    region = machine.region("a", 6 * M)
+    region.cpu[:] = 1
+    for first in range(0, 6 * M, 2 * M):
+        region.migrate("dev0", slice(first, first + 2 * M))
+    found = region.residency()
+    assert (found["pages_dev0"], found["pages_host"]) == (1024, 512)
+    assert machine.dev0.stats()["evicted_pages"] == 512
+    assert (np.asarray(region.cpu) == 1).all()

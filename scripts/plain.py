@@ -8,7 +8,6 @@ Looks at sources and documents; says of each such word the file, the line, and w
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,8 +39,12 @@ def problems(name: str, text: str) -> Iterator[str]:
 
 
 def main() -> int:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
-    names = sys.argv[1:] or [name for name in listed.stdout.splitlines() if name.endswith(KINDS)]
+    names = sys.argv[1:] or [
+        name
+        for path in sorted(ROOT.rglob("*"))
+        if path.suffix in KINDS
+        and not re.match(r"(?:\.|build/|.*egg-info/)", name := str(path.relative_to(ROOT)))
+    ]
     own = ("scripts/plain.py", "tests/unit/test_plain.py")
     found = [
         problem

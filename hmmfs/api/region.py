@@ -138,7 +138,7 @@ class Region:
 
     def attributes(self, part: slice = slice(None)) -> dict[str, Any]:
         """What was said of all of it, or of all of `part` of its first axis, as
-        cudaMemRangeGetAttribute tells: see `hmmfs.attributes.query`."""
+        cudaMemRangeGetAttribute tells: see `hmmfs.api.attributes.query`."""
         start, end = self._bytes(part)
         if start >= end:
             raise UsageError("Nothing is said of no bytes. Ask for a part that has some.")

@@ -54,8 +54,8 @@ def _shown(character: str) -> str:
 
 
 def one_line(sentence: str) -> str:
-    """A sentence that can be read, whatever somebody's exception put into it: in one line, without
-    what terminals obey. Half a character becomes a question mark."""
+    """A sentence as one line of plain characters: an exception's text may hold line breaks, and
+    bytes that terminals obey. Half a character becomes a question mark."""
     sentence = re.sub("[\ud800-\udc7f\udd00-\udfff]", "?", " ".join(sentence.splitlines()))
     return "".join(map(_shown, sentence))
 

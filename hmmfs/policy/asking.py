@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class PolicyFailedError(Exception):
-    """What somebody's code raised, and where; or that it does not answer."""
+    """A policy raised `error` at `place`, or it did not answer in time and stood there."""
 
     def __init__(self, error: BaseException, place: str) -> None:
         self.error, self.place = error, place

@@ -47,6 +47,7 @@ from hmmfs.policy.thrashing import ThrashingPolicy
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Q = TypeVar("Q", bound=Named)
 P = TypeVar("P", EvictionPolicy, PlacementPolicy, PrefetchPolicy, ThrashingPolicy)
 
 
@@ -204,10 +205,7 @@ class Policies:
             try:
                 pages = await self._ask(policy, BUILT_IN, lambda: _booleans(policy.pages(fault)))
             except PolicyFailedError as failed:
-                if self._prefetch[node] is policy:
-                    self._prefetch[node] = Grow()
-                    self._set(node)
-                self._report(node, policy, failed, "grow")
+                self._replace(node, self._prefetch, policy, Grow(), failed)
                 pages = Grow().pages(fault)
             pages = pages & fault.inside | fault.touched
             if node != HOST and self._observes(node):
@@ -224,10 +222,7 @@ class Policies:
             try:
                 return await self._asking.ask(lambda: ~_booleans(policy.brings(fault)))
             except PolicyFailedError as failed:
-                if self._placement[node] is policy:
-                    self._placement[node] = FirstTouch()
-                    self._set(node)
-                self._report(node, policy, failed, "first-touch")
+                self._replace(node, self._placement, policy, FirstTouch(), failed)
                 return None
 
     async def _tell(self, node: int, fault: Fault, pages: Pages) -> None:
@@ -275,19 +270,25 @@ class Policies:
                 return resident
 
     def _replace_eviction(self, node: int, policy: EvictionPolicy, why: PolicyFailedError) -> None:
-        if self._eviction[node] is policy:
-            self._eviction[node] = LeastRecentlyUsed()
-            self._set(node)
+        if self._replace(node, self._eviction, policy, LeastRecentlyUsed(), why):
             self._set_eviction(node)
-        self._report(node, policy, why, "lru")
 
-    def _report(self, node: int, policy: Named, why: PolicyFailedError, instead: str) -> None:
+    def _replace(
+        self, node: int, chosen: list[Q], failed: Q, default: Q, why: PolicyFailedError
+    ) -> bool:
+        """The default takes the place of a policy that failed, and people are told. False: another
+        was chosen meanwhile, and stays."""
+        stands = chosen[node] is failed
+        if stands:
+            chosen[node] = default
+            self._set(node)
         sentence = (
-            f"The policy {shown(policy)} failed and is replaced by {instead}: "
+            f"The policy {shown(failed)} failed and is replaced by {default.name}: "
             f"{_why(why)} ({why.place})."
         )
         log.warning("%s", sentence)
         self.on_failure(node, sentence)
+        return stands
 
 
 def _why(error: Exception) -> str:

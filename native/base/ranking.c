@@ -12,7 +12,7 @@ static void measure(struct hm_ranked *at)
     at->size = size_of(at->left) + 1 + size_of(at->right);
 }
 
-static int compare(const uint64_t one[HM_RANK_KEYS], const uint64_t two[HM_RANK_KEYS])
+int hm_ranking_compare(const uint64_t one[HM_RANK_KEYS], const uint64_t two[HM_RANK_KEYS])
 {
     for (int i = 0; i < HM_RANK_KEYS; i++)
         if (one[i] != two[i])
@@ -36,7 +36,7 @@ static void split(struct hm_ranked *at, const uint64_t key[HM_RANK_KEYS], struct
         *before = *after = NULL;
         return;
     }
-    if (compare(at->key, key) < 0) {
+    if (hm_ranking_compare(at->key, key) < 0) {
         split(at->right, key, &at->right, after);
         *before = at;
     } else {
@@ -69,7 +69,7 @@ void hm_ranking_add(struct hm_ranking *ranking, struct hm_ranked *at)
     at->weight = hm_mixed(at->key[HM_RANK_KEYS - 2] ^ hm_mixed(at->key[HM_RANK_KEYS - 1]));
     while (*link && (*link)->weight >= at->weight) {
         (*link)->size++;
-        link = compare((*link)->key, at->key) < 0 ? &(*link)->right : &(*link)->left;
+        link = hm_ranking_compare((*link)->key, at->key) < 0 ? &(*link)->right : &(*link)->left;
     }
     split(*link, at->key, &at->left, &at->right);
     measure(at);
@@ -81,7 +81,7 @@ void hm_ranking_remove(struct hm_ranking *ranking, struct hm_ranked *at)
     struct hm_ranked **link = &ranking->root;
     while (*link != at) {
         (*link)->size--;
-        link = compare((*link)->key, at->key) < 0 ? &(*link)->right : &(*link)->left;
+        link = hm_ranking_compare((*link)->key, at->key) < 0 ? &(*link)->right : &(*link)->left;
     }
     *link = join(at->left, at->right);
     at->left = at->right = NULL;
@@ -107,7 +107,7 @@ struct hm_ranked *hm_ranking_after(const struct hm_ranking *ranking,
 {
     struct hm_ranked *at = ranking->root, *found = NULL;
     while (at)
-        if (compare(at->key, key) > 0) {
+        if (hm_ranking_compare(at->key, key) > 0) {
             found = at;
             at = at->left;
         } else {

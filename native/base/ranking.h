@@ -18,6 +18,9 @@ struct hm_ranking {
     struct hm_ranked *root;
 };
 
+/* Below 0: the first comes first; 0: they are the same. */
+int hm_ranking_compare(const uint64_t one[HM_RANK_KEYS], const uint64_t two[HM_RANK_KEYS]);
+
 static inline uint32_t hm_ranking_size(const struct hm_ranking *ranking)
 {
     return ranking->root ? ranking->root->size : 0;

@@ -121,17 +121,6 @@ HM_UNLOCKED static struct hm_mask resident(const struct hm_resident *at)
     return pages;
 }
 
-static bool may_leave(const struct hm_resident *at)
-{
-    struct hm_mask pages, pinned;
-    if (!at->region->advised)
-        return true;
-    pages = resident(at);
-    pinned = hm_pinned(at->region, at->block);
-    hm_drop(pages.word, pinned.word);
-    return hm_bits(pages.word) != 0;
-}
-
 static uint64_t first_touch(const struct hm_resident *at)
 {
     uint64_t first = UINT64_MAX;
@@ -195,16 +184,17 @@ static void unrank(struct hm_evictor *by, struct hm_resident *at)
     at->stuck = false;
 }
 
-/* Put it where it belongs now. */
-static void rank(struct hm_evictor *by, struct hm_resident *at)
+/* Put it where it belongs now. False: there it was. */
+static bool rank(struct hm_evictor *by, struct hm_resident *at)
 {
     uint64_t key[HM_RANK_KEYS];
     key_of(by, at, key);
-    if (at->ranked.size && !at->stuck && !memcmp(key, at->ranked.key, sizeof(key)))
-        return;
+    if (at->ranked.size && !at->stuck && !hm_ranking_compare(key, at->ranked.key))
+        return false;
     unrank(by, at);
     memcpy(at->ranked.key, key, sizeof(key));
     hm_ranking_add(&by->able, &at->ranked);
+    return true;
 }
 
 static struct hm_resident *resident_of(const struct hm_listed *listed, uint32_t node)
@@ -393,26 +383,6 @@ bool hm_evict_by_page(struct hm_core *core, uint32_t node)
 
 /* ---- choosing ------------------------------------------------------------------------------- */
 
-/* Who waits for a block that is in use waits for somebody. */
-HM_UNLOCKED static bool is_spared(const struct hm_resident *at, const struct hm_spared *spared)
-{
-    const struct hm_block *record = &at->region->blocks[at->block];
-    for (uint32_t i = 0; i < spared->count; i++)
-        if (spared->keys[2 * i] == at->region->ino && spared->keys[2 * i + 1] == at->block)
-            return true;
-    if (at->region->kind == HM_KIND_DAX)
-        return true;
-    return record != spared->own && (record->busy || record->parked);
-}
-
-static bool comes_before(const uint64_t one[HM_RANK_KEYS], const uint64_t two[HM_RANK_KEYS])
-{
-    int i = 0;
-    while (i < HM_RANK_KEYS - 1 && one[i] == two[i])
-        i++;
-    return one[i] < two[i];
-}
-
 /* The pages that may be chosen of a block: not those that its own job wants. */
 static struct hm_mask choice(const struct hm_resident *at, const struct hm_spared *spared)
 {
@@ -422,36 +392,58 @@ static struct hm_mask choice(const struct hm_resident *at, const struct hm_spare
     return pages;
 }
 
+/* Who waits for a block that is in use waits for somebody. */
+HM_UNLOCKED static bool is_spared(const struct hm_resident *at, const struct hm_spared *spared)
+{
+    const struct hm_block *record = &at->region->blocks[at->block];
+    for (uint32_t i = 0; i < spared->count; i++)
+        if (spared->keys[2 * i] == at->region->ino && spared->keys[2 * i + 1] == at->block)
+            return true;
+    if (at->region->kind == HM_KIND_DAX)
+        return true;
+    if (record == spared->own)
+        return !hm_bits(choice(at, spared).word);
+    return record->busy || record->parked;
+}
+
+static bool is_pinned(const struct hm_resident *at)
+{
+    struct hm_mask pages, pinned;
+    if (!at->region->advised)
+        return false;
+    pages = resident(at);
+    pinned = hm_pinned(at->region, at->block);
+    hm_drop(pages.word, pinned.word);
+    return !hm_bits(pages.word);
+}
+
+static void put_aside(struct hm_evictor *by, struct hm_resident *at)
+{
+    unrank(by, at);
+    at->stuck = true;
+    hm_ranking_add(&by->stuck, &at->ranked);
+}
+
 /* The first from here on, as the block is now, that may be chosen. What is found to be out of place
  * is put there; those that nothing may leave of are put aside until something else is said. */
-static struct hm_resident *next_able(struct hm_evictor *by, struct hm_ranked *from,
+static struct hm_resident *next_able(struct hm_evictor *by, struct hm_ranked *ranked,
                                      const struct hm_spared *spared)
 {
-    struct hm_ranked *next;
-    for (struct hm_ranked *ranked = from; ranked; ranked = next) {
+    while (ranked) {
         struct hm_resident *at = (struct hm_resident *)ranked;
-        uint64_t key[HM_RANK_KEYS], was[HM_RANK_KEYS];
-        next = hm_ranking_after(&by->able, ranked->key);
+        uint64_t was[HM_RANK_KEYS];
+        memcpy(was, ranked->key, sizeof(was));
         if (!has_pages(at)) {
             unrank(by, at);
-            continue;
+        } else if (rank(by, at)) {
+            if (hm_ranking_compare(ranked->key, was) < 0)
+                continue; /* it comes before those that are left */
+        } else if (!is_spared(at, spared)) {
+            if (!is_pinned(at))
+                return at;
+            put_aside(by, at);
         }
-        key_of(by, at, key);
-        if (memcmp(key, ranked->key, sizeof(key))) {
-            memcpy(was, ranked->key, sizeof(was));
-            rank(by, at);
-            next = hm_ranking_after(&by->able, was); /* which may be this one again */
-            if (comes_before(ranked->key, was))
-                next = ranked;
-            continue;
-        }
-        if (is_spared(at, spared) || !hm_bits(choice(at, spared).word))
-            continue;
-        if (may_leave(at))
-            return at;
-        unrank(by, at);
-        at->stuck = true;
-        hm_ranking_add(&by->stuck, &at->ranked);
+        ranked = hm_ranking_after(&by->able, was);
     }
     return NULL;
 }

@@ -334,6 +334,7 @@ bool hm_touch_is_easy(const struct transaction *t)
     struct hm_mask touched = touched_pages(t->job), window;
     struct hm_stride stride = record->stride;
     const struct hm_node *node = &t->core->nodes[t->job->node];
+    uint32_t pages;
     if (record->busy || record->inflight)
         return false;
     window = touch_window(t, &touched, &stride);
@@ -345,6 +346,6 @@ bool hm_touch_is_easy(const struct transaction *t)
         return !hm_bits(window.word) && ops->is_settled(t->region, t->block);
     }
     hm_drop(window.word, record->device);
-    return hm_bits(window.word) <= HM_INLINE_PAGES &&
-           atomic_load(&node->used) + hm_bits(window.word) <= node->capacity;
+    pages = hm_bits(window.word);
+    return pages <= HM_INLINE_PAGES && atomic_load(&node->used) + pages <= node->capacity;
 }

@@ -308,21 +308,31 @@ out:
     return true;
 }
 
+/* Find the block of a job that the calling thread runs itself. False: there is no such block.
+ * Otherwise the region is to be put. */
+static bool look_up(struct transaction *t)
+{
+    const struct hm_job *job = t->job;
+    t->region = job_check(t->core, job) ? NULL : hm_region_get(t->core, job->ino);
+    if (!t->region)
+        return false;
+    t->event = (struct hm_event){.ino = job->ino, .block = job->block};
+    t->stripe = hm_stripe_of(t->core, job->ino, job->block);
+    t->record = &t->region->blocks[job->block];
+    return true;
+}
+
 int hm_run_now(struct hm_core *core, const struct hm_job *job, struct hm_event *event)
 {
     struct transaction t = {.core = core, .job = job, .block = job->block, .cause = hm_cause(job)};
     const struct hm_kind_ops *ops;
     int error = -EBUSY;
     bool held = false;
-    t.region = job_check(core, job) ? NULL : hm_region_get(core, job->ino);
-    if (!t.region)
+    if (!look_up(&t))
         return -ENOENT;
-    t.event = (struct hm_event){.ino = job->ino, .block = job->block};
     ops = atomic_load(&t.region->ops);
     if (ops->settle)
         ops->settle(t.region, job->block);
-    t.stripe = hm_stripe_of(core, job->ino, job->block);
-    t.record = &t.region->blocks[job->block];
     hm_lock(HM_RANK_STRIPE, &t.stripe->lock);
     if (hm_region_is_touched(t.region, job->block) && !t.record->busy && !t.record->parked) {
         t.record->busy = held = true;
@@ -341,12 +351,8 @@ bool hm_touch_now(struct hm_core *core, const struct hm_job *job)
 {
     struct transaction t = {
         .core = core, .job = job, .block = job->block, .cause = hm_cause(job), .at_once = true};
-    t.region = job_check(core, job) ? NULL : hm_region_get(core, job->ino);
-    if (!t.region)
+    if (!look_up(&t))
         return false;
-    t.event = (struct hm_event){.ino = job->ino, .block = job->block};
-    t.stripe = hm_stripe_of(core, job->ino, job->block);
-    t.record = &t.region->blocks[job->block];
     hm_lock(HM_RANK_STRIPE, &t.stripe->lock);
     hm_block_touch(t.region, job->block);
     if (!hm_touch_is_easy(&t)) {

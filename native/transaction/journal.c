@@ -81,6 +81,15 @@ static struct hm_trace_event event_of(const struct transaction *t, enum hm_trace
                                    .to = (uint8_t)to};
 }
 
+uint64_t hm_trace_wait(struct transaction *t, uint64_t began)
+{
+    enum hm_trace_kind kind = began ? HM_TRACE_QUEUE_RESTORE : HM_TRACE_QUEUE_EVICTION;
+    const struct hm_mask all = hm_mask_range(0, HM_BLOCK_PAGES);
+    uint64_t now = hm_now();
+    hm_trace(t->region, t->block, &all, event_of(t, kind, t->job->node, HM_NOWHERE, began, now));
+    return now;
+}
+
 void hm_trace_job(struct transaction *t, enum hm_trace_kind kind, const struct hm_mask *mask,
                   uint32_t from, uint32_t to, uint64_t began)
 {

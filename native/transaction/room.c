@@ -104,24 +104,6 @@ static bool evict_until(struct transaction *t, uint32_t need, const struct hm_ma
     return false;
 }
 
-/* The device stands still while it has no room. Returns when that began. */
-static uint64_t trace_wait(struct transaction *t, uint64_t began)
-{
-    uint64_t now = hm_now();
-    struct hm_mask all = hm_mask_range(0, HM_BLOCK_PAGES);
-    enum hm_trace_kind kind = began ? HM_TRACE_QUEUE_RESTORE : HM_TRACE_QUEUE_EVICTION;
-    if (hm_traced(t->region, kind))
-        hm_trace(t->region, t->block, &all,
-                 (struct hm_trace_event){.kind = (uint8_t)kind,
-                                         .trigger = (uint8_t)t->cause.trigger,
-                                         .node = (uint8_t)t->job->node,
-                                         .from = (uint8_t)t->job->node,
-                                         .to = HM_NOWHERE,
-                                         .at_ns = now,
-                                         .took_ns = began ? now - began : 0});
-    return now;
-}
-
 bool hm_room_made(struct transaction *t, int error, const struct hm_mask *wanted)
 {
     struct hm_core *core = t->core;
@@ -137,12 +119,12 @@ bool hm_room_made(struct transaction *t, int error, const struct hm_mask *wanted
     }
     hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
     hm_pause("room.wanted");
-    began = trace_wait(t, 0);
+    began = hm_trace_wait(t, 0);
     hm_lock(HM_RANK_ROOM, &core->room_lock[node]);
     made = evict_until(t, need, wanted);
     hm_unlock(HM_RANK_ROOM, &core->room_lock[node]);
     atomic_fetch_sub(&core->room_waiters, 1);
-    trace_wait(t, began);
+    hm_trace_wait(t, began);
     hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
     return made;
 }

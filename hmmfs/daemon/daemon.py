@@ -332,10 +332,8 @@ class _Daemon:
             raise
 
     def _end(self) -> None:
-        """The loop has ended, so no scrape waits for it any more. Unless the mount is gone already,
-        something went wrong: end it, or the gate's threads would wait for it for ever."""
-        if self._endpoint:
-            self._endpoint.close()
+        """The loop has ended. Unless the mount is gone already, something went wrong: end it, for
+        the gate's threads would wait for it for ever."""
         if not self._closed.is_set():
             with contextlib.suppress(HmmfsError):
                 mounting.unmount(self._mounted.path, lazy=True)
@@ -356,7 +354,7 @@ class _Daemon:
             await service.start(self._processes.serve)
             async with trio.open_nursery() as mount:
                 mount.start_soon(self._await_signals)
-                mount.start_soon(self._announce, ready)
+                mount.start_soon(self._announce, ready, mount)
                 await pyfuse3.main(min_tasks=1, max_tasks=MAX_TASKS)
                 mount.cancel_scope.cancel()
             for worker in self._workers:
@@ -387,7 +385,7 @@ class _Daemon:
         async for ino in self._doomed:
             await guarded("Destroying a region", partial(destroy, ino))
 
-    async def _announce(self, ready: Callable[[], None]) -> None:
+    async def _announce(self, ready: Callable[[], None], mount: trio.Nursery) -> None:
         """Ready is when a program's question has been answered."""
 
         def ask() -> None:
@@ -407,7 +405,9 @@ class _Daemon:
 
         await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
         if self._endpoint:
-            self._endpoint.serve(self._tree)
+            log.info("Metrics are on %s.", self._endpoint.url)
+            serve = partial(self._endpoint.serve, self._tree)
+            mount.start_soon(guarded, "Serving metrics", serve)
         if self._config.readahead > READAHEAD:
             complaint = await trio.to_thread.run_sync(widen, abandon_on_cancel=True)
             if complaint:

@@ -1,33 +1,31 @@
-"""The HTTP server of a mount's metrics, in threads of the daemon.
+"""The HTTP server of a mount's metrics: tasks of the daemon's trio loop.
 
-Its threads wait for the trio thread, which has the numbers; so the trio thread never waits for one
-of them. Whatever a client does, it has LIMIT_S for it, and no more than MOST are served at once.
+h11 reads requests and writes answers. prometheus-client makes the page, in a thread: it is a long
+computation, and the trio thread has faults to serve. Whatever a client does, it has LIMIT_S for it,
+and no more than MOST are served at once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gc
 import logging
 import socket
 import sys
-import threading
-import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TextIO, cast
-from wsgiref.simple_server import WSGIRequestHandler
+from collections.abc import Callable, Iterable
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote
 
+import h11
 import trio
 from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.exposition import ThreadingWSGIServer
 
 from hmmfs.daemon.metrics import MountCollector
 from hmmfs.errors import HmmfsError
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
-
     from hmmfs.filesystem.tree import Tree
 
 log = logging.getLogger(__name__)
@@ -35,54 +33,55 @@ log = logging.getLogger(__name__)
 LIMIT_S = 10.0
 MOST = 16
 SWITCH_S = 0.0005
-POLL_S = 1.0  # how often connections are looked at that are too old
-JOIN_S = 5.0  # nothing holds a thread up once its socket is shut down and trio's loop has ended
+CHUNK = 1 << 14  # bytes that are received at once; h11 refuses a longer head
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class Answer(NamedTuple):
+    """What a client gets."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
 
 
 class Endpoint:
-    """A port of this machine, 0 being any that is free. HmmfsError: it can't be had."""
+    """A port of this machine; 0 is any that is free. HmmfsError: it can't be had."""
 
     def __init__(self, host: str, port: int) -> None:
-        self._server = _listen(host, port)
-        self._thread: threading.Thread | None = None
+        self._socket = _listen(host, port)
+        name, number = self._socket.getsockname()[:2]
+        self.url = f"http://{f'[{name}]' if ':' in name else name}:{number}/metrics"
 
-    @property
-    def url(self) -> str:
-        host, port = self._server.server_name, self._server.server_port
-        return f"http://[{host}]:{port}/metrics" if ":" in host else f"http://{host}:{port}/metrics"
-
-    def serve(self, tree: Tree) -> None:
-        """From now on; who connected before has waited for it. Call on the trio thread."""
+    async def serve(self, tree: Tree) -> None:
+        """Answer until cancelled. A client that connected before has waited for it."""
         registry = CollectorRegistry()
-        registry.register(MountCollector(tree, trio.lowlevel.current_trio_token()))
-        metrics = make_wsgi_app(registry)
+        registry.register(MountCollector(tree))
+        application = make_wsgi_app(registry)
+        places, threads = trio.Semaphore(MOST), trio.CapacityLimiter(MOST)
 
-        def application(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        async def handle(stream: trio.SocketStream) -> None:
             try:
-                return list(metrics(environ, start))
-            except trio.RunFinishedError:
-                start("503 Service Unavailable", [("Content-Type", "text/plain")])
-                return [b"The mount has ended.\n"]
+                places.acquire_nowait()
+            except trio.WouldBlock:
+                log.debug("A scrape is refused: %d are served.", MOST)
+                return
+            try:
+                with trio.move_on_after(LIMIT_S):
+                    await _converse(stream, application, threads)
+            except (OSError, trio.BrokenResourceError) as error:
+                log.debug("A scrape was broken off: %s.", error)
+            finally:
+                places.release()
 
         _make_way()
-        self._server.set_app(application)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(POLL_S,), name="metrics", daemon=True
-        )
-        self._thread.start()
-        log.info("Metrics are on %s.", self.url)
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._socket))
+        await trio.serve_listeners(handle, [listener])
 
     def close(self) -> None:
-        """End the connections, their threads, and the server: never on the trio thread while its
-        loop runs. A second time does nothing."""
-        if self._thread:
-            self._server.wake()
-            self._server.shutdown()
-            self._thread.join()
-            self._thread = None
-            if not self._server.hang_up(JOIN_S):
-                log.error("A thread that serves metrics does not end.")
-        self._server.server_close()
+        """Give the port back, for an endpoint that does not serve. A second time does nothing."""
+        self._socket.close()
 
 
 def _make_way() -> None:
@@ -94,11 +93,12 @@ def _make_way() -> None:
     gc.freeze()
 
 
-def _listen(host: str, port: int) -> _Server:
+def _listen(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
-        return _Server(family, address)
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, dualstack_ipv6=both)
     except (OSError, UnicodeError) as error:
         number = getattr(error, "errno", None)
         if number == errno.EADDRINUSE:
@@ -117,100 +117,76 @@ def _listen(host: str, port: int) -> _Server:
         raise HmmfsError(number, sentence) from None
 
 
-class _Handler(WSGIRequestHandler):
-    # The head goes out in one piece: an answer that is cut, as at the mount's end, has its length
-    # with it or no head at all. By lines, half a head would pass for an empty success.
-    wbufsize = 1 << 16
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Not a line for each scrape."""
-
-    def get_stderr(self) -> TextIO:
-        """Where a defect's traceback goes."""
-        return cast(TextIO, _Log())
-
-
-class _Log:
-    def write(self, text: str) -> None:
-        if text.strip():
-            log.error("%s", text.rstrip())
-
-    def flush(self) -> None:
-        """Written already."""
+async def _converse(
+    stream: trio.SocketStream, application: Application, threads: trio.CapacityLimiter
+) -> None:
+    """One request and its answer. OSError, trio.BrokenResourceError: the client left."""
+    connection = h11.Connection(h11.SERVER)
+    request = None
+    try:
+        request = await _request(stream, connection)
+    except h11.RemoteProtocolError as error:
+        answer = _text(error.error_status_hint, f"This is not a request of HTTP: {error}.")
+    else:
+        if request is None:
+            return
+        answer = await trio.to_thread.run_sync(_made, application, request, limiter=threads)
+    head = _head(connection, answer)
+    # Head and body in one piece. An answer that is cut, as at the mount's end, says its length or
+    # has no head; half a head would pass for an empty success.
+    await stream.send_all(head if request and request.method == b"HEAD" else head + answer.body)
 
 
-class _Server(ThreadingWSGIServer):
-    """A thread for each connection. Both are kept account of."""
+async def _request(stream: trio.SocketStream, connection: h11.Connection) -> h11.Request | None:
+    """What the client asks for; None: nothing. Its body is read, for a socket that is closed with
+    unread bytes resets the connection, and the answer may be lost by it."""
+    request = None
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            connection.receive_data(await stream.receive_some(CHUNK))
+        elif isinstance(event, h11.Request):
+            request = event
+        elif isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
+            return request
 
-    def __init__(self, family: int, address: tuple[Any, ...]) -> None:
-        self.address_family = family
-        self._lock = threading.Lock()
-        # Sockets that are not closed yet, with the time of their beginning. They are closed with
-        # the lock held, or a number that has been given to another file could be shut down.
-        self._open: dict[socket.socket, float] = {}
-        self._threads_open: set[threading.Thread] = set()
-        super().__init__(address, _Handler)
 
-    def server_bind(self) -> None:
-        """As the library's, which also asks a name server what the address is called."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = self.socket.getsockname()[:2]
-        self.setup_environ()
+def _made(application: Application, request: h11.Request) -> Answer:
+    """The application's answer. In a thread that trio waits for: what it takes from the trio thread
+    is refused once its task is cancelled."""
+    path, _, query = request.target.decode("latin-1").partition("?")
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": request.method.decode(),
+        "PATH_INFO": unquote(path),
+        "QUERY_STRING": query,
+    }
+    for name, value in request.headers:
+        environ["HTTP_" + name.decode().upper().replace("-", "_")] = value.decode("latin-1")
+    started: list[tuple[str, list[tuple[str, str]]]] = []
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        thread = threading.Thread(
-            target=self.process_request_thread, args=(request, client_address), daemon=True
-        )
-        with self._lock:
-            self._open[request] = time.monotonic()
-            full = len(self._open) > MOST
-            if not full:
-                self._threads_open.add(thread)
-        if full:
-            self.shutdown_request(request)
-        else:
-            thread.start()
+    def start(status: str, headers: list[tuple[str, str]]) -> None:
+        started.append((status, headers))
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            with self._lock:
-                self._threads_open.discard(threading.current_thread())
+    try:
+        body = b"".join(application(environ, start))
+    except Exception:
+        log.exception("A page of metrics can't be made.")
+        return _text(500, "The page can't be made. The log of the mount says why.")
+    status, headers = started[-1]
+    return Answer(int(status.split()[0]), headers, body)
 
-    def shutdown_request(self, request: Any) -> None:
-        with self._lock:
-            self._open.pop(request, None)
-            super().shutdown_request(request)
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """The client left, or was made to."""
-        log.debug("A scrape was broken off: %s.", sys.exc_info()[1])
+def _text(status: int, sentence: str) -> Answer:
+    return Answer(status, [("Content-Type", "text/plain")], f"{sentence}\n".encode())
 
-    def service_actions(self) -> None:
-        """Called by serve_forever now and then."""
-        self._shut(time.monotonic() - LIMIT_S)
 
-    def wake(self) -> None:
-        """Have serve_forever look up, rather than at the end of its interval."""
-        self.socket.shutdown(socket.SHUT_RDWR)
-
-    def hang_up(self, patience_s: float) -> bool:
-        """End every connection, once no more are accepted. Whether all threads have ended, too."""
-        self._shut(float("inf"))
-        end = time.monotonic() + patience_s
-        with self._lock:
-            threads = list(self._threads_open)
-        for thread in threads:
-            thread.join(max(0.0, end - time.monotonic()))
-        return not any(thread.is_alive() for thread in threads)
-
-    def _shut(self, latest: float) -> None:
-        """Those that began before: a read from them or a write to them is an error."""
-        with self._lock:
-            for request, began in self._open.items():
-                if began < latest:
-                    with contextlib.suppress(OSError):  # the client was faster
-                        request.shutdown(socket.SHUT_RDWR)
+def _head(connection: h11.Connection, answer: Answer) -> bytes:
+    headers = [
+        *answer.headers,
+        ("Content-Length", str(len(answer.body))),
+        ("Date", formatdate(usegmt=True)),
+        ("Connection", "close"),
+    ]
+    reason = HTTPStatus(answer.status).phrase.encode()
+    response = h11.Response(status_code=answer.status, headers=headers, reason=reason)
+    return connection.send(response) or b""

@@ -291,14 +291,10 @@ class Families:
 
 
 class MountCollector(Collector):
-    """Of one mount; collected from any thread but trio's.
+    """Of one mount; collected in threads of trio.to_thread. trio.Cancelled: their task is."""
 
-    trio.RunFinishedError: the mount has ended.
-    """
-
-    def __init__(self, tree: Tree, token: trio.lowlevel.TrioToken) -> None:
+    def __init__(self, tree: Tree) -> None:
         self._tree = tree
-        self._token = token
 
     def describe(self) -> Iterator[Metric]:
         """What there may be, for a registry that can't collect yet."""
@@ -320,4 +316,4 @@ class MountCollector(Collector):
 
     def _there(self, look: Callable[[*Ts], T], *args: *Ts) -> T:
         """On the trio thread, which is waited for without the GIL."""
-        return trio.from_thread.run_sync(look, *args, trio_token=self._token)
+        return trio.from_thread.run_sync(look, *args)

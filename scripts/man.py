@@ -1,7 +1,8 @@
 """Manual pages: section 1 from the commands, section 5 from what hmmfs/filesystem/README.md says of
 the mount's files. Tables of README.md are part of the commands' pages that they belong to.
 
-The same sources give the same bytes; nothing has a date.
+MyST reads the Markdown and docutils writes the pages. The same sources give the same bytes; nothing
+has a date.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
-from markdown_it.tree import SyntaxTreeNode
-from roff import block, bold, escaped, filled, inline, literal, page, parse, table, usage
+from docutils import nodes
+from docutils.core import publish_doctree, publish_from_doctree
+from docutils.utils import new_document
+from myst_parser.docutils_ import Parser
 
 import hmmfs
 from hmmfs.cli import main as cli
@@ -28,71 +31,173 @@ FILES = (
 )
 # Tables of README.md, by the heading of their first column: the page, and the section there.
 TABLES = {
-    "option": ("hmmfs-mount", "MOUNT OPTIONS"),
-    "operation": ("hmmfs-submit", "OPERATIONS"),
-    "advice": ("hmmfs-advise", "ADVICE"),
+    "option": ("hmmfs-mount", "Mount options"),
+    "operation": ("hmmfs-submit", "Operations"),
+    "advice": ("hmmfs-advise", "Advice"),
+}
+TEXT = "meaning"  # the column of a table that is text; without it, the last
+SETTINGS = {
+    "doctitle_xform": False,
+    "report_level": 4,
+    "myst_all_links_external": True,
+    "myst_suppress_warnings": ["myst.header"],
 }
 
+Inline = list[nodes.Node]
 
-def helped(command: click.Command) -> Iterator[str]:
+
+def parsed(markdown: str) -> nodes.document:
+    """Markdown as a formatter of manual pages can show it: links are their words, and tables lists.
+    A box of three columns would not fit a terminal."""
+    document = publish_doctree(markdown, parser=Parser(), settings_overrides=SETTINGS)
+    for link in list(document.findall(nodes.reference)):
+        link.parent.replace(link, link.children)
+    for table in list(document.findall(nodes.table)):
+        table.parent.replace(table, listed(table))
+    return document
+
+
+def cells(row: nodes.Node) -> list[Inline]:
+    return [list(cell.children[0].children) if cell.children else [] for cell in row.children]
+
+
+def listed(table: nodes.table) -> nodes.definition_list:
+    """Of each row the first cell is a term, the others say what it is."""
+    heads, *rows = [cells(row) for row in table.findall(nodes.row)]
+    words = ["".join(node.astext() for node in head) for head in heads]
+    main = words.index(TEXT) if TEXT in words else len(words) - 1
+    found = definitions()
+    found["first"] = words[0]
+    for row in rows:
+        said = row[main]
+        for at, cell in enumerate(row):
+            if cell and at not in (0, main):
+                said = [*said, nodes.Text(f" [{words[at]}: "), *cell, nodes.Text("]")]
+        found += definition(row[0], said)
+    return found
+
+
+def definitions(*items: nodes.definition_list_item) -> nodes.definition_list:
+    return nodes.definition_list("", *items)
+
+
+def definition(term: Inline, said: Inline) -> nodes.definition_list_item:
+    said = [paragraph(*said)] if said else []
+    return nodes.definition_list_item("", nodes.term("", "", *term), nodes.definition("", *said))
+
+
+def section(title: str, *parts: nodes.Node) -> nodes.section:
+    return nodes.section("", nodes.title("", title), *parts)
+
+
+def paragraph(*words: nodes.Node) -> nodes.paragraph:
+    return nodes.paragraph("", "", *words)
+
+
+def usage(words: str) -> Inline:
+    """Options bold, what stands for something else in italics."""
+    found: Inline = []
+    for word in re.split(r"((?<![\w-])-[\w-]+|\b[A-Z][A-Z0-9]+\b)", words):
+        if word.startswith("-"):
+            found.append(nodes.strong("", word))
+        elif re.fullmatch(r"[A-Z][A-Z0-9]+", word):
+            found.append(nodes.emphasis("", word))
+        elif word:
+            found.append(nodes.Text(word))
+    return found
+
+
+def helped(command: click.Command) -> Iterator[nodes.Node]:
     """What the command says of itself; a line that is a command is shown as one."""
     for part in inspect.cleandoc(command.help or "").split("\n\n"):
         if part.startswith("hmmfs ") or part.startswith("\b"):
-            yield from literal(part.removeprefix("\b\n").split("\n"))
+            text = part.removeprefix("\b\n")
+            yield nodes.literal_block(text, text)
         else:
-            yield ".PP\n" + filled(escaped(" ".join(part.split())))
+            yield paragraph(nodes.Text(" ".join(part.split())))
 
 
-def command_page(name: str, context: click.Context, tables: dict[str, SyntaxTreeNode]) -> str:
+def command_page(
+    name: str, context: click.Context, tables: dict[str, nodes.definition_list]
+) -> str:
     command = context.command
     first, *_ = inspect.cleandoc(command.help or "").split("\n\n")
-    brief = escaped(" ".join(first.split()).rstrip("."))
-    pieces = usage(" ".join(command.collect_usage_pieces(context)))
-    out = [".SH NAME", f"{escaped(name)} \\- {brief}"]
-    out += [".SH SYNOPSIS", f"{bold(context.command_path)} {pieces}"]
-    out += [".SH DESCRIPTION", *helped(command), ".SH OPTIONS"]
-    for param in command.get_params(context):
-        record = param.get_help_record(context) if isinstance(param, click.Option) else None
-        if record:
-            out += [".TP\n" + usage(record[0]), filled(escaped(record[1]))]
-    for words, (where, section) in TABLES.items():
+    pieces = usage(" ".join(["", *command.collect_usage_pieces(context)]))
+    records = [
+        param.get_help_record(context)
+        for param in command.get_params(context)
+        if isinstance(param, click.Option)
+    ]
+    options = [
+        definition(usage(record[0]), [nodes.Text(record[1])]) for record in records if record
+    ]
+    parts = [
+        section("Synopsis", paragraph(nodes.strong("", context.command_path), *pieces)),
+        section("Description", *helped(command)),
+        section("Options", definitions(*options)),
+    ]
+    for words, (where, title) in TABLES.items():
         if where == name:
-            out += [".SH " + section, *table(tables[words])]
-    out += ends(command, name)
-    return page(name, 1, VERSION, out)
+            parts.append(section(title, tables[words]))
+    return page(name, 1, " ".join(first.split()).rstrip("."), [*parts, *ends(command, name)])
 
 
-def ends(command: click.Command, name: str) -> Iterator[str]:
+def ends(command: click.Command, name: str) -> Iterator[nodes.section]:
     """What comes last in every page of a command."""
     if isinstance(command, click.Group):
-        yield ".SH COMMANDS"
-        for each, part in sorted(command.commands.items()):
-            yield f".TP\n{bold(f'{name}-{each}')}(1)"
-            yield filled(escaped(part.get_short_help_str(200)))
+        items = (
+            definition(manual(f"{name}-{each}", 1), [nodes.Text(part.get_short_help_str(200))])
+            for each, part in sorted(command.commands.items())
+        )
+        yield section("Commands", definitions(*items))
     status = re.search(r"Exit status: (.*?)(?:\n\n|$)", cli.__doc__ or "", re.S)
     assert status, "the command line says its exit status"
-    yield ".SH EXIT STATUS\n" + filled(escaped(" ".join(status[1].split())))
-    others = [] if isinstance(command, click.Group) else [bold("hmmfs") + "(1)"]
-    yield ".SH SEE ALSO\n" + ", ".join([*others, bold("hmmfs") + "(5)"])
+    yield section("Exit status", paragraph(nodes.Text(" ".join(status[1].split()))))
+    others = [] if isinstance(command, click.Group) else [*manual("hmmfs", 1), nodes.Text(", ")]
+    yield section("See also", paragraph(*others, *manual("hmmfs", 5)))
+
+
+def manual(name: str, number: int) -> Inline:
+    return [nodes.strong("", name), nodes.Text(f"({number})")]
 
 
 def files_page() -> str:
     """The sections of the README, from the first on."""
-    nodes = parse(ROOT / "hmmfs/filesystem/README.md")
-    first = next((at for at, node in enumerate(nodes) if node.tag == "h2"), len(nodes))
-    out = [".SH NAME", "hmmfs \\- files of a mounted machine", ".SH DESCRIPTION", filled(FILES)]
-    out += [line for node in nodes[first:] for line in block(node)]
-    out += [".SH SEE ALSO", bold("hmmfs") + "(1)"]
-    return page("hmmfs", 5, VERSION, out)
+    document = parsed((ROOT / "hmmfs/filesystem/README.md").read_text())
+    (whole,) = document.children
+    top = [part for part in whole.children if isinstance(part, nodes.section)]
+    ending = section("See also", paragraph(*manual("hmmfs", 1)))
+    described = section("Description", paragraph(nodes.Text(FILES)))
+    return page("hmmfs", 5, "files of a mounted machine", [described, *top, ending])
+
+
+def page(name: str, number: int, brief: str, parts: Iterable[nodes.Node]) -> str:
+    """A whole page, in ASCII; its beginning is of docutils' making."""
+    document = new_document(name)
+    document += nodes.title("", name)
+    document += nodes.subtitle("", brief)
+    facts = {"manual_section": str(number), "manual_group": "hmmfs"}
+    fields = [
+        nodes.field(
+            "", nodes.field_name("", key), nodes.field_body("", paragraph(nodes.Text(value)))
+        )
+        for key, value in facts.items()
+    ]
+    document += nodes.docinfo("", nodes.version("", VERSION), *fields)
+    for part in parts:
+        document += part
+    text = publish_from_doctree(
+        document, writer="manpage", settings_overrides={"output_encoding": "unicode"}
+    )
+    # A heading begins a paragraph by itself.
+    text = re.sub(r"^(\.S[HS] .*\n)\.sp\n", r"\1", text, flags=re.M)
+    return re.sub(r"[^\x00-\x7f]", lambda found: f"\\[u{ord(found[0]):04X}]", text)
 
 
 def pages() -> dict[str, str]:
     """Every page, by its path below man/."""
-    tables = {
-        inline(node.children[0].children[0].children[0]): node
-        for node in parse(ROOT / "README.md")
-        if node.type == "table"
-    }
+    lists = parsed((ROOT / "README.md").read_text()).findall(nodes.definition_list)
+    tables = {found["first"]: found for found in lists if "first" in found}
     top = click.Context(cli.cli, info_name="hmmfs", **cli.cli.context_settings)
     found = {"man1/hmmfs.1": command_page("hmmfs", top, tables), "man5/hmmfs.5": files_page()}
     for name, command in cli.cli.commands.items():

@@ -197,9 +197,8 @@ def test_a_manual_page_is_clean(page: Path) -> None:
     command = ["groff", "-man", "-Tutf8", "-ww", "-P-c", page]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    for heading in ("NAME", "SEE ALSO"):
+    for heading in ("Name", "See also"):
         assert f"\n{heading}\n" in re.sub(".\b", "", done.stdout)
-    assert max(map(len, page.read_text().splitlines())) <= 200
     assert page.read_text().isascii()
 
 

@@ -1,4 +1,4 @@
-"""What manual pages are made with: Markdown as roff, as a formatter shows it."""
+"""Markdown as a manual page, as a formatter shows it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 MARKDOWN = r"""
-## Files & "such"
+# Of files
+
+## Files & such
 
 .hidden is first, 'quoted' too; `back\slash` and a\nb, `--long-option`, x^2 ~ y … 面.
 
@@ -19,7 +21,7 @@ MARKDOWN = r"""
 | --- | --- | --- |
 | `stats` | r | lines of `key value` |
 | .dot | | *what* is **there** |
-| a `cell` of more words than there is room for in a line of text, and so it is long | | x |
+| a `cell` of more words than fit into a line of text, and so it is long | | x |
 
 ### Lists
 
@@ -43,14 +45,13 @@ MARKDOWN = r"""
 @pytest.fixture
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
-    import roff
+    import man
 
-    source, page = tmp_path / "a.md", tmp_path / "a.7"
-    source.write_text(MARKDOWN)
-    parts = [line for node in roff.parse(source) for line in roff.block(node)]
-    page.write_text(roff.page("a-b", 7, "hmmfs 1", parts))
+    page = tmp_path / "a.7"
+    (whole,) = man.parsed(MARKDOWN).children
+    page.write_text(man.page("a-b", 7, "tried", whole.children[1:]))
     yield page
-    sys.modules.pop("roff")
+    sys.modules.pop("man")
 
 
 @pytest.fixture
@@ -65,13 +66,14 @@ def test_what_a_formatter_takes(page: Path) -> None:
     """ASCII; and what a paragraph is about is one line, however long, the next one being text."""
     text = page.read_text()
     assert text.isascii()
-    assert re.search(r"^\.TP\na \\fBcell\\fP of more .* and so it is long\nx$", text, re.M), text
+    assert re.search(r"^\.B a \\fBcell\\fP of more .* and so it is long\nx$", text, re.M), text
+    assert '\n.TH "a-b" "7" "" "hmmfs ' in text
 
 
 def test_every_character_is_shown(shown: str) -> None:
     words = " ".join(shown.split())
     for text in (
-        'Files & "such"',
+        "Files & such",
         ".hidden is first, 'quoted' too; back\\slash and a\\nb, --long-option, x^2 ~ y … 面.",
         "stats lines of key value [mode: r]",
         ".dot what is there",

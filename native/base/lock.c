@@ -1,10 +1,13 @@
 #include "base/lock.h"
 
+#include "base/mask.h"
+
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(HM_PAUSES)
 #include <stdio.h>
 #include <stdlib.h>
 
 _Thread_local unsigned hm_ranks_held;
+static _Thread_local size_t copied; /* bytes, since this thread took its last lock of a stripe */
 
 void hm_rank_taken(enum hm_rank rank, bool in_order)
 {
@@ -14,6 +17,7 @@ void hm_rank_taken(enum hm_rank rank, bool in_order)
         abort();
     }
     hm_ranks_held |= 1u << rank;
+    copied = rank == HM_RANK_STRIPE ? 0 : copied;
 }
 
 void hm_rank_left(enum hm_rank rank)
@@ -23,5 +27,14 @@ void hm_rank_left(enum hm_rank rank)
         abort();
     }
     hm_ranks_held &= ~(1u << rank);
+}
+
+void hm_rank_copies(size_t bytes)
+{
+    copied += bytes;
+    if (hm_ranks_held >> HM_RANK_STRIPE & 1 && copied > HM_INLINE_PAGES * HM_PAGE_SIZE) {
+        fprintf(stderr, "lock.c: %zu bytes are copied under a stripe\n", copied);
+        abort();
+    }
 }
 #endif

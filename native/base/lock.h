@@ -1,11 +1,14 @@
 /* The locks of the core, and their ranks: the one place that says what each guards, and in which
  * order they are taken. A thread takes only locks of a higher rank than all that it holds, so of
  * one rank it holds at most one. Where tests build the core, with a sanitizer or with points to
- * hold threads at, hm_lock aborts otherwise. */
+ * hold threads at, hm_lock aborts otherwise, and so does a long copy under a stripe. */
 #ifndef HMMFS_BASE_LOCK_H
 #define HMMFS_BASE_LOCK_H
 #include <pthread.h>
 #include <stdbool.h>
+#include <stddef.h>
+
+#define HM_INLINE_PAGES 16 /* a copy of 64 KiB takes some 25 us: the most a stripe is held for */
 
 enum hm_rank {
     HM_RANK_RELAY_OPENS,   /* relay->opens_lock: what files are being opened */
@@ -36,9 +39,11 @@ enum hm_rank {
 extern _Thread_local unsigned hm_ranks_held; /* a bit for each; who switches stacks switches it */
 void hm_rank_taken(enum hm_rank rank, bool in_order);
 void hm_rank_left(enum hm_rank rank);
+void hm_rank_copies(size_t bytes); /* what this thread is about to copy, or to fill with zeros */
 #else
 #define hm_rank_taken(rank, in_order) ((void)0)
 #define hm_rank_left(rank) ((void)0)
+#define hm_rank_copies(bytes) ((void)0)
 #endif
 
 static inline void hm_lock(enum hm_rank rank, pthread_mutex_t *lock)

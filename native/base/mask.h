@@ -78,6 +78,16 @@ static inline uint32_t hm_next_page(const uint64_t *words, uint32_t page)
     return HM_BLOCK_PAGES;
 }
 
+/* Leave the first `most` pages to a mask. */
+static inline void hm_limit(struct hm_mask *mask, uint32_t most)
+{
+    HM_EACH_PAGE (page, mask->word) {
+        if (!most)
+            mask->word[page / 64] &= ~(1ULL << (page % 64));
+        most -= most != 0;
+    }
+}
+
 /* ---- sets from sets ------------------------------------------------------------------------- */
 
 /* Words are a mask's, or a record's. */

@@ -1,5 +1,7 @@
 #include "base/pool.h"
 
+#include "base/lock.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -90,6 +92,7 @@ int hm_pool_punch(struct hm_pool *pool, uint64_t offset, uint64_t length)
 int hm_pool_write(struct hm_pool *pool, uint64_t offset, const void *bytes, size_t length)
 {
     const uint8_t *from = bytes;
+    hm_rank_copies(length);
     while (length) {
         ssize_t n = pwrite(pool->fd, from, length, (off_t)offset);
         if (n < 0 && errno == EINTR)
@@ -137,6 +140,7 @@ __attribute__((no_sanitize("thread"))) static void copy_shared(uint8_t *to, cons
 int hm_pool_store(struct hm_pool *pool, uint64_t offset, const void *bytes, size_t length)
 {
     uint8_t *to;
+    hm_rank_copies(length);
     if (length < HM_STORE_BYTES)
         return hm_pool_write(pool, offset, bytes, length);
     to = hm_pool_map(pool, offset);
@@ -152,6 +156,7 @@ int hm_pool_store(struct hm_pool *pool, uint64_t offset, const void *bytes, size
 
 int hm_pool_zero(struct hm_pool *pool, uint64_t offset, uint64_t length)
 {
+    hm_rank_copies(length);
     while (fallocate(pool->fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length) < 0)
         if (errno != EINTR)
             return -errno;
@@ -164,6 +169,7 @@ int hm_pool_copy(struct hm_pool *to, struct hm_pool *from, uint64_t offset, size
      * mapping it would be 1.1 ms, since that has to be filled before and zapped by the punch, and
      * reading a hole through it would allocate. For single pages it makes no difference. */
     off_t in = (off_t)offset, out = (off_t)offset;
+    hm_rank_copies(length);
     while (length) {
         ssize_t n = copy_file_range(from->fd, &in, to->fd, &out, length, 0);
         if (n < 0 && errno == EINTR)

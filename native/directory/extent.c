@@ -80,7 +80,8 @@ static uint32_t holes_of(struct hm_region *region, uint64_t block, const struct 
     return n;
 }
 
-static int allocate_block(struct hm_region *region, uint64_t block, const struct hm_mask *mask)
+/* Give the holes among a few pages of a block zeros. */
+static int allocate_some(struct hm_region *region, uint64_t block, const struct hm_mask *mask)
 {
     struct hm_core *core = region->core;
     struct hm_block *record = &region->blocks[block];
@@ -139,16 +140,19 @@ int hm_region_allocate(struct hm_core *core, uint64_t ino, uint64_t offset, uint
         return error;
     }
     end = (offset + length + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE;
-    /* Twice: a range that can't fit changes nothing. */
+    /* Twice: a range that can't fit changes nothing. Zeros are made in pieces, as under a
+     * stripe nothing takes long. */
     for (int pass = 0; pass < 2 && !error; pass++) {
         for (uint64_t page = first, n; page < end && !error; page += n) {
             uint64_t block = page / HM_BLOCK_PAGES;
             uint32_t low = (uint32_t)(page % HM_BLOCK_PAGES);
             struct hm_mask mask;
-            n = HM_BLOCK_PAGES - low < end - page ? HM_BLOCK_PAGES - low : end - page;
+            n = pass ? HM_INLINE_PAGES : HM_BLOCK_PAGES;
+            n = HM_BLOCK_PAGES - low < n ? HM_BLOCK_PAGES - low : n;
+            n = end - page < n ? end - page : n;
             mask = hm_mask_range(low, (uint32_t)n);
             if (pass)
-                error = allocate_block(region, block, &mask);
+                error = allocate_some(region, block, &mask);
             else
                 need += holes_of(region, block, &mask);
         }

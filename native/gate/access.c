@@ -43,7 +43,8 @@
 #define MAX_PARTS 2
 #define MAX_IOV (2 + HM_MAX_WRITE / HM_PAGE_SIZE + 2)
 
-enum admission { ADMITTED, PARK_BUSY, PARK_SERVICE, REFUSED, SKIPPED, PINNED, NO_MEMORY };
+/* AGAIN: some of it is done. The stripe is left for a moment, and it is to be admitted anew. */
+enum admission { ADMITTED, AGAIN, PARK_BUSY, PARK_SERVICE, REFUSED, SKIPPED, PINNED, NO_MEMORY };
 
 struct part {
     struct hm_region *region;
@@ -53,6 +54,7 @@ struct part {
     uint32_t first, count;          /* pages of the block */
     uint32_t generation;            /* when a READ was admitted */
     uint64_t faulted_at;            /* when it was found to touch a device's page; 0: it was not */
+    bool charged;                   /* that fault, which is carried out in pieces */
     struct hm_mask mask;            /* of a WRITE: without the pages that a newer one has written */
 };
 
@@ -206,9 +208,36 @@ static bool submit_window(struct part *part, const struct hm_mask *window, uint3
     return false;
 }
 
+/* Charge the part's fault on pages that a device has, and find what the host's policy brings home
+ * for it. */
+static struct hm_mask charge_fault(struct part *part, const struct hm_prefetch *policy,
+                                   uint32_t *pages)
+{
+    struct hm_block *record = part->record;
+    struct hm_mask window = hm_both(part->mask.word, record->device);
+    hm_thrash_fault(part->region, part->block, HM_HOST, &window);
+    window = fault_window(part, policy, pages);
+    record->cpu_faults += record->cpu_faults < UINT8_MAX;
+    hm_charge_faults(part->region->core, HM_HOST, 1);
+    return window;
+}
+
+/* Bring home what the part itself touches, as many pages as the stripe may be held for. */
+static enum admission bring_some(struct part *part, enum hm_room room)
+{
+    struct hm_mask window = hm_both(part->mask.word, part->record->device);
+    hm_limit(&window, HM_INLINE_PAGES);
+    if (hm_bring_home(part->region, part->block, &window, room))
+        return room == HM_ROOM_ALWAYS ? NO_MEMORY : REFUSED;
+    if (hm_any(part->record->device, part->mask.word))
+        return AGAIN;
+    count_express(part);
+    return ADMITTED;
+}
+
 /* Bring device-owned pages of the part home: at once for a few, with a mover for many, and when
- * that takes a decision by asking the service. Urgent: never by waiting. The stripe is held.
- * ADMITTED: they are home. */
+ * that takes a decision by asking the service. Urgent: never by waiting, but in pieces. The stripe
+ * is held. ADMITTED: they are home. */
 static enum admission express(struct part *part, bool write, enum hm_room room)
 {
     struct hm_core *core = part->region->core;
@@ -220,28 +249,27 @@ static enum admission express(struct part *part, bool write, enum hm_room room)
     bool urgent = room != HM_ROOM;
     if (record->busy && !(urgent && record->state == HM_RECALL))
         return PARK_BUSY;
-    window = hm_both(part->mask.word, record->device);
-    hm_thrash_fault(part->region, part->block, HM_HOST, &window);
-    window = wide = fault_window(part, policy, &pages);
-    record->cpu_faults += record->cpu_faults < UINT8_MAX;
-    hm_charge_faults(core, HM_HOST, 1);
+    if (urgent && part->charged)
+        return bring_some(part, room);
+    window = wide = charge_fault(part, policy, &pages);
+    part->charged = true;
+    if (urgent)
+        return bring_some(part, room);
     /* Who is to wait in real time can't do so in here, where the stripe is held. */
-    if (by_itself && !urgent && (pages > HM_INLINE_PAGES || core->config.realtime) &&
+    if (by_itself && (pages > HM_INLINE_PAGES || core->config.realtime) &&
         submit_window(part, &window, pages)) {
         count_express(part);
         return PARK_BUSY;
     }
-    if (urgent || pages > HM_INLINE_PAGES) { /* no more than what must be home */
+    if (pages > HM_INLINE_PAGES) { /* no more than what must be home */
         window = hm_both(part->mask.word, record->device);
         pages = hm_bits(window.word);
     }
-    if ((urgent || (by_itself && pages <= HM_INLINE_PAGES)) &&
+    if (by_itself && pages <= HM_INLINE_PAGES &&
         !hm_bring_home(part->region, part->block, &window, room)) {
         count_express(part);
         return ADMITTED;
     }
-    if (urgent)
-        return room == HM_ROOM_ALWAYS ? NO_MEMORY : REFUSED;
     report_fault(part, HM_FAULT_OWNER, &wide, write);
     return PARK_SERVICE;
 }
@@ -605,7 +633,12 @@ static int try_part(struct part *part, const struct hm_request *request, struct 
         admission = admit_write(part, request, straddles);
         if (admission == ADMITTED)
             error = apply_write(part, request);
-    } while (error == -EAGAIN);
+        if (admission == AGAIN) {
+            hm_unlock(HM_RANK_STRIPE, &part->stripe->lock);
+            hm_pause("write.goes.on");
+            hm_lock(HM_RANK_STRIPE, &part->stripe->lock);
+        }
+    } while (admission == AGAIN || error == -EAGAIN);
     if (admission == REFUSED)
         error = -ENOSPC;
     else if (admission == PINNED)

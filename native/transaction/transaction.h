@@ -6,8 +6,6 @@
 #include "base/step.h"
 #include "rules/advice.h"
 
-#define HM_INLINE_PAGES 16 /* a copy of 64 KiB takes some 25 us: the most a stripe is held for */
-
 /* Why a job moves pages, and for whom: HM_HOST stands for programs. */
 struct cause {
     enum hm_trigger trigger;

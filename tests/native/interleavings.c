@@ -94,6 +94,43 @@ static void refused_write(void)
     hm_release(core, HM_HOST, taken - 1);
 }
 
+/* A WRITE of two blocks must not wait, and brings home many pages that a device has: in pieces, and
+ * between them others get at the block. */
+static void write_in_pieces(void)
+{
+    struct hm_request write, read;
+    struct aside writer = {0};
+    struct hold piece;
+    begin(small, 2 * HM_BLOCK_BYTES);
+    store(300, 212, 'A');
+    CHECK(!run_job(a_move(1, 300, 212)), "migrate");
+    write = a_write(400, 200, 'B', 0);
+    read = a_read(300, 0);
+    hold(&piece, "write.goes.on");
+    run_aside(&writer, request_aside, &write);
+    await(&piece);
+    CHECK(!hm_test(region->blocks[0].device, 415) && hm_test(region->blocks[0].device, 416),
+          "not as many pages as a stripe is held for");
+    send_request(&read);
+    CHECK(answer(read.unique).byte == 'A', "the page was not in the WRITE");
+    let_go(&piece);
+    join(&writer);
+    CHECK(!answer(write.unique).error, "%d", answer(write.unique).error);
+    CHECK(region->blocks[0].cpu_faults == 2, "it is one fault, and the READ another");
+    CHECK(load(399) == 'A' && load(400) == 'B' && load(511) == 'B' && load(599) == 'B', "bytes");
+}
+
+/* Holes of a whole block get memory, and of a second one a part. */
+static void allocated_in_pieces(void)
+{
+    begin(small, 2 * HM_BLOCK_BYTES);
+    store(3, 1, 'A');
+    CHECK(!hm_region_allocate(core, INO, 0, 700 * PAGE), "allocate");
+    CHECK(hm_bits(region->blocks[0].present) == HM_BLOCK_PAGES, "a block");
+    CHECK(hm_bits(region->blocks[1].present) == 700 - HM_BLOCK_PAGES, "a part");
+    CHECK(load(3) == 'A' && load(4) == 0 && load(699) == 0, "bytes");
+}
+
 /* Two jobs wait for a block, and when their turn comes the file is too short for both. */
 static void past_the_end(void)
 {
@@ -624,6 +661,8 @@ static const struct scene scenes[] = {
     SCENE(write_to_a_copied_page),
     SCENE(store_to_a_copied_page),
     SCENE(refused_write),
+    SCENE(write_in_pieces),
+    SCENE(allocated_in_pieces),
     SCENE(past_the_end),
     SCENE(open_while_it_is_copied),
     SCENE(cut_while_it_is_duplicated),

@@ -70,6 +70,18 @@ MISTAKES = {
         "    next = held ? next_deferred(t) : NULL;\n",
     ),
     # ---- WRITEs
+    "write_at_once": Mistake(
+        "write_in_pieces",
+        "access.c",
+        "    hm_limit(&window, HM_INLINE_PAGES);\n",
+        "",
+    ),
+    "allocated_at_once": Mistake(
+        "allocated_in_pieces",
+        "extent.c",
+        "n = pass ? HM_INLINE_PAGES : HM_BLOCK_PAGES;",
+        "n = HM_BLOCK_PAGES;",
+    ),
     "home_without_bytes": Mistake(
         "refused_write",
         "migrate.c",

@@ -50,7 +50,7 @@ PROTOCOL = "tests/native/test_interleavings.py::test_scene"
 ALONE = " ".join(
     f"tests/native/test_stress.py::test_{what}"
     for what in (
-        *("refusals", "room", "the_audit_finds_each_kind_of_damage", "order_of_writes"),
+        *("refusals", "reservations", "the_audit_finds_each_kind_of_damage", "order_of_writes"),
         *("mappings", "nothing_is_lost_without_memory", "opens_while_copies_end"),
         "thrashing_at_its_bounds",
     )
@@ -90,7 +90,7 @@ LAYERS = {
     "native/rules/evict": [TWINS, PLACES, RULES, ALONE],
     "native/rules/future": [TWINS, RULES],
     "native/base/ranking": [TWINS, RULES],
-    "native/transaction/room": [PROTOCOL, RULES, PLACES, EVICTING, MOVING],
+    "native/transaction/evict_for": [PROTOCOL, RULES, PLACES, EVICTING, MOVING],
     "native/rules/prefetch": ["tests/unit/test_policy_rules.py", RULES, ALONE],
     "native/base/fuse": [PROTOCOL, ALONE, FILES, CONFORMANCE],
     "native/gate/gate": [

@@ -165,7 +165,7 @@ class Region:
 
     def migrate(self, place: Device | str, part: slice = slice(None)) -> None:
         """Move its pages, or those of `part` of its first axis, to a device or to "host", and wait.
-        ENOSPC: no room there."""
+        ENOSPC: it is full."""
         self.prefetch(place, part).wait()
 
     def prefetch(self, place: Device | str, part: slice = slice(None)) -> Handle:

@@ -45,7 +45,7 @@ from hmmfs.policy import Policies, named_eviction, named_placement, named_prefet
 from hmmfs.program.dmirror import Device
 from hmmfs.program.processes import Processes
 from hmmfs.program.protocol import Process
-from hmmfs.service import Events, FaultService, Jobs, Rooms, guarded
+from hmmfs.service import Events, FaultService, Jobs, Reservations, guarded
 from hmmfs.service.blocks import Blocks
 
 if TYPE_CHECKING:
@@ -223,8 +223,8 @@ class _Daemon:
             limit_s=config.policy_limit,
         )
         trace = Trace(core, tracing.EVENTS)
-        rooms = Rooms(core, jobs, self._table, policies, trace)
-        blocks = Blocks(jobs, rooms, self._table)
+        reservations = Reservations(core, jobs, self._table, policies, trace)
+        blocks = Blocks(jobs, reservations, self._table)
         self._dumps = Dumps()
         self._processes = Processes(
             core, self._table, blocks, shared=config.allow_other, watch=self._dumps.open
@@ -257,18 +257,18 @@ class _Daemon:
             core,
             self._events,
             jobs,
-            rooms,
+            reservations,
             self._table,
             policies,
             on_lost=lambda node, number, error: executors[node - 1].worker.fail(error, number),
         )
-        self._subscribe(rooms)
+        self._subscribe(reservations)
         self._closed = trio.Event()
         # Regions that nobody can reach any more: punching their pages takes a thread a while.
         self._doom, self._doomed = trio.open_memory_channel[int](10**9)
         self._table.on_doom(self._on_doom)
 
-    def _subscribe(self, rooms: Rooms) -> None:
+    def _subscribe(self, reservations: Reservations) -> None:
         """Who hears of what the native core tells, but of faults and of jobs that end."""
 
         def interrupted(event: Event) -> None:
@@ -288,13 +288,13 @@ class _Daemon:
         def of_end(event: Event) -> Awaitable[None]:
             return self._processes.on_gone(event.ino)
 
-        def of_room(event: Event) -> Awaitable[None]:
-            return rooms.ahead(event.node)
+        def of_low(event: Event) -> Awaitable[None]:
+            return reservations.ahead(event.node)
 
         events = self._events
         events.subscribe(EventKind.INTERRUPT, interrupted)
         events.subscribe(EventKind.CLOSED, lambda _: self._on_closed())
-        events.subscribe_task(EventKind.LOW, "Evicting ahead", of_room)
+        events.subscribe_task(EventKind.LOW, "Evicting ahead", of_low)
         events.subscribe_task(EventKind.TRACE, "Telling of events", of_trace)
         events.subscribe_task(EventKind.GONE, "Forgetting a program", of_end)
         events.subscribe_task(EventKind.IOCTL, "An ioctl", answer, refuse)

@@ -1,7 +1,7 @@
 """Carries out the operations of one device, block by block, as native jobs.
 
-A job on one block migrates what it needs by itself. When the device is full it says so, room is
-made and the job is sent again with the room reserved for it.
+A job on one block migrates what it needs by itself. When the device is full it says so. Then
+capacity is freed and reserved, and the job is sent again with the reservation.
 """
 
 from __future__ import annotations

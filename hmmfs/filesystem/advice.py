@@ -118,7 +118,7 @@ def _range_of(one: Advice) -> str:
 
 
 def _restore(region: Region, before: list[Advice], nodes: int) -> None:
-    """As it was: fewer ranges than there are now, so that there is room for them."""
+    """As it was: fewer ranges than there are now, so that they fit."""
     for name in WORDS:
         for field, value in _unset(name, "", nodes):
             region.advise(0, MAX_PAGES, field, value)

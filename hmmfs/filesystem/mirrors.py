@@ -105,7 +105,7 @@ class Ioctls:
             finally:
                 del self._running[request.unique]
             nursery.cancel_scope.cancel()
-        self._core.reply_ioctl(request.unique, number, answer[: request.room])
+        self._core.reply_ioctl(request.unique, number, answer[: request.capacity])
 
     @staticmethod
     async def _carry_out(request: Ioctl, mirror: OpenMirror | None) -> tuple[int, bytes]:

@@ -599,7 +599,7 @@ class Operations(pyfuse3.Operations):
     # ---- the whole
 
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
-        """Copies kept of pages that live on a device are free: they go when room is wanted."""
+        """Copies kept of pages that live on a device are free: they go when memory is full."""
         data = pyfuse3.StatvfsData()
         free = [self._core.free(node) for node in range(self._core.nodes)]
         free[HOST] += int(self._core.candidates(HOST)["kept"].sum())

@@ -168,12 +168,12 @@ class Pipe:
         self._tracing = tracing
         self._trace = trace
         self._cursor = cursor
-        self._rest = b""  # of lines that a reader with little room has begun
+        self._rest = b""  # of lines that a reader with a small buffer has begun
         self._waiting: set[trio.CancelScope] = set()
         self._interrupted = False  # before the read that waits has begun
 
     async def read(self, size: int, *, nonblocking: bool) -> bytes:
-        """Whole lines, unless there is no room for one. EAGAIN: there are none, and the file is not
+        """Whole lines, unless `size` is less than one. EAGAIN: there are none, and the file is not
         to wait; EINTR: a signal came."""
         while not self._rest:
             text, self._cursor = self._trace.text(self._cursor, min(size, MAX_READ))

@@ -159,8 +159,8 @@ class Core:
         check(lib.hm_eviction_set(self.handle, node, policy), "Setting an eviction policy")
 
     def victim(self, node: int, need: int, spared: Collection[BlockKey]) -> Victim | None:
-        """What leaves a device next by its built-in policy, for `need` pages of room. None: nothing
-        can."""
+        """What leaves a device next by its built-in policy, to free `need` pages. None: nothing can
+        leave."""
         keys = [number for key in spared for number in key]
         out = ffi.new("struct hm_victim *")
         found = lib.hm_victim_next(
@@ -238,7 +238,7 @@ class Core:
         """A new descriptor of the memory that holds the region's pages on a node."""
         return check(lib.hm_pool_descriptor(self.handle, ino, node), "Opening a pool")
 
-    # ---- room
+    # ---- capacity
 
     def exclude(self, node: int, on: bool) -> None:
         """Let nothing come to a node by default, until that is taken back."""
@@ -275,14 +275,14 @@ class Core:
         """The touched blocks with pages on the node (for the host also: reserved holes, kept
         copies). The array is the caller's, and stale from the moment it is made."""
         while True:
-            room = self._candidates
-            out = ffi.cast("struct hm_candidate *", ffi.from_buffer(room))
+            found = self._candidates
+            out = ffi.cast("struct hm_candidate *", ffi.from_buffer(found))
             n = check(
-                lib.hm_candidates(self.handle, node, out, len(room)), "Listing blocks to evict"
+                lib.hm_candidates(self.handle, node, out, len(found)), "Listing blocks to evict"
             )
-            if n < len(room):
-                return room[:n].copy()
-            self._candidates = np.zeros(2 * len(room), dtype=CANDIDATE_DTYPE)
+            if n < len(found):
+                return found[:n].copy()
+            self._candidates = np.zeros(2 * len(found), dtype=CANDIDATE_DTYPE)
 
     # ---- jobs and events
 

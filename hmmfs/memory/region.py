@@ -157,8 +157,9 @@ class Region:
         if ret == -errno.ENOSPC:
             raise HmmfsError(
                 errno.ENOSPC,
-                f"There is no room for {size} bytes: {self._core.kind.value} memory takes all of a "
-                "region's when it is made that long; make it smaller, or remove others.",
+                f"{size} bytes are more than the free capacity: {self._core.kind.value} memory "
+                "reserves all of a region's size at once. Make the region smaller, or remove "
+                "others.",
             )
         check(ret, "Setting a region's size")
 
@@ -178,13 +179,13 @@ class Region:
     def touched(self, first: int, end: int) -> Iterator[int]:
         """The touched blocks in [first, end), ascending."""
         while first < end:
-            room = min(end - first, TOUCHED_BATCH)
-            out = ffi.new("uint64_t[]", room)
-            n = lib.hm_region_touched(self._core.handle, self.ino, first, out, room)
+            length = min(end - first, TOUCHED_BATCH)
+            out = ffi.new("uint64_t[]", length)
+            n = lib.hm_region_touched(self._core.handle, self.ino, first, out, length)
             check(n, "Listing touched blocks")
             found = [block for block in out[0:n] if block < end]
             yield from found
-            if len(found) < room:
+            if len(found) < length:
                 return
             first = found[-1] + 1
 
@@ -219,7 +220,7 @@ class Region:
         check(lib.hm_region_writers(self._core.handle, self.ino, -1), "Closing a region")
 
     def lent(self, block: int, node: int) -> NDArray[np.uint64]:
-        """The bitmap of a block's host pages that take a device's room: it has copies, or they are
+        """The bitmap of a block's host pages that count on a device: it has copies, or they are
         labelled as its. Of the host those that take none of its own: they have a label."""
         out = np.zeros(8, dtype=np.uint64)
         words = ffi.cast("uint64_t *", ffi.from_buffer(out))

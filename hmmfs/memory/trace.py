@@ -48,8 +48,8 @@ class Trace:
         return int(lib.hm_trace_oldest(self._core.handle))
 
     def text(self, cursor: int, size: int, until: int = (1 << 64) - 1) -> tuple[bytes, int]:
-        """Lines of events from the cursor on, before `until`, `size` bytes of them at most but room
-        for one; and the cursor behind them."""
+        """Lines of events from the cursor on, before `until`, `size` bytes of them at most, but
+        always one; and the cursor behind them."""
         at = ffi.new("uint64_t *", cursor)
         out = ffi.new("char[]", max(size, LINE))
         n = check(
@@ -62,7 +62,7 @@ class Trace:
         return int(lib.hm_trace_wake(self._core.handle, cursor & ((1 << 64) - 1)))
 
     def queue(self, key: BlockKey, node: int, trigger: Trigger, began: int = 0) -> int:
-        """A device waits for room for a block; or, with the time when that began, it has it.
+        """A device waits for capacity for a block; or, with the time when that began, it has it.
         Returns the time, CLOCK_MONOTONIC in ns."""
         event: Any = ffi.new("struct hm_trace_event *")
         kind = lib.HM_TRACE_QUEUE_RESTORE if began else lib.HM_TRACE_QUEUE_EVICTION

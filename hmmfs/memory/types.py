@@ -163,7 +163,7 @@ class Advice:
 
 class FaultReason(enum.IntEnum):
     OWNER = lib.HM_FAULT_OWNER
-    NO_ROOM = lib.HM_FAULT_NO_ROOM
+    HOST_FULL = lib.HM_FAULT_HOST_FULL
 
 
 class Touch(NamedTuple):
@@ -181,7 +181,7 @@ class Ioctl(NamedTuple):
     fh: int
     command: int
     data: bytes  # what came with it
-    room: int  # the most bytes that may be answered
+    capacity: int  # the most bytes that may be answered
     thread: int  # the caller's
 
 
@@ -208,7 +208,7 @@ class Job:
     count: int = 0
     limit: int = 0
     reserved: int = 0
-    source: int = HOST  # with EVICT: the device that is to have room
+    source: int = HOST  # with EVICT: the device that pages leave
     offset: int = 0
     length: int = 0
     byte: int = 0

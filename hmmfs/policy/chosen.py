@@ -133,7 +133,7 @@ class Policies:
 
     def set_watermark(self, node: int, text: str) -> None:
         """`LOW HIGH`, percent of the node's memory: when less than LOW is free, evict until HIGH
-        is. `off`: evict when room is needed, as UVM does."""
+        is. `off`: evict when a node is full, as UVM does."""
         words = text.split()
         if text == "off":
             words = ["0", "0"]
@@ -233,7 +233,7 @@ class Policies:
             self._replace_eviction(node, policy, failed)
 
     def spares(self, node: int, block: BlockKey) -> set[BlockKey]:
-        """The blocks that are not victims when room is made for `block`."""
+        """The blocks that are not victims when others are evicted for `block`."""
         return set() if node != HOST and self._eviction[node].by_page else {block}
 
     async def victim(self, node: int, candidates: NDArray[np.void]) -> np.void:

@@ -47,7 +47,7 @@ class EvictionPolicy(Named):
     # Whether `touched` is to be told of each fault before it is served. In a policy in Python that
     # makes faults longer by some 100 us, as each takes the way through the service.
     observes: ClassVar[bool] = False
-    # Whether pages of the very block that room is made for may leave: not with policies that would
+    # Whether pages of the very block that a job brings may leave: not with policies that would
     # take the whole block.
     by_page: ClassVar[bool] = False
 
@@ -59,7 +59,7 @@ class EvictionPolicy(Named):
         it arrived; pages, how many are there."""
 
     def pages(self, key: BlockKey, resident: Pages, need: int) -> Pages:
-        """Which of a chosen block's resident pages leave, when room for `need` is missing. At least
+        """Which of a chosen block's resident pages leave, when `need` more are to be free. At least
         one; with fewer than needed it is asked again."""
         return resident
 

@@ -1,7 +1,7 @@
 """What comes with the pages of a block that somebody touched.
 
 A fault costs some 10 to 50 us whatever it brings, a page 0.3 us more; a page brought for nothing
-costs its copy, and room. So every policy here is a guess at what will be touched next.
+costs its copy, and capacity. So every policy here is a guess at what will be touched next.
 
 The native core carries the built-in ones out by itself (native/rules/prefetch.c); what stands here
 is the same in numpy, to be read, to be subclassed, and for a test to compare. A policy of yours is

@@ -3,6 +3,6 @@
 from hmmfs.service.events import Events, apart, guarded
 from hmmfs.service.fault_service import FaultService
 from hmmfs.service.jobs import Jobs
-from hmmfs.service.room import Room, Rooms
+from hmmfs.service.reservations import Reservation, Reservations
 
-__all__ = ["Events", "FaultService", "Jobs", "Room", "Rooms", "apart", "guarded"]
+__all__ = ["Events", "FaultService", "Jobs", "Reservation", "Reservations", "apart", "guarded"]

@@ -1,7 +1,7 @@
-"""Carries out jobs on one block each, whatever they take: patience with programs, and room.
+"""Carries out jobs on one block each. Waits for programs, and frees capacity, where they need it.
 
-A job on one block migrates what it needs by itself. When the node is full it says so, room is made
-and the job is sent again with the room reserved for it.
+A job on one block migrates what it needs by itself. When the node is full it says so. Then capacity
+is freed and reserved, and the job is sent again with the reservation.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from hmmfs.memory import (
     RegionTable,
     page_set,
 )
-from hmmfs.service import Jobs, Rooms
+from hmmfs.service import Jobs, Reservations
 
 PATIENCE_S = 0.5  # with a busy CPU; one try with a program that does not answer takes a second
 # A pause doubles from 1 ms to this. A try may fail half the time: of a program that changes its
 # mappings without end, with processors that others use, 12 % of the first did, more of the later.
 PAUSE_S = 0.008
-ATTEMPTS = 8  # of one job for want of room
+ATTEMPTS = 8  # of one job that finds its node full
 
 
 class Span(NamedTuple):
@@ -58,24 +58,24 @@ def spans(start: int, end: int) -> Iterator[Span]:
 class Blocks:
     """For one device or program."""
 
-    def __init__(self, jobs: Jobs, rooms: Rooms, regions: RegionTable) -> None:
+    def __init__(self, jobs: Jobs, reservations: Reservations, regions: RegionTable) -> None:
         self._jobs = jobs
-        self._rooms = rooms
+        self._reservations = reservations
         self._regions = regions
 
     async def run(self, job: Job) -> JobResult:
-        """Run a job on one block until it is done, making room as needed."""
+        """Run a job on one block until it is done, and free capacity as needed."""
         full: HmmfsError | None = None
-        rooms, busy = ATTEMPTS, 0
+        attempts, busy = ATTEMPTS, 0
         patience = trio.current_time() + PATIENCE_S
         while True:
             result = await self._jobs.run(job)
-            if result.result == -errno.ENOSPC and rooms:
+            if result.result == -errno.ENOSPC and attempts:
                 if full is not None:
                     raise full
-                rooms -= 1
+                attempts -= 1
                 try:
-                    result = await self._run_with_room(job, result.need)
+                    result = await self._run_reserved(job, result.need)
                 except HmmfsError as error:
                     # Others may have moved the block meanwhile, so that it needs less: look again.
                     full = error
@@ -83,7 +83,7 @@ class Blocks:
             if result.result == -errno.EBUSY and trio.current_time() < patience:
                 await trio.sleep(min(0.001 * 2**busy, PAUSE_S))
                 busy += 1
-            elif result.result != -errno.ENOSPC or not rooms:
+            elif result.result != -errno.ENOSPC or not attempts:
                 break
         if result.result:
             region = self._regions.by_ino(job.ino)
@@ -92,11 +92,11 @@ class Blocks:
             raise _failure(-result.result)
         return result
 
-    async def _run_with_room(self, job: Job, need: int) -> JobResult:
+    async def _run_reserved(self, job: Job, need: int) -> JobResult:
         frees = need if job.node == HOST else self._on_host(job)
         key = BlockKey(job.ino, job.block)
-        async with self._rooms.make(job.node, need, key, frees) as room:
-            job = replace(job, reserved=room.take(), flags=job.flags | room.flags)
+        async with self._reservations.reserve(job.node, need, key, frees) as reservation:
+            job = replace(job, reserved=reservation.take(), flags=job.flags | reservation.flags)
             return await self._jobs.run(job)
 
     def _on_host(self, job: Job) -> int:
@@ -118,7 +118,7 @@ def _failure(number: int) -> HmmfsError:
             number, "Programs keep touching the pages faster than they can be moved. Try again."
         )
     if number == errno.ENOSPC:
-        return HmmfsError(number, "Others took the room that was made. Try again.")
+        return HmmfsError(number, "Others took the capacity that was freed. Try again.")
     if number == errno.ERANGE:
         return HmmfsError(number, "The region was cut short meanwhile: grow it again.")
     if number == errno.ENOENT:
@@ -131,7 +131,7 @@ def _failure(number: int) -> HmmfsError:
         )
     if number == errno.ENOBUFS:
         return HmmfsError(
-            errno.ENOSPC, "Host memory has no room for pages that are reached there remotely."
+            errno.ENOSPC, "Host memory is full. The device would use the pages there remotely."
         )
     if number == errno.EOPNOTSUPP:
         return HmmfsError(number, "DAX memory never moves. Mount with type=coherent for that.")

@@ -4,7 +4,7 @@ What is atomic: everything between two awaits. A fault is filed without awaiting
 in `_faults` or being served, never lost between. Each
 block has at most one task that serves it; faults on it that come meanwhile are merged in `_faults`
 and served by that task afterwards. Tasks of different blocks never wait for each other, except for
-room (see room.py).
+capacity (see reservations.py).
 
 Every finished job on a block answers its parked requests anew. Those that still can't be answered
 are parked and reported again, so a served fault is never looked at twice here, and an event may
@@ -45,7 +45,7 @@ from hmmfs.memory import (
 from hmmfs.policy import Fault, Pages, Policies
 from hmmfs.service.events import Events, apart
 from hmmfs.service.jobs import Jobs
-from hmmfs.service.room import Rooms
+from hmmfs.service.reservations import Reservations
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +67,14 @@ def bitmap(words: bytes) -> Pages:
 
 @dataclass
 class _Fault:
-    """What waits at one block: pages touched that are a device's, and holes that need room."""
+    """What waits at one block: pages touched that are a device's, and holes that need memory."""
 
     owner: list[tuple[int, int]] = field(default_factory=list)  # (first, count)
     holes: list[tuple[int, int]] = field(default_factory=list)
     window: Pages = field(default_factory=no_pages)  # what the native core would bring home
 
     def add(self, event: Event) -> None:
-        asked = self.holes if event.reason == FaultReason.NO_ROOM else self.owner
+        asked = self.holes if event.reason == FaultReason.HOST_FULL else self.owner
         if (event.first, event.pages) not in asked:
             asked.append((event.first, event.pages))
         self.window = self.window | bitmap(event.window)
@@ -129,7 +129,7 @@ class FaultService:
         core: Core,
         events: Events,
         jobs: Jobs,
-        rooms: Rooms,
+        reservations: Reservations,
         regions: RegionTable,
         policies: Policies,
         *,
@@ -138,7 +138,7 @@ class FaultService:
         self._core = core
         self._events = events
         self._jobs = jobs
-        self._rooms = rooms
+        self._reservations = reservations
         self._regions = regions
         self._policies = policies
         self._on_lost = on_lost
@@ -221,8 +221,10 @@ class FaultService:
         result = await self._jobs.run(job)
         if result.result != -errno.ENOSPC:
             return result
-        async with self._rooms.make(HOST, result.need, key, frees=result.need) as room:
-            job = replace(job, reserved=room.take(), flags=job.flags | room.flags)
+        async with self._reservations.reserve(
+            HOST, result.need, key, frees=result.need
+        ) as reservation:
+            job = replace(job, reserved=reservation.take(), flags=job.flags | reservation.flags)
             return await self._jobs.run(job)
 
     # ---- a hole that finds host memory full
@@ -231,13 +233,13 @@ class FaultService:
         record = self._record(key)
         holes = ~page_set(record["present"] | record["cached"] | record["recalling"])
         needs = [int(holes[first : first + count].sum()) for first, count in fault.holes]
-        # Room for all of them; else for the smallest request, so that each round lets one go on.
+        # Reserve for all of them; else for the smallest request, so that each round lets one go on.
         sentence = ""
         for need in dict.fromkeys((min(sum(needs), self._core.capacity[HOST]), min(needs))):
             try:
-                async with self._rooms.make(HOST, need, key) as room:
+                async with self._reservations.reserve(HOST, need, key) as reservation:
                     # The job gives the reservation back just before it replays.
-                    await self._replay(key, room.take())
+                    await self._replay(key, reservation.take())
                     return
             except HmmfsError as full:
                 sentence = full.sentence
@@ -266,13 +268,13 @@ class FaultService:
                     result = await self._jobs.run(job)
                 if result.result == -errno.ENOSPC:
                     frees = self._on_host(key)
-                    async with self._rooms.make(
+                    async with self._reservations.reserve(
                         event.node, result.need, key, frees, trigger=Trigger.DEVICE_FAULT
-                    ) as room:
-                        # Policies counted these touches when they found no room.
+                    ) as reservation:
+                        # Policies counted these touches when the device was full.
                         job = replace(job, flags=job.flags | JobFlag.AGAIN)
-                        flags = job.flags | room.flags
-                        ready = replace(job, reserved=room.take(), flags=flags)
+                        flags = job.flags | reservation.flags
+                        ready = replace(job, reserved=reservation.take(), flags=flags)
                         result = await self._jobs.run(ready)
                 elif result.result == -errno.EBUSY:
                     await trio.sleep(pause)

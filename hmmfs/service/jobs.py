@@ -25,7 +25,7 @@ class Jobs:
     """Submits jobs and hands their results to the tasks that wait.
 
     A submitted job can't be recalled. Native jobs are finite: one that can't go on for want of
-    room or against a busy CPU ends with an error, and a block that is busy is busy with a job.
+    capacity or against a busy CPU ends with an error, and a block that is busy is busy with a job.
     """
 
     def __init__(self, core: Core, events: Events) -> None:
@@ -76,6 +76,6 @@ class Jobs:
         return not self._slots
 
     async def any_ended(self, seconds: float) -> None:
-        """Wait until some job ends, or that long: room may have come free."""
+        """Wait until some job ends, or that long: capacity may be free then."""
         with trio.move_on_after(seconds):
             await self._ended.wait()

@@ -111,13 +111,13 @@ struct hm_core {
 
     struct hm_stripe stripes[HM_STRIPES];
 
-    pthread_mutex_t list_lock; /* guards list, list_used, list_room, each record's slot, and the
+    pthread_mutex_t list_lock; /* guards list, list_used, list_capacity, each record's slot, and the
                                   evictors' orders */
     struct hm_listed *list;
-    uint32_t list_used, list_room;
+    uint32_t list_used, list_capacity;
     struct hm_evictors *evictors;
-    pthread_mutex_t room_lock[HM_MAX_NODES]; /* one thread at a time makes room on a device */
-    hm_counter room_waiters;                 /* threads that wait for that, or do it */
+    pthread_mutex_t evict_lock[HM_MAX_NODES]; /* one thread at a time evicts from a device */
+    hm_counter evict_waiters;                 /* threads that wait for that, or do it */
 
     pthread_mutex_t jobs_lock; /* guards the queue and what counts it */
     pthread_cond_t jobs_ready;

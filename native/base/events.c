@@ -2,7 +2,7 @@
  *
  * Losing an event would leave a program waiting for ever, and many are pushed where a stripe is
  * held that the service may need: so a push asks for no memory, and waits for nobody but other
- * pushes. The ring has room for more than there are programs, workers and jobs to tell of. */
+ * pushes. The ring holds more than there are programs, workers and jobs to tell of. */
 #include "base/events.h"
 
 #include "base/core.h"

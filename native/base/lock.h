@@ -14,8 +14,8 @@ enum hm_rank {
     HM_RANK_RELAY_OPENS,   /* relay->opens_lock: what files are being opened */
     HM_RANK_RELAY_TRACKED, /* relay->tracked_lock: requests that may be interrupted */
     HM_RANK_RELAY_QUEUE,   /* queue->lock: messages to and from pyfuse3 */
-    HM_RANK_ROOM,    /* core->room_lock: one mover at a time makes room on a device; held while
-                        the victims leave, and others wait */
+    HM_RANK_EVICT,   /* core->evict_lock: one mover at a time evicts from a device; held while the
+                        victims leave, and others wait */
     HM_RANK_PROCESS, /* process->lock: what a program did to its memory, and what is done to it */
     HM_RANK_SHARED,  /* region->shared_lock: the size of a coherent or DAX region, and writes to
                         it from here */

@@ -93,7 +93,8 @@ static void audit_block(struct audit *a, struct hm_region *region, uint64_t b, u
     a->used[HM_HOST] += hm_block_charge(region, block);
 }
 
-/* A coherent or DAX region has room for all pages of its size, and its memfd no more than those. */
+/* A coherent or DAX region reserves all pages of its size, and its memfd holds no more than those.
+ */
 static void audit_shared(struct audit *a, struct hm_region *region, uint64_t pages)
 {
     unsigned long long ino = region->ino;
@@ -102,8 +103,7 @@ static void audit_shared(struct audit *a, struct hm_region *region, uint64_t pag
     AUDIT(a, pages == (size + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE,
           "region %llu: %llu pages have a place, of %llu bytes", ino, (unsigned long long)pages,
           (unsigned long long)size);
-    AUDIT(a, there <= pages,
-          "region %llu: its memory holds %llu pages, and room was taken for %llu", ino,
+    AUDIT(a, there <= pages, "region %llu: its memory holds %llu pages, and %llu are reserved", ino,
           (unsigned long long)there, (unsigned long long)pages);
     AUDIT(a, length == size, "region %llu: its memory is %llu bytes long, not %llu", ino,
           (unsigned long long)length, (unsigned long long)size);

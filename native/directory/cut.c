@@ -25,10 +25,10 @@ int hm_zero_part(struct hm_region *region, uint64_t from, uint64_t to)
     return error;
 }
 
-/* A page that is cut and stays cached becomes a hole that the host has room for. Pages with a label
- * have their room on a device: take the host's for them or, where it has none, make them zeros
- * instead of cutting them. Returns how many pages of room were taken. */
-static uint32_t room_of_labelled(struct hm_region *region, uint64_t block, struct hm_mask *mask)
+/* A page that is cut and stays cached becomes a hole that is reserved on the host. Pages with a
+ * label count on a device: reserve them on the host or, where that is full, make them zeros instead
+ * of cutting them. Returns how many pages were reserved. */
+static uint32_t reserve_for_labelled(struct hm_region *region, uint64_t block, struct hm_mask *mask)
 {
     struct hm_block *record = &region->blocks[block];
     struct hm_mask labelled = hm_all_labels(region, block);
@@ -58,7 +58,7 @@ int hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask 
     int error = 0;
     record->generation++;
     hm_collapse(region, block, pages, HM_HOST);
-    taken = forget_cached ? 0 : room_of_labelled(region, block, mask);
+    taken = forget_cached ? 0 : reserve_for_labelled(region, block, mask);
     labelled = hm_unlabel(region, block, mask, of);
     while (hm_next_run(mask->word, &first, &count)) {
         uint64_t offset = hm_page_offset(block, first);

@@ -6,7 +6,7 @@
 /* Zero [from, to) of one page in every copy of it; the stripe is held */
 int hm_zero_part(struct hm_region *region, uint64_t from, uint64_t to);
 
-/* Forget the pages of the mask, punch them everywhere, give their room back; bumps generation. */
+/* Forget the pages of the mask, punch them everywhere, release them; bumps generation. */
 int hm_block_cut(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
                  bool forget_cached);
 /* Cut [start, end) bytes out of the directory, all of it, also where a block can't be

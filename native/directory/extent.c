@@ -131,7 +131,7 @@ int hm_region_allocate(struct hm_core *core, uint64_t ino, uint64_t offset, uint
     if (!region)
         return -ENOENT;
     if (hm_is_shared(region)) {
-        /* Its room is taken by its size; the memory behind it is made now. */
+        /* It reserves by its size; the memory behind it is made now. */
         uint64_t size = hm_region_size(region);
         if (offset < size)
             error = hm_pool_zero(&region->pools[HM_HOST], offset,

@@ -2,7 +2,7 @@
  *
  * Programs and coherent devices use such a page at the same time through the kernel's page cache,
  * which the worker maps remotely; so it stays in the host's pool wherever it is said to be. Saying
- * so is the label: the page's room is taken on that device and not on the host, and a migration
+ * so is the label: the page counts on that device and not on the host, and a migration
  * relabels and charges the link. Of a device whose memory programs reach in part only (`visible`,
  * a PCIe BAR) so many pages have labels, and further ones are truly moved, as to private memory.
  *

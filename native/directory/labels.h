@@ -11,8 +11,8 @@ struct hm_mask hm_said_on(struct hm_region *region, uint64_t block, uint32_t nod
 uint32_t hm_labelled(const struct hm_region *region, uint64_t block); /* pages, on any device */
 /* The pages that have a label, of any device. */
 struct hm_mask hm_all_labels(const struct hm_region *region, uint64_t block);
-/* Take all labels off. Returns how many; `of` gets them by device, whose room for them stays taken
- * until hm_release_labels: the host's pool holds the pages, and the host may have no room left. */
+/* Take all labels off. Returns how many; `of` gets them by device, where they stay reserved until
+ * hm_release_labels: the host's pool holds the pages, and the host may be full. */
 uint32_t hm_unlabel(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
                     uint32_t of[HM_MAX_NODES]);
 void hm_release_labels(struct hm_core *core, const uint32_t of[HM_MAX_NODES]);

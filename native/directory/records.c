@@ -48,13 +48,13 @@ static void set_slot(struct hm_block *record, uint32_t slot)
 static void list_add(struct hm_core *core, struct hm_region *region, uint64_t block)
 {
     hm_lock(HM_RANK_LIST, &core->list_lock);
-    if (core->list_used == core->list_room) {
-        uint32_t room = core->list_room ? core->list_room * 2 : 1024;
-        struct hm_listed *list = realloc(core->list, room * sizeof(*list));
+    if (core->list_used == core->list_capacity) {
+        uint32_t capacity = core->list_capacity ? core->list_capacity * 2 : 1024;
+        struct hm_listed *list = realloc(core->list, capacity * sizeof(*list));
         if (!list)
             goto out; /* unlisted: it works, but is never chosen for eviction */
         core->list = list;
-        core->list_room = room;
+        core->list_capacity = capacity;
     }
     core->list[core->list_used] = (struct hm_listed){region, block, NULL};
     set_slot(&region->blocks[block], ++core->list_used);

@@ -4,7 +4,7 @@
  * The kernel passes mappings of such a region through to the memfd (FUSE passthrough, Linux 6.9),
  * so a program's fault costs what it costs on tmpfs, and nothing can be taken from the CPU again. A
  * page's owner is a label: every page of the file has one from the moment the file is that long,
- * with its room taken then, since nobody tells when it is first touched. So only what comes here
+ * and is reserved then, since nobody tells when it is first touched. So only what comes here
  * may make the file longer, and writes do (shared_access.c). Migrating relabels and charges the
  * link; the bytes stay.
  *
@@ -64,16 +64,16 @@ int hm_shared_backing(struct hm_region *region)
 
 /* ---- size ----------------------------------------------------------------------------------- */
 
-/* The device with most room; the host if there is none. */
-static uint32_t roomiest(struct hm_core *core)
+/* The device with the most free capacity; the host if there is no device. */
+static uint32_t node_with_most_free(struct hm_core *core)
 {
     uint64_t most = 0;
     uint32_t found = HM_HOST;
     for (uint32_t node = 1; node < core->config.nodes; node++) {
         uint64_t used = core->nodes[node].used, capacity = core->nodes[node].capacity;
-        uint64_t room = used < capacity ? capacity - used : 0;
-        if (found == HM_HOST || room > most) {
-            most = room;
+        uint64_t unused = used < capacity ? capacity - used : 0;
+        if (found == HM_HOST || unused > most) {
+            most = unused;
             found = node;
         }
     }
@@ -98,7 +98,7 @@ static uint32_t interleaved(const struct hm_region *region, uint32_t nodes[HM_MA
     return n;
 }
 
-/* Reserve pages on one node after the other, on each as many as it has room for. */
+/* Reserve pages on one node after the other, on each as many as fit. */
 static int spread(struct hm_region *region, uint64_t pages, uint64_t share[HM_MAX_NODES])
 {
     struct hm_core *core = region->core;
@@ -120,9 +120,9 @@ static int spread(struct hm_region *region, uint64_t pages, uint64_t share[HM_MA
 }
 
 /* Where a file's new pages [first, end) are said to be, as many on each node; reserves them. A DAX
- * file is one device's, the one with most room when it got its first page; a coherent one is the
- * host's while there is room, then the next node's, or what its NUMA policy says; where none has
- * room for all, each node's that has some. -ENOSPC: nothing is reserved. */
+ * file is one device's, the one with the most free capacity when it got its first page; a coherent
+ * one is the host's until that is full, then the next node's, or what its NUMA policy says; where
+ * all fit on none, each node's that has free capacity. -ENOSPC: nothing is reserved. */
 static int place(struct hm_region *region, uint64_t first, uint64_t end,
                  uint64_t share[HM_MAX_NODES])
 {
@@ -131,7 +131,7 @@ static int place(struct hm_region *region, uint64_t first, uint64_t end,
     uint64_t pages = end - first;
     memset(share, 0, HM_MAX_NODES * sizeof(*share));
     if (region->kind == HM_KIND_DAX) {
-        node = first ? region->dax_node : roomiest(core);
+        node = first ? region->dax_node : node_with_most_free(core);
         region->dax_node = node;
         share[node] = pages;
         return hm_reserve(core, node, pages, 0);
@@ -172,7 +172,7 @@ static uint32_t next_node(const uint64_t share[HM_MAX_NODES], uint32_t *at, uint
     return *at;
 }
 
-/* Label pages [first, end) of the file, whose room is taken. */
+/* Label pages [first, end) of the file, which are reserved. */
 static void label(struct hm_region *region, uint64_t first, uint64_t end,
                   const uint64_t share[HM_MAX_NODES])
 {

@@ -10,7 +10,7 @@
  * date), so it must not wait for anything that waits for a recall of that folio. Hence: while its
  * block is in a recall it is carried out at once, bringing pages home under the recall's eyes;
  * before each of its rounds a recall replays what is parked on the pages; and one that straddles
- * blocks never waits for room, which could be made by a recall of its second block.
+ * blocks never waits for capacity, which a recall of its second block could free.
  */
 #include "gate/access.h"
 
@@ -190,7 +190,7 @@ static void count_express(struct part *part)
     hm_count(&part->region->core->count.express_faults, 1);
 }
 
-/* Have a mover bring the window home, with its room reserved now. False: no room. */
+/* Have a mover bring the window home, with its pages reserved now. False: the host is full. */
 static bool submit_window(struct part *part, const struct hm_mask *window, uint32_t pages)
 {
     struct hm_core *core = part->region->core;
@@ -223,12 +223,12 @@ static struct hm_mask charge_fault(struct part *part, const struct hm_prefetch *
 }
 
 /* Bring home what the part itself touches, as many pages as the stripe may be held for. */
-static enum admission bring_some(struct part *part, enum hm_room room)
+static enum admission bring_some(struct part *part, enum hm_overcommit overcommit)
 {
     struct hm_mask window = hm_both(part->mask.word, part->record->device);
     hm_limit(&window, HM_INLINE_PAGES);
-    if (hm_bring_home(part->region, part->block, &window, room))
-        return room == HM_ROOM_ALWAYS ? NO_MEMORY : REFUSED;
+    if (hm_bring_home(part->region, part->block, &window, overcommit))
+        return overcommit == HM_OVERCOMMIT_ALWAYS ? NO_MEMORY : REFUSED;
     if (hm_any(part->record->device, part->mask.word))
         return AGAIN;
     count_express(part);
@@ -238,7 +238,7 @@ static enum admission bring_some(struct part *part, enum hm_room room)
 /* Bring device-owned pages of the part home: at once for a few, with a mover for many, and when
  * that takes a decision by asking the service. Urgent: never by waiting, but in pieces. The stripe
  * is held. ADMITTED: they are home. */
-static enum admission express(struct part *part, bool write, enum hm_room room)
+static enum admission express(struct part *part, bool write, enum hm_overcommit overcommit)
 {
     struct hm_core *core = part->region->core;
     struct hm_block *record = part->record;
@@ -246,15 +246,15 @@ static enum admission express(struct part *part, bool write, enum hm_room room)
     bool by_itself = core->config.express && policy->kind != HM_PREFETCH_ASK;
     struct hm_mask window, wide;
     uint32_t pages;
-    bool urgent = room != HM_ROOM;
+    bool urgent = overcommit != HM_OVERCOMMIT_NONE;
     if (record->busy && !(urgent && record->state == HM_RECALL))
         return PARK_BUSY;
     if (urgent && part->charged)
-        return bring_some(part, room);
+        return bring_some(part, overcommit);
     window = wide = charge_fault(part, policy, &pages);
     part->charged = true;
     if (urgent)
-        return bring_some(part, room);
+        return bring_some(part, overcommit);
     /* Who is to wait in real time can't do so in here, where the stripe is held. */
     if (by_itself && (pages > HM_INLINE_PAGES || core->config.realtime) &&
         submit_window(part, &window, pages)) {
@@ -266,7 +266,7 @@ static enum admission express(struct part *part, bool write, enum hm_room room)
         pages = hm_bits(window.word);
     }
     if (by_itself && pages <= HM_INLINE_PAGES &&
-        !hm_bring_home(part->region, part->block, &window, room)) {
+        !hm_bring_home(part->region, part->block, &window, overcommit)) {
         count_express(part);
         return ADMITTED;
     }
@@ -306,7 +306,7 @@ static enum admission admit_read(struct part *part, bool waits, bool direct)
         if (pinned_away(part))
             return PINNED;
         begin_fault(part, false);
-        admission = express(part, false, HM_ROOM);
+        admission = express(part, false, HM_OVERCOMMIT_NONE);
         if (admission != ADMITTED)
             return admission;
     }
@@ -316,14 +316,14 @@ static enum admission admit_read(struct part *part, bool waits, bool direct)
         hm_step(part->region, part->block, "copies.ended", HM_BY_GATE, &part->mask);
     }
     /* The page cache may fill a hole with stores nobody announces: what will hold them is made now,
-     * and their room is taken. */
+     * and reserved. */
     if (!direct && !hm_region_pool(part->region, HM_HOST))
         return waits ? NO_MEMORY : REFUSED;
     if (!direct && hm_reserve(part->region->core, HM_HOST, unreserved_holes(part), 0)) {
         if (!waits)
             return REFUSED;
-        report_fault(part, HM_FAULT_NO_ROOM, NULL, false);
-        hm_step(part->region, part->block, "no.room", HM_BY_GATE, NULL);
+        report_fault(part, HM_FAULT_HOST_FULL, NULL, false);
+        hm_step(part->region, part->block, "host.full", HM_BY_GATE, NULL);
         return PARK_SERVICE;
     }
     if (!direct)
@@ -473,7 +473,7 @@ static enum admission admit_write(struct part *part, const struct hm_request *re
     struct hm_core *core = part->region->core;
     struct hm_block *record = part->record;
     bool from_cache = request->flags & FUSE_WRITE_CACHE;
-    enum hm_room room = HM_ROOM;
+    enum hm_overcommit overcommit = HM_OVERCOMMIT_NONE;
     struct hm_mask whole = whole_pages(part);
     uint32_t holes;
     while (record->writing && record->state != HM_FROZEN)
@@ -482,9 +482,9 @@ static enum admission admit_write(struct part *part, const struct hm_request *re
     if (record->state == HM_FROZEN)
         return PARK_BUSY;
     if (from_cache)
-        room = HM_ROOM_ALWAYS; /* refused, its stores would be lost */
+        overcommit = HM_OVERCOMMIT_ALWAYS; /* refused, its stores would be lost */
     else if (straddles || (record->state == HM_RECALL && is_wide(request)))
-        room = HM_ROOM_STAGING;
+        overcommit = HM_OVERCOMMIT_STAGING;
     leave_out_overtaken(part, request->unique);
     if (!hm_bits(part->mask.word))
         return SKIPPED;
@@ -493,7 +493,7 @@ static enum admission admit_write(struct part *part, const struct hm_request *re
         if (!from_cache && pinned_away(part))
             return PINNED;
         begin_fault(part, true);
-        admission = express(part, true, room);
+        admission = express(part, true, overcommit);
         if (admission != ADMITTED)
             return admission;
     }
@@ -502,12 +502,12 @@ static enum admission admit_write(struct part *part, const struct hm_request *re
         hm_step(part->region, part->block, "copies.ended", HM_BY_GATE, &part->mask);
     }
     holes = unreserved_holes(part);
-    if (hm_reserve(core, HM_HOST, holes, room != HM_ROOM)) {
-        if (room == HM_ROOM_STAGING)
+    if (hm_reserve(core, HM_HOST, holes, overcommit != HM_OVERCOMMIT_NONE)) {
+        if (overcommit == HM_OVERCOMMIT_STAGING)
             return REFUSED;
-        if (room == HM_ROOM) {
-            report_fault(part, HM_FAULT_NO_ROOM, NULL, true);
-            hm_step(part->region, part->block, "no.room", HM_BY_GATE, NULL);
+        if (overcommit == HM_OVERCOMMIT_NONE) {
+            report_fault(part, HM_FAULT_HOST_FULL, NULL, true);
+            hm_step(part->region, part->block, "host.full", HM_BY_GATE, NULL);
             return PARK_SERVICE;
         }
         hm_reserve_always(core, HM_HOST, holes);
@@ -656,7 +656,7 @@ static int try_part(struct part *part, const struct hm_request *request, struct 
 
 /* The bytes of a WRITE from the page cache are nowhere else: without memory to put it aside it is
  * tried again and again. What it may wait for meanwhile is no more than the end of a copy: a WRITE
- * from the page cache never waits for room, and in a recall it is carried out at once. */
+ * from the page cache never waits for capacity, and in a recall it is carried out at once. */
 static int write_part(struct part *part, const struct hm_request *request, struct hm_parked *had,
                       bool straddles)
 {

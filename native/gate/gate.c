@@ -164,7 +164,7 @@ static int allocate(struct hm_core *core, struct hm_region *region,
     uint64_t end = request->offset + request->length, size = hm_region_size(region);
     bool grows = !(request->mode & FALLOC_KEEP_SIZE) && end > size;
     int error = 0;
-    if (grows && hm_is_shared(region)) /* its room is taken by its size, so that comes first */
+    if (grows && hm_is_shared(region)) /* it reserves by its size, so that comes first */
         error = hm_region_truncate(core, request->ino, end);
     if (error)
         return error;
@@ -194,7 +194,7 @@ static void answer_fallocate(struct hm_core *core, const struct hm_request *requ
         error = allocate(core, region, request);
     else if (mode != FALLOC_PUNCH_HOLE)
         error = -EOPNOTSUPP;
-    if (!error && mode) /* zeroed only when there was room for it; that is taken again below */
+    if (!error && mode) /* zeroed only once it was reserved; it is reserved again below */
         error = hm_region_punch(core, request->ino, request->offset, request->length);
     if (!error && mode == FALLOC_ZERO_RANGE)
         error = fill_holes(core, request);
@@ -265,7 +265,7 @@ static void take_ioctl(struct hm_core *core, const struct hm_request *request)
                              .write = (uint32_t)request->length,
                              .reason = request->pid,
                              .node = request->uid};
-    _Static_assert(HM_IOCTL_BYTES == sizeof(event.pages), "what an event has room for");
+    _Static_assert(HM_IOCTL_BYTES == sizeof(event.pages), "what an event can hold");
     if (request->ino >= FIRST_REGION_INO || request->flags || request->size > HM_IOCTL_BYTES) {
         hm_reply(core, request->unique, ENOTTY, NULL, 0);
         return;

@@ -4,7 +4,7 @@
  * The kernel passes mappings of every open file, and reads of one that is open for reading alone,
  * through to the memfd. What is written by a system call comes here (FOPEN_DIRECT_IO beside
  * FOPEN_PASSTHROUGH): a write that was passed through would make the memfd longer without a word,
- * past any capacity. Here the room of new pages is taken first, as at a truncate. A write(2) of
+ * past any capacity. Here new pages are reserved first, as at a truncate. A write(2) of
  * 4 KiB takes 65 us instead of 4; mappings, which programs compute on, cost what they did.
  *
  * The same flag sends read(2) here, which is as fresh, and makes the kernel's splice_read fill the
@@ -50,8 +50,8 @@ static int64_t load(struct hm_region *region, uint64_t offset, uint8_t *to, uint
     return (int64_t)done;
 }
 
-/* Make the file long enough for [offset, *end), or where there is not room for all for as much as
- * there is, which becomes *end. shared_lock is held. -ENOSPC: not one byte fits. */
+/* Make the file long enough for [offset, *end). Where not all of that fits, for as much as does,
+ * which becomes *end. shared_lock is held. -ENOSPC: not one byte fits. */
 static int make_longer(struct hm_region *region, uint64_t offset, uint64_t *end)
 {
     uint64_t fits = offset / HM_PAGE_SIZE + 1, beyond = (*end + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE;

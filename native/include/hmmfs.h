@@ -194,7 +194,7 @@ enum hm_eviction_kind {
     HM_EVICT_TREE,
     HM_EVICT_LRU_PAGE,
     HM_EVICT_OPTIMAL,
-    HM_EVICT_ASK /* the service asks a policy in Python each time, and makes room */
+    HM_EVICT_ASK /* the service asks a policy in Python each time, and evicts */
 };
 
 struct hm_eviction {
@@ -218,7 +218,7 @@ struct hm_candidate {
     uint32_t pages;    /* present on the node */
     uint32_t reserved; /* host only: holes that the CPU's page cache may fill */
     uint32_t kept;     /* host only: copies kept of device-owned pages */
-    uint32_t held;     /* busy, or with parked requests: making room must not wait for it */
+    uint32_t held;     /* busy, or with parked requests: eviction must not wait for it */
 };
 
 /* ---- work for the movers ------------------------------------------------------------------ */
@@ -240,7 +240,7 @@ enum hm_job_flags {
     HM_JOB_ASKED = 64,   /* MIGRATE: somebody asked for it, so -EBUSY if a page may not go */
     HM_JOB_PLACED = 128, /* MIGRATE: only what the device would have if it touched it */
     HM_JOB_REMOTE = 256, /* READ, WRITE of a program's memory: nothing comes to the device */
-    HM_JOB_AGAIN = 512,  /* TOUCH: it found no room before, so policies have counted it */
+    HM_JOB_AGAIN = 512,  /* TOUCH: it found its device full before, so policies have counted it */
     HM_JOB_STAGING = 2,  /* may use the staging reserve of the host */
     HM_JOB_QUIET = 4,    /* no completion event: nobody waits */
     HM_JOB_FAULT = 16,   /* MIGRATE: a program waits for it */
@@ -255,7 +255,7 @@ struct hm_job {
     uint64_t ino, block;
     uint32_t kind, node, flags;
     uint32_t first, count, limit; /* pages */
-    uint32_t source;              /* with EVICT: the device that is to have room */
+    uint32_t source;              /* with EVICT: the device that pages leave */
     uint32_t reserved;            /* pages reserved on node for this job; the rest is released */
     uint32_t offset, length;      /* bytes in the block, for device operations */
     uint32_t byte;                /* FILL: the value. CRC: the running value */
@@ -281,7 +281,7 @@ enum hm_event_kind {
     HM_EVENT_IOCTL      /* a program's ioctl on a control file; hm_reply_ioctl answers it */
 };
 
-enum hm_fault_reason { HM_FAULT_OWNER = 1, HM_FAULT_NO_ROOM };
+enum hm_fault_reason { HM_FAULT_OWNER = 1, HM_FAULT_HOST_FULL };
 
 struct hm_event {
     uint64_t cookie; /* JOB: of the job. INTERRUPT: the file handle, or 0. IOCTL: of the request */
@@ -291,7 +291,7 @@ struct hm_event {
     /* FAULT: the pages touched. IOCTL: the command, the bytes that came with it, and the most that
      * may be answered. */
     uint32_t first, count, write;
-    int32_t result; /* JOB: 0 or -errno; -ENOSPC: `need` pages of room are missing */
+    int32_t result; /* JOB: 0 or -errno; -ENOSPC: `need` free pages are missing */
     uint32_t need, moved, saved, crc;
     uint32_t node;                /* TOUCH: whose worker. IOCTL: the caller's user */
     uint64_t faulted_at;          /* TOUCH: as in the job */
@@ -398,7 +398,7 @@ int hm_advise(struct hm_core *core, uint64_t ino, uint64_t first, uint64_t count
  * no copy of a read-mostly page is left that could come to differ. EINVAL: none is open to close.
  */
 int hm_region_writers(struct hm_core *core, uint64_t ino, int by);
-/* The host's pages of a block that take a device's room: it has copies, or they are labelled as
+/* The host's pages of a block that count on a device: it has copies, or they are labelled as
  * its. With node 0 those that take none of the host's: they are labelled, as any device's. */
 int hm_lent(struct hm_core *core, uint64_t ino, uint64_t block, uint32_t node, uint64_t out[8]);
 /* What was said, from page `from` on, in order, ranges that differ; returns how many. */
@@ -450,7 +450,7 @@ int hm_remote_end(struct hm_remote *remote, uint64_t *inos, int max);
 /* In a child that a kernel forked, which has no such thread: let go of the files. */
 void hm_remote_child(struct hm_remote *remote);
 
-/* ---- room --------------------------------------------------------------------------------- */
+/* ---- capacity ----------------------------------------------------------------------------- */
 
 /* Have HM_EVENT_LOW sent, once, when fewer than `pages` of the node are free; 0: never. */
 int hm_watermark(struct hm_core *core, uint32_t node, uint64_t pages);
@@ -458,7 +458,7 @@ int hm_watermark(struct hm_core *core, uint32_t node, uint64_t pages);
 int hm_reserve(struct hm_core *core, uint32_t node, uint64_t pages, int staging);
 void hm_release(struct hm_core *core, uint32_t node, uint64_t pages);
 int hm_candidates(struct hm_core *core, uint32_t node, struct hm_candidate *out, int max);
-/* What leaves a device next for `need` pages of room, by its built-in policy, which goes on as if
+/* What leaves a device next to free `need` pages, by its built-in policy, which goes on as if
  * they had left. `spared` has the inode and the block number of `count` blocks that don't. Returns
  * 1, or 0: there is nothing, or the policy is ASK. */
 int hm_victim_next(struct hm_core *core, uint32_t node, uint32_t need, const uint64_t *spared,

@@ -278,7 +278,7 @@ static bool in_flight(struct hm_link *link, uint64_t address)
     return false;
 }
 
-/* Address spaces that are gone make room for others. Nothing of ours is registered, so that this
+/* Free the entries of address spaces that are gone. Nothing of ours is registered, so that this
  * fails in any case. */
 static void forget_ended(struct hm_link *link)
 {

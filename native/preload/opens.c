@@ -12,7 +12,7 @@
 
 /* Where a path leads here: the mount's file for a device file of the kernel's HMM tests, which is
  * /dev/hmm_dmirror and a number. */
-static const char *redirected(const char *path, char room[PATH_MAX])
+static const char *redirected(const char *path, char buffer[PATH_MAX])
 {
     static const char prefix[] = "/dev/hmm_dmirror";
     const char *number;
@@ -24,10 +24,10 @@ static const char *redirected(const char *path, char room[PATH_MAX])
     digits = strspn(number, "0123456789");
     if (!digits || number[digits] || (number[0] == '0' && digits > 1))
         return path;
-    if (snprintf(room, PATH_MAX, "%s/devices/dev%s/dmirror", hm_mount_directory(), number) >=
+    if (snprintf(buffer, PATH_MAX, "%s/devices/dev%s/dmirror", hm_mount_directory(), number) >=
         PATH_MAX)
         return path;
-    return room;
+    return buffer;
 }
 
 #define MODE_OF(flags, mode)                                                                       \
@@ -44,22 +44,22 @@ static const char *redirected(const char *path, char room[PATH_MAX])
     static void *real_##name;                                                                      \
     EXPORTED int name(const char *path, int flags, ...)                                            \
     {                                                                                              \
-        char room[PATH_MAX];                                                                       \
+        char buffer[PATH_MAX];                                                                     \
         int (*next)(const char *, int, ...) = hm_real(&real_##name, #name);                        \
         mode_t mode = 0;                                                                           \
         MODE_OF(flags, mode);                                                                      \
-        return next(redirected(path, room), flags, mode);                                          \
+        return next(redirected(path, buffer), flags, mode);                                        \
     }
 
 #define STAND_BEFORE_OPENAT(name)                                                                  \
     static void *real_##name;                                                                      \
     EXPORTED int name(int directory, const char *path, int flags, ...)                             \
     {                                                                                              \
-        char room[PATH_MAX];                                                                       \
+        char buffer[PATH_MAX];                                                                     \
         int (*next)(int, const char *, int, ...) = hm_real(&real_##name, #name);                   \
         mode_t mode = 0;                                                                           \
         MODE_OF(flags, mode);                                                                      \
-        return next(directory, redirected(path, room), flags, mode);                               \
+        return next(directory, redirected(path, buffer), flags, mode);                             \
     }
 
 /* What open is with _FORTIFY_SOURCE. */
@@ -68,9 +68,9 @@ static const char *redirected(const char *path, char room[PATH_MAX])
     EXPORTED int name(const char *path, int flags);                                                \
     int name(const char *path, int flags)                                                          \
     {                                                                                              \
-        char room[PATH_MAX];                                                                       \
+        char buffer[PATH_MAX];                                                                     \
         int (*next)(const char *, int) = hm_real(&real_##name, #name);                             \
-        return next(redirected(path, room), flags);                                                \
+        return next(redirected(path, buffer), flags);                                              \
     }
 
 #define STAND_BEFORE_OPENAT_2(name)                                                                \
@@ -78,9 +78,9 @@ static const char *redirected(const char *path, char room[PATH_MAX])
     EXPORTED int name(int directory, const char *path, int flags);                                 \
     int name(int directory, const char *path, int flags)                                           \
     {                                                                                              \
-        char room[PATH_MAX];                                                                       \
+        char buffer[PATH_MAX];                                                                     \
         int (*next)(int, const char *, int) = hm_real(&real_##name, #name);                        \
-        return next(directory, redirected(path, room), flags);                                     \
+        return next(directory, redirected(path, buffer), flags);                                   \
     }
 
 STAND_BEFORE_OPEN(open)

@@ -43,7 +43,7 @@ static uint8_t *device_page(const struct transaction *t, uint32_t page)
     return hm_pool_map(&t->region->pools[t->record->owner[page]], hm_page_offset(t->block, page));
 }
 
-/* What devices have lost is theirs no more, and its room is free. */
+/* Give back what devices have lost: its memory, and its reservation. */
 static void punch_freed(const struct transaction *t, const struct hm_mask freed[HM_MAX_NODES])
 {
     for (uint32_t node = 1; node < t->core->config.nodes; node++) {
@@ -220,7 +220,7 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
 {
     struct hm_block *record = t->record;
     struct hm_mask mine = hm_owned(record, t->job->node), others, absent, freed[HM_MAX_NODES];
-    uint32_t generation = record->generation, room;
+    uint32_t generation = record->generation, pages;
     struct hm_taking taking;
     struct hm_mask moving, moved;
     uint8_t owners[HM_BLOCK_PAGES];
@@ -241,10 +241,10 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
     hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
     error = choose(t, &absent, populate, &taking);
     moving = hm_either(hm_either(others.word, taking.movable.word).word, taking.fixed.word);
-    room = error ? 0 : hm_bits(moving.word);
+    pages = error ? 0 : hm_bits(moving.word);
     if (!error)
-        error = hm_take_room(t, room, hm_room_for(t->job));
-    if (error || !room) {
+        error = hm_reserve_for_job(t, pages, hm_overcommit_of(t->job));
+    if (error || !pages) {
         hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
         memset(record->recalling, 0, sizeof(record->recalling));
         return error;
@@ -253,7 +253,7 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
     error = carry(t, &others, &taking);
     hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
     memset(record->recalling, 0, sizeof(record->recalling));
-    t->reserved += room;
+    t->reserved += pages;
     if (record->generation != generation) { /* the program is gone, and all of it */
         hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
         hm_process_arrive(t->region->process, t->block);
@@ -384,7 +384,7 @@ static void flip_home(struct transaction *t, const struct hm_mask *mask, uint64_
     t->event.moved += pages;
 }
 
-/* What was one huge page on a device is one at home, too, where the kernel finds room for it.
+/* What was one huge page on a device is one at home, too, where the kernel finds memory for it.
  * Programs wait for that, until the transaction's end wakes them. */
 static void collapse(const struct transaction *t)
 {

@@ -90,7 +90,7 @@ void hm_process_depart(struct hm_process *process, uint64_t block)
 {
     int i = 0;
     while (process->departing[i] && process->departing[i] != block + 1)
-        i++; /* one for each mover: there is always room */
+        i++; /* one for each mover: there is always a free one */
     process->departing[i] = block + 1;
 }
 

@@ -58,10 +58,10 @@ struct hm_process {
         uint64_t start, end, until_ns;
     } discard[HM_DISCARDS];
     uint32_t slots; /* a bit for each that is in use */
-    /* Pages of devices' memory that went home by faults, and whose room is free again, but that are
-     * not punched yet: one by one that would be a fifth of a fault. With the stripe. Which
-     * blocks have some, and how many in all: with the lock. A worker's window would show them, so
-     * there are none while there is one. */
+    /* Pages of devices' memory that went home by faults, and that are released but not punched
+     * yet: one by one that would be a fifth of a fault. With the stripe. Which blocks have some,
+     * and how many in all: with the lock. A worker's window would show them, so there are none
+     * while there is one. */
     hm_page_sets_table late;
     uint64_t late_block[HM_LATE_BLOCKS];
     uint32_t late_blocks, late_pages;

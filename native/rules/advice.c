@@ -95,7 +95,7 @@ static uint32_t append(struct hm_advice *list, uint32_t used, const struct hm_ad
     return used + 1;
 }
 
-/* The old list with one thing said of [first, end), into a list with room for three ranges more of
+/* The old list with one thing said of [first, end), into a list that can hold three ranges more of
  * each; returns how many there are. */
 static uint32_t rewrite(const struct hm_region *region, uint64_t first, uint64_t end,
                         uint32_t field, uint32_t value, struct hm_advice *list)

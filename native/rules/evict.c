@@ -62,7 +62,7 @@ int hm_evictors_init(struct hm_core *core)
     if (!core->evictors)
         return -ENOMEM;
     for (uint32_t node = 0; node < HM_MAX_NODES; node++) {
-        pthread_mutex_init(&core->room_lock[node], NULL);
+        pthread_mutex_init(&core->evict_lock[node], NULL);
         evictor(core, node)->kind = HM_EVICT_ASK;
     }
     return 0;
@@ -81,7 +81,7 @@ void hm_evictors_deinit(struct hm_core *core)
 {
     for (uint32_t node = 0; core->evictors && node < HM_MAX_NODES; node++) {
         forget_future(evictor(core, node));
-        pthread_mutex_destroy(&core->room_lock[node]);
+        pthread_mutex_destroy(&core->evict_lock[node]);
     }
     free(core->evictors);
 }

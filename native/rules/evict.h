@@ -29,7 +29,7 @@ struct hm_spared {
 /* As hm_victim_next. */
 bool hm_evict_choose(struct hm_core *core, uint32_t node, uint32_t need,
                      const struct hm_spared *spared, struct hm_victim *out);
-/* Whether pages of the very block that room is made for may leave. */
+/* Whether pages of the very block that a job brings may leave. */
 bool hm_evict_by_page(struct hm_core *core, uint32_t node);
 
 #endif

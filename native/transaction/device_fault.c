@@ -12,9 +12,9 @@
 #include "rules/prefetch.h"
 #include "rules/thrash.h"
 #include "transaction/duplicate.h"
+#include "transaction/evict_for.h"
 #include "transaction/journal.h"
 #include "transaction/migrate.h"
-#include "transaction/room.h"
 
 #include <errno.h>
 #include <string.h>
@@ -283,12 +283,12 @@ int hm_touch(struct transaction *t)
         struct hm_mask wanted = hm_either(copy.word, window.word);
         do
             error = hm_duplicate(t, &copy);
-        while (hm_room_made(t, error, &wanted));
+        while (hm_evict_for(t, error, &wanted));
         if (error)
             return error;
         t->charged += hm_charge_faults(t->core, t->job->node, hm_bits(copied.word));
         /* These become the device's: holes that the CPU only had zeros of, and other devices'
-         * pages that the host has no room for. */
+         * pages for which the host is full. */
         hm_add(window.word, copy.word);
     }
     arriving = elsewhere(t, &window);

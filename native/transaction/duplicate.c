@@ -82,7 +82,7 @@ static int make_copies(struct transaction *t, const struct hm_mask *mask)
         make = hm_without(
             hm_without(hm_both(mask->word, record->present).word, record->device).word, had.word);
         pages = hm_bits(make.word);
-        error = hm_take_room(t, pages, hm_room_for(t->job));
+        error = hm_reserve_for_job(t, pages, hm_overcommit_of(t->job));
         if (error || !pages) {
             hm_thaw(record, t->stripe);
             hm_step_of(t, "thawed", NULL);

@@ -10,13 +10,13 @@
 #include "rules/placement.h"
 #include "transaction/device_fault.h"
 #include "transaction/duplicate.h"
+#include "transaction/evict_for.h"
 #include "transaction/journal.h"
 #include "transaction/movers.h"
 #include "transaction/operation.h"
 #include "transaction/parked.h"
 #include "transaction/recall.h"
 #include "transaction/relabel.h"
-#include "transaction/room.h"
 #include "transaction/transaction.h"
 
 #include <errno.h>
@@ -107,7 +107,7 @@ static int duplicate_asked(struct transaction *t, struct hm_mask *mask)
         return 0;
     do
         error = hm_duplicate(t, &copy);
-    while (hm_room_made(t, error, &copy));
+    while (hm_evict_for(t, error, &copy));
     hm_add(mask->word, copy.word);
     return error;
 }
@@ -130,7 +130,7 @@ static int run_touched(struct transaction *t)
             do {
                 rest = mask;
                 error = hm_label(t, &rest);
-            } while (hm_room_made(t, error, &mask));
+            } while (hm_evict_for(t, error, &mask));
             mask = rest;
         }
         if (!error && job->node == HM_HOST && job->flags & (HM_JOB_ASKED | HM_JOB_EVICT))

@@ -19,7 +19,7 @@ void hm_carried(struct transaction *t, enum hm_trace_kind kind, const struct hm_
                 const struct hm_mask *copied, const uint8_t from[HM_BLOCK_PAGES], uint64_t began);
 void hm_trace_job(struct transaction *t, enum hm_trace_kind kind, const struct hm_mask *mask,
                   uint32_t from, uint32_t to, uint64_t began);
-/* The job's device stands still while it has no room: that begins, or with when it began has ended.
+/* The job's device stands still while it is full: that begins, or with when it began has ended.
  * Returns the time of the event. */
 uint64_t hm_trace_wait(struct transaction *t, uint64_t began);
 /* A TOUCH has done what it was to do. */

@@ -50,7 +50,7 @@ static void make_plan(const struct transaction *t, const struct hm_mask *mask, b
         plan->move.word[w] |= bit;
         plan->moves++;
         if (there.word[w] & bit)
-            continue; /* the device has the bytes, and the room for them */
+            continue; /* the device has the bytes, and a reservation for them */
         if (t->blank.word[w] & bit)
             plan->blank.word[w] |= bit;
         else if (t->job->node != HM_HOST || !(record->kept[w] & bit))
@@ -206,8 +206,8 @@ static void flip_copies(struct transaction *t, const struct plan *plan,
     }
 }
 
-/* Of pages that leave the host for good, those with a label have their room on another device. The
- * ones whose copy the host may keep in spite of that, whose room is taken now: all or none. */
+/* Of pages that leave the host for good, those with a label count on another device. The ones whose
+ * copy the host may keep in spite of that; they are reserved there now: all or none. */
 static struct hm_mask keep_labelled(struct transaction *t, const struct plan *plan,
                                     const struct hm_mask *labelled)
 {
@@ -224,8 +224,8 @@ static struct hm_mask keep_labelled(struct transaction *t, const struct plan *pl
 /* What a change of owners leaves to be given back, once the stripe is free. */
 struct leaving {
     struct hm_mask freed[HM_MAX_NODES]; /* pages that each node loses for good */
-    uint32_t labels[HM_MAX_NODES];      /* room for labels that ended */
-    uint32_t uncharged;                 /* freed by the host, with their room on other devices */
+    uint32_t labels[HM_MAX_NODES];      /* of labels that ended */
+    uint32_t uncharged;                 /* freed by the host, but counted on other devices */
 };
 
 /* Change the owner of plan->move and give plan->fill its first. The stripe is held, the copies are
@@ -315,11 +315,11 @@ static void count_migration(struct transaction *t, const struct plan *plan,
     }
 }
 
-int hm_take_room(struct transaction *t, uint32_t pages, enum hm_room room)
+int hm_reserve_for_job(struct transaction *t, uint32_t pages, enum hm_overcommit overcommit)
 {
     uint32_t missing = pages > t->reserved ? pages - t->reserved : 0;
-    int error = hm_reserve(t->core, t->job->node, missing, room != HM_ROOM);
-    if (error && room == HM_ROOM_ALWAYS) {
+    int error = hm_reserve(t->core, t->job->node, missing, overcommit != HM_OVERCOMMIT_NONE);
+    if (error && overcommit == HM_OVERCOMMIT_ALWAYS) {
         hm_reserve_always(t->core, t->job->node, missing);
         error = 0;
     }
@@ -347,7 +347,7 @@ int hm_migrate(struct transaction *t, const struct hm_mask *mask, bool populate,
         hm_step_of(t, "copies.evicted", NULL);
     }
     for (;;) {
-        uint32_t generation, room;
+        uint32_t generation, need;
         int error = hm_recall(t, from_cpu);
         if (error) {
             if (began)
@@ -358,8 +358,8 @@ int hm_migrate(struct transaction *t, const struct hm_mask *mask, bool populate,
             pthread_cond_wait(&t->stripe->changed, &t->stripe->lock);
         generation = record->generation;
         make_plan(t, mask, populate, limit, &stay, &plan);
-        room = plan.copies + plan.fills + hm_bits(plan.blank.word);
-        error = hm_take_room(t, room, hm_room_for(t->job));
+        need = plan.copies + plan.fills + hm_bits(plan.blank.word);
+        error = hm_reserve_for_job(t, need, hm_overcommit_of(t->job));
         if (error || !(plan.moves + plan.fills)) {
             if (began)
                 hm_trace_move(t, &plan.move, plan.from, began);
@@ -378,7 +378,7 @@ int hm_migrate(struct transaction *t, const struct hm_mask *mask, bool populate,
         if (!error && record->generation == generation)
             break;
         discard(t, &plan);
-        t->reserved += room;
+        t->reserved += need;
         hm_thaw(record, t->stripe);
         hm_step_of(t, error ? "failed" : "discarded", NULL);
         if (error) {
@@ -400,7 +400,7 @@ int hm_migrate(struct transaction *t, const struct hm_mask *mask, bool populate,
 }
 
 int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
-                  enum hm_room room)
+                  enum hm_overcommit overcommit)
 {
     struct hm_job job = {.node = HM_HOST, .flags = HM_JOB_FAULT};
     struct transaction t = {.core = region->core,
@@ -416,7 +416,7 @@ int hm_bring_home(struct hm_region *region, uint64_t block, const struct hm_mask
     uint64_t began;
     int error;
     make_plan(&t, mask, false, HM_BLOCK_PAGES, &none, &plan);
-    error = hm_take_room(&t, plan.copies, room);
+    error = hm_reserve_for_job(&t, plan.copies, overcommit);
     if (error)
         return error;
     began = hm_trace_move(&t, &plan.move, plan.from, 0);

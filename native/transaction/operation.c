@@ -10,10 +10,10 @@
 #include "directory/records.h"
 #include "rules/placement.h"
 #include "transaction/duplicate.h"
+#include "transaction/evict_for.h"
 #include "transaction/journal.h"
 #include "transaction/migrate.h"
 #include "transaction/recall.h"
-#include "transaction/room.h"
 
 #include <errno.h>
 #include <string.h>

@@ -44,7 +44,7 @@ static void recall_round(struct transaction *t, const struct hm_mask *round)
 
 /* The pages of the mask that are cached, in state RECALL, with nothing parked on them: a folio that
  * waits for a parked request is locked, and the kernel's invalidation would wait for it. What is
- * replayed is answered: its pages are the host's, have their room, and RECALL holds nothing up. */
+ * replayed is answered: its pages are the host's, are reserved, and RECALL holds nothing up. */
 static struct hm_mask next_round(struct transaction *t, const struct hm_mask *mask)
 {
     struct hm_block *record = t->record;

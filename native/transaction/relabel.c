@@ -54,7 +54,7 @@ int hm_label_home(struct transaction *t, const struct hm_mask *mask)
     if (t->job->limit)
         trim(&moving, t->job->limit);
     pages = hm_bits(moving.word);
-    error = pages ? hm_take_room(t, pages, hm_room_for(t->job)) : 0;
+    error = pages ? hm_reserve_for_job(t, pages, hm_overcommit_of(t->job)) : 0;
     if (error || !pages)
         return error;
     if (t->job->flags & HM_JOB_EVICT && t->job->source) {
@@ -93,7 +93,7 @@ static struct hm_mask strangers(const struct transaction *t, const struct hm_mas
     return hm_without(found.word, mine.word);
 }
 
-/* Say of host-owned pages that they are the node's, whose room for them is taken. */
+/* Give host-owned pages the node's label. They are reserved on the node. */
 static void relabel(struct transaction *t, const struct hm_mask *pages)
 {
     struct hm_page_sets *labels = hm_page_sets_of(&t->region->labels, t->block);
@@ -137,7 +137,7 @@ int hm_label(struct transaction *t, struct hm_mask *mask)
     HM_EACH_WORD (w)
         want.word[w] &= t->record->present[w] & ~t->record->device[w];
     if (!error)
-        error = hm_take_room(t, hm_bits(want.word), HM_ROOM);
+        error = hm_reserve_for_job(t, hm_bits(want.word), HM_OVERCOMMIT_NONE);
     if (!error) {
         pages = hm_bits(want.word);
         if (pages)

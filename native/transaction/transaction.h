@@ -21,7 +21,7 @@ struct transaction {
     const struct hm_job *job;
     struct cause cause;
     uint32_t reserved;     /* pages reserved on job->node and not used yet */
-    bool at_once;          /* the thread waits for nobody: where there is no room, it is so */
+    bool at_once;          /* the thread waits for nobody: a full node ends the job */
     struct hm_mask blank;  /* TOUCH: pages whose old bytes the worker's kernel does without */
     struct hm_mask wake;   /* TOUCH: pages whose waiters are woken once the block is free */
     struct hm_mask remote; /* TOUCH: pages that the worker maps remotely then */
@@ -33,16 +33,16 @@ struct transaction {
     struct hm_event event;
 };
 
-enum hm_room { HM_ROOM, HM_ROOM_STAGING, HM_ROOM_ALWAYS };
+/* How far a reservation may go beyond the node's capacity. */
+enum hm_overcommit { HM_OVERCOMMIT_NONE, HM_OVERCOMMIT_STAGING, HM_OVERCOMMIT_ALWAYS };
 
 /* A step of the job with its block: see step.h. */
 #define hm_step_of(t, step, pages)                                                                 \
     hm_step((t)->region, (t)->block, (step),                                                       \
             (t)->job->kind == HM_JOB_RECALL ? HM_NOWHERE : (t)->job->node, (pages))
-/* Which room a job may use. */
-static inline enum hm_room hm_room_for(const struct hm_job *job)
+static inline enum hm_overcommit hm_overcommit_of(const struct hm_job *job)
 {
-    return job->flags & HM_JOB_STAGING ? HM_ROOM_STAGING : HM_ROOM;
+    return job->flags & HM_JOB_STAGING ? HM_OVERCOMMIT_STAGING : HM_OVERCOMMIT_NONE;
 }
 
 /* Pages that may not go to the job's node. */

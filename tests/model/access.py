@@ -200,13 +200,13 @@ class Access(Block):
             s = s._replace(folio=put(s.folio, p, (ABSENT, 0)))
             out.append((f"kernel reclaims clean page {p}", s))
 
-    def room(self, s: State, out: Steps) -> None:
-        """The host needs room, and nothing is lost with kept copies."""
+    def capacity(self, s: State, out: Steps) -> None:
+        """The host needs memory, and nothing is lost with kept copies."""
         if not (self.setting.drop_kept and s.kept and s.busy == NONE):
             return
         for p in bits(s.kept):
             s = self.set_pool(s, HOST, p, NONE)
-        out.append(("the room of kept copies is taken", s._replace(kept=0)))
+        out.append(("kept copies are dropped", s._replace(kept=0)))
 
     # ---- the gate: READ ---------------------------------------------------------------------
 

@@ -110,7 +110,7 @@ GATE = {
     "gate applies the WRITE": "write.applied",
 }
 ALONE = {
-    "room of kept copies": "kept.dropped",
+    "kept copies are dropped": "kept.dropped",
     "lets the block go": "finished",
     "looked at again": "replayed",
     "open ends all copies": "open.ended",

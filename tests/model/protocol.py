@@ -2,7 +2,7 @@
 
 It follows native/gate/access.c and native/transaction/migrate.c. A step is what one thread does
 under the stripe's lock, or one thing the kernel does; between two steps anything else may happen.
-Room and several blocks are left out; so are crashes. A set of pages is a bit mask.
+Capacity and several blocks are left out; so are crashes. A set of pages is a bit mask.
 
 The bytes of a page are modelled as the set of the stores it has seen, as a bit mask: each store
 (of a program, of write(2), of a device) sets a bit of its own, as if it had a byte of its own. A
@@ -65,7 +65,7 @@ class Model(Access):
             self.kernel(s, p, out)
             self.gate_read(s, p, out)
             self.gate_writeback(s, p, out)
-        self.room(s, out)
+        self.capacity(s, out)
         self.gate_ahead(s, out)
         self.gate_write(s, out)
         for w in range(len(s.workers)):

@@ -327,7 +327,7 @@ def copies_end(step: Step) -> Found:
 def kept_goes(step: Step) -> Found:
     for model, s, _ in idle(step.before):
         out: Steps = []
-        model.room(s, out)
+        model.capacity(s, out)
         for _, t in out:
             yield step.name, model, 0, s, t
 

@@ -107,7 +107,7 @@ class Setting:
     mostly: bool = False  # pages are read-mostly: a worker that loads gets a copy
     writers: bool = True  # a file is open for writing at first
     holes: int = 0  # these pages have no bytes at first
-    drop_kept: bool = False  # kept copies may go at any time, for their room
+    drop_kept: bool = False  # kept copies may go at any time, for their memory
 
 
 class Write(NamedTuple):

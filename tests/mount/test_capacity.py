@@ -40,7 +40,7 @@ KINDS: dict[str, dict[str, object]] = {
     "mixed": {"type": "private+coherent"},
     "dax": {"type": "dax"},
 }
-BY_SIZE = ("coherent", "dax")  # their regions take room by their size
+BY_SIZE = ("coherent", "dax")  # their regions reserve by their size
 
 pytestmark = passes_through
 
@@ -83,7 +83,7 @@ class Machine:
     def check_rest(self) -> None:
         """The same when nothing runs, and the witness is what it was."""
         self.check()
-        # A job that made room for a write may end after it.
+        # A job that evicted for a write may end after it.
         assert wait_until(lambda: self.mount.audit() == "ok"), self.mount.audit()
         assert self.witness.read_bytes() == PATTERN[:M]
         assert self.mount.values("stats")["host_peak"] * PAGE <= HOST + BLOCK
@@ -113,7 +113,7 @@ def machine(
 
 @pytest.fixture
 def region(machine: Machine) -> Iterator[Path]:
-    """A region's path, and all room for it."""
+    """A region's path, and all memory for it."""
     before = used(machine)
     path = machine.mount.regions / "a"
     yield path
@@ -130,7 +130,7 @@ def used(machine: Machine) -> int:
     return found.f_blocks - found.f_bfree
 
 
-# ---- ways to write: each writes PATTERN until there is no room, and returns how much it wrote
+# ---- ways to write: each writes PATTERN until memory is full, and returns how much it wrote
 
 Way = Callable[[Machine, Path], int]
 
@@ -144,7 +144,7 @@ def repeated(step: Callable[[int], int]) -> int:
         except OSError as error:
             assert error.errno == errno.ENOSPC, error  # noqa: PT017
             return done
-    raise AssertionError("There was room for all.")
+    raise AssertionError("All of it fitted.")
 
 
 @contextlib.contextmanager
@@ -480,7 +480,7 @@ def test_files_that_are_open_for_writing(mount_factory: MountFactory, kind: str)
 
 
 def test_a_long_region_spans_nodes(mount_factory: MountFactory) -> None:
-    """The host's while there is room, then the next node's."""
+    """The host's until that is full, then the next node's."""
     mount = mount_factory(type="coherent", host="4M", vram="2M", devices=2)
     mount.region("a", 7 * M)
     pages = mount.residency("a")
@@ -554,7 +554,7 @@ def check_host(mount: Mount) -> None:
     assert mount.audit() == "ok"
 
 
-def test_labelled_pages_leave_no_copies_where_there_is_no_room(full_of_labels: Mount) -> None:
+def test_labelled_pages_leave_no_copies_on_a_full_host(full_of_labels: Mount) -> None:
     mount = full_of_labels
     mount.submit(0, "migrate a:0+6M to dev0")
     assert mount.residency("a")["pages_dev0"] == 1536
@@ -562,7 +562,7 @@ def test_labelled_pages_leave_no_copies_where_there_is_no_room(full_of_labels: M
     assert (mount.regions / "a").read_bytes() == PATTERN[: 8 * M]
 
 
-def test_labelled_pages_are_punched_without_the_hosts_room(full_of_labels: Mount) -> None:
+def test_labelled_pages_are_punched_with_the_host_full(full_of_labels: Mount) -> None:
     mount = full_of_labels
     with opened(mount.regions / "a", os.O_RDWR) as fd:
         punch(fd, 5, 6 * M - 5)

@@ -77,7 +77,7 @@ def test_property(name: str, devices: tuple[int, int], program: Path, machine: M
 
 @KINDS
 def test_killed(devices: tuple[int, int], program: Path, machine: Mount) -> None:
-    """Pages of a program that is gone are nobody's, and their room is free."""
+    """Pages of a program that is gone are nobody's, and they are released."""
     done = ran(machine, program, "killed", devices)
     assert (done.stdout, done.returncode) == ("ok\n", -signal.SIGKILL)
     stats = f"devices/dev{devices[0]}/stats"

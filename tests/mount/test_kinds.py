@@ -184,14 +184,14 @@ def test_dax_memory_never_moves(mount_factory: MountFactory) -> None:
     machine = hmmfs.connect(path)
     one, two = machine.region("a", 3 * M), machine.region("b", 3 * M)
     assert labels(one) == [0, 768, 0]
-    assert labels(two) == [0, 0, 768], "the device with most room"
+    assert labels(two) == [0, 0, 768], "the device with the most free"
     for place in ("dev1", "host"):
         with pytest.raises(OSError, match="never moves") as caught:
             one.migrate(place)
         assert caught.value.errno == errno.EOPNOTSUPP
     one.migrate("dev0")
     fails(errno.ENOSPC, lambda: machine.region("c", 2 * M))
-    assert "dax memory takes all" in (machine.path / "last_error").read_text()
+    assert "dax memory reserves all" in (machine.path / "last_error").read_text()
     assert (machine.path / "regions/c").stat().st_size == 0
     assert used(machine) == [0, 768, 768]
     two.unlink()
@@ -200,7 +200,7 @@ def test_dax_memory_never_moves(mount_factory: MountFactory) -> None:
     del one, two
 
 
-def test_room_is_taken_by_size(machine: hmmfs.Machine) -> None:
+def test_a_region_reserves_by_its_size(machine: hmmfs.Machine) -> None:
     """8 MiB of each device, or 16 MiB of the host and then of devices."""
     region = machine.region("a", 6 * M)
     before = sum(used(machine))

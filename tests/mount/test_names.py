@@ -117,7 +117,7 @@ def test_rename(mount: Mount) -> None:
 
 @pytest.mark.parametrize("where", ["host", "dev0", "both"])
 def test_removed_while_in_use(mount: Mount, where: str) -> None:
-    """The data live until the last close and the last mapping, then all room comes back."""
+    """The data live until the last close and the last mapping, then all memory is released."""
     path = mount.region("a", 3 * M)
     path.write_bytes(bytes(range(256)) * (3 * M // 256))
     if where != "host":

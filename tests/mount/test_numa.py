@@ -60,7 +60,7 @@ def test_the_policies(machine: hmmfs.Machine) -> None:
     assert machine.audit() == "ok"
 
 
-def test_when_there_is_no_room(machine: hmmfs.Machine) -> None:
+def test_when_nodes_are_full(machine: hmmfs.Machine) -> None:
     """Bound pages go nowhere else; preferred ones do; an interleaved file is whole or not there."""
     assert made(machine, "a", "bind=dev1", 6 * M) == [0, 0, 1536, 0]
     fails(errno.ENOSPC, lambda: made(machine, "b", "bind=dev1", 3 * M))

@@ -491,8 +491,8 @@ def test_a_wrong_link_is_refused(tmp_path: Path) -> None:
 
 
 def test_evicting_ahead(machine: hmmfs.Machine) -> None:
-    """A kernel that needs twice what there is: room is made before it is missing, and what is free
-    when all is quiet is what was asked for."""
+    """A kernel that needs twice what there is: capacity is freed before it is missing. What is
+    free when all is quiet is what was asked for."""
     choose(machine, "watermark", "25 50")
     assert chosen(machine, "watermark") == "25 50\n"
     assert chosen(machine, "watermark", device=1) == "off\n"

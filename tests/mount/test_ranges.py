@@ -150,12 +150,12 @@ def test_zero_range(mount: Mount, settle: Callable[[str], object], keep: int) ->
         data[8 * PAGE :] = bytes(PAGE if keep else 3 * PAGE)
         assert path.read_bytes() == data
         if fallocate(file.fileno(), ZERO | keep, 0, 1 << 42) == "done":
-            assert keep, "memory that is passed through has no room past its end"
+            assert keep, "memory that is passed through reserves nothing past its end"
             data[:] = bytes(len(data))
-        assert path.read_bytes() == data, "without room nothing is changed"
+        assert path.read_bytes() == data, "when memory is full nothing changes"
 
 
-def test_fallocate_takes_room(mount: Mount) -> None:
+def test_fallocate_reserves(mount: Mount) -> None:
     path = mount.regions / "a"
     with open(path, "wb") as file:
         assert fallocate(file.fileno(), 0, 0, 3 * M) == "done"

@@ -240,8 +240,8 @@ def test_concurrent_writers_and_readers_see_nothing_stale(machine: hmmfs.Machine
     assert machine.audit() == "ok"
 
 
-def test_room_for_copies_is_made_and_given_back(machine: hmmfs.Machine) -> None:
-    """They count, they are dropped without a copy when others need the room."""
+def test_copies_are_reserved_and_released(machine: hmmfs.Machine) -> None:
+    """They count, they are dropped without a copy when others need the memory."""
     region = mostly_read(machine, 8 * M)
     assert machine.dev0.launch(look, hmmfs.reads(region)).wait() == 2048
     assert machine.dev0.stats()["used"] == 2048 == copies(region)
@@ -257,9 +257,7 @@ def test_room_for_copies_is_made_and_given_back(machine: hmmfs.Machine) -> None:
 
 
 @pytest.mark.parametrize("how", ["touched", "asked for"])
-def test_a_page_moves_where_the_host_has_no_room_for_it(
-    mount_factory: MountFactory, how: str
-) -> None:
+def test_a_page_moves_where_the_host_is_full(mount_factory: MountFactory, how: str) -> None:
     """A copy takes that the page is the host's. Those that are by now are copied."""
     machine = hmmfs.connect(mount_factory(vram="8M", devices=2, host="4M").path)
     region = mostly_read(machine, 2 * M)

@@ -30,7 +30,7 @@ def touch(x: np.ndarray) -> None:
 
 @pytest.fixture
 def busy(mount_factory: MountFactory) -> Mount:
-    """grid thrashes for want of room, mailbox between program and device; calm does not."""
+    """grid thrashes for want of VRAM, mailbox between program and device; calm does not."""
     mount = mount_factory(vram="4M", devices=2, host="64M", peer="nvlink3")
     machine = hmmfs.connect(mount.path)
     grid, mailbox, calm = (

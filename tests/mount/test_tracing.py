@@ -438,7 +438,7 @@ def test_what_thrashes_and_why(mount_factory: MountFactory) -> None:
     assert {(line[0], line[4]) for line in told} >= {("large", "capacity"), ("shared", "sharing")}
 
 
-def test_far_more_than_there_is_room_for(small: Mount) -> None:
+def test_far_more_than_fits(small: Mount) -> None:
     """A device that misses always, since what it uses is many times what it has, thrashes, too;
     twice the memory would not help it."""
     machine = hmmfs.connect(small.path)

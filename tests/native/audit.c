@@ -146,7 +146,7 @@ static void damage_shared(void)
     pool = &region->pools[HM_HOST];
     DAMAGE("4 pages have a place, of 20480 bytes", region->record->size += PAGE,
            region->record->size -= PAGE);
-    DAMAGE("its memory holds 5 pages, and room was taken for 4",
+    DAMAGE("its memory holds 5 pages, and 4 are reserved",
            CHECK(!fallocate(pool->fd, 0, 0, 5 * PAGE), "memory"),
            CHECK(!ftruncate(pool->fd, 4 * PAGE), "memory"));
     DAMAGE("its memory is 16385 bytes long, not 16384",

@@ -113,12 +113,12 @@ static void worker(int channel, uint64_t seed)
     _exit(0);
 }
 
-/* ---- the service: the shortest that makes room ---------------------------------------------- */
+/* ---- the service: the shortest that evicts -------------------------------------------------- */
 
 static _Atomic uint64_t refused, finished;
 static _Atomic bool closing;
 
-static void make_room(const struct hm_event *event)
+static void evict_for(const struct hm_event *event)
 {
     struct hm_job out = {.kind = HM_JOB_MIGRATE,
                          .flags = HM_JOB_QUIET | HM_JOB_EVICT,
@@ -152,7 +152,7 @@ static void *events_main(void *arg)
         n = hm_events(core, events, 64);
         for (int i = 0; i < n; i++)
             if (events[i].kind == HM_EVENT_TOUCH)
-                make_room(&events[i]);
+                evict_for(&events[i]);
             else
                 atomic_fetch_add(&finished, 1);
     }
@@ -186,7 +186,7 @@ static uint64_t sum_at_home(void)
     return total;
 }
 
-/* A fault that another's job had resolved may still be lined up for room, with nobody waiting: it
+/* A fault that another's job had resolved may still be lined up for VRAM, with nobody waiting: it
  * takes pages to the device again, maybe while they are summed up. */
 static uint64_t sum(void)
 {
@@ -219,7 +219,7 @@ static void report(void)
         (unsigned long long)node.pages_out, (unsigned long long)node.evicted_pages);
     CHECK(total == shared->adds, "%llu adds, sum %llu", (unsigned long long)shared->adds,
           (unsigned long long)total);
-    /* A fault that another's job had resolved may still be lined up for room, with nobody waiting.
+    /* A fault that another's job had resolved may still be lined up for VRAM, with nobody waiting.
      */
     for (int tries = 0; hm_audit(core, text, sizeof(text)) && tries < 200; tries++)
         usleep(10000);

@@ -54,8 +54,8 @@ static void writeback_overtakes(void)
     CHECK(device_load(1, 0) == 'B', "the page cache's stores are lost");
 }
 
-/* The page cache's stores have no other copy: they find room where there is none. */
-static void writeback_without_room(void)
+/* The page cache's stores have no other copy: they are admitted to a full host. */
+static void writeback_to_a_full_host(void)
 {
     struct hm_request back;
     uint64_t taken = 0;
@@ -64,14 +64,14 @@ static void writeback_without_room(void)
         taken++;
     back = a_write(0, 1, 'A', FUSE_WRITE_CACHE);
     send_request(&back);
-    CHECK(is_answered(back.unique), "it waits for room");
+    CHECK(is_answered(back.unique), "it waits for capacity");
     CHECK(!answer(back.unique).error, "refused with %d", answer(back.unique).error);
     hm_release(core, HM_HOST, taken);
     core->nodes[HM_HOST].peak = 0; /* no mount has its staging reserve taken by a test */
     CHECK(load(0) == 'A', "the page cache's stores are lost");
 }
 
-/* A WRITE of a device's page and a hole, for which there is no room: until it is carried out the
+/* A WRITE of a device's page and a hole, for which the host is full: until it is carried out the
  * page has what it had, and when it is refused, too. */
 static void refused_write(void)
 {
@@ -86,7 +86,7 @@ static void refused_write(void)
     hm_release(core, HM_HOST, 1); /* for the page to come home */
     write = a_write(0, 2, 'B', 0);
     send_request(&write);
-    CHECK(!is_answered(write.unique), "it needs no room");
+    CHECK(!is_answered(write.unique), "it needs no capacity");
     CHECK(load(0) == 'A', "a WRITE that waits has taken what there was");
     run_job(fail);
     CHECK(answer(write.unique).error == -ENOSPC, "%d", answer(write.unique).error);
@@ -461,33 +461,33 @@ static void store_past_the_end(void)
     CHECK(load(0) == 'A', "a page within is lost");
 }
 
-struct room {
+struct allocation {
     int result;
     struct aside aside;
 };
 
 static void allocate(void *arg)
 {
-    struct room *room = arg;
-    room->result = hm_region_allocate(core, INO, 0, PAGE);
+    struct allocation *allocation = arg;
+    allocation->result = hm_region_allocate(core, INO, 0, PAGE);
 }
 
 /* fallocate of a page that a transaction is filling. */
 static void allocated_while_frozen(void)
 {
     struct hm_job fill = a_fill(1, 0, PAGE, 'A');
-    struct room room = {0};
+    struct allocation allocation = {0};
     struct hold planned;
     begin(small, 8 * PAGE);
     hold(&planned, "bring.planned");
     submit(fill);
     await(&planned);
-    run_aside(&room.aside, allocate, &room);
-    CHECK(!happens(&room.aside.done), "it did not wait");
+    run_aside(&allocation.aside, allocate, &allocation);
+    CHECK(!happens(&allocation.aside.done), "it did not wait");
     let_go(&planned);
     CHECK(!await_job(fill.cookie), "fill");
-    join(&room.aside);
-    CHECK(!room.result, "allocate: %d", room.result);
+    join(&allocation.aside);
+    CHECK(!allocation.result, "allocate: %d", allocation.result);
     CHECK(load(0) == 'A', "a device's store is lost");
 }
 
@@ -638,7 +638,7 @@ static void copy_ends_in_a_migration(void)
 static const struct scene scenes[] = {
     SCENE(delayed_write),
     SCENE(writeback_overtakes),
-    SCENE(writeback_without_room),
+    SCENE(writeback_to_a_full_host),
     SCENE(write_under_way),
     SCENE(loaded_again),
     SCENE(read_in_a_recall),

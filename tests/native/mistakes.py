@@ -105,10 +105,10 @@ MISTAKES = {
         "    record->inflight++;\n    record->writing",
     ),
     "writeback_refused": Mistake(
-        "writeback_without_room",
+        "writeback_to_a_full_host",
         "access.c",
-        "        room = HM_ROOM_ALWAYS;",
-        "        room = HM_ROOM_STAGING;",
+        "        overcommit = HM_OVERCOMMIT_ALWAYS;",
+        "        overcommit = HM_OVERCOMMIT_STAGING;",
     ),
     "no_drain": Mistake(
         "write_under_way",

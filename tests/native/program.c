@@ -153,7 +153,7 @@ static void *door_main(void *arg)
     return NULL;
 }
 
-/* ---- the service: the shortest that makes room ---------------------------------------------- */
+/* ---- the service: the shortest that evicts -------------------------------------------------- */
 
 static pthread_mutex_t done_lock = PTHREAD_MUTEX_INITIALIZER; /* guards done and results */
 static pthread_cond_t done_changed = PTHREAD_COND_INITIALIZER;
@@ -201,7 +201,7 @@ static struct hm_event await_job(struct hm_job job, uint64_t cookie)
 }
 
 /* Whether so many pages are reserved. */
-static bool make_room(const struct hm_job *job, uint32_t need, uint64_t cookie)
+static bool evict_for(const struct hm_job *job, uint32_t need, uint64_t cookie)
 {
     struct hm_candidate found[VRAM];
     int n = hm_candidates(core, job->node, found, VRAM);
@@ -226,7 +226,7 @@ static int run(struct hm_job job, uint64_t cookie)
     struct hm_event event = await_job(job, cookie);
     for (int tries = 0; event.result == -ENOSPC && tries < 3; tries++) {
         refused++;
-        if (!make_room(&job, event.need, cookie))
+        if (!evict_for(&job, event.need, cookie))
             break;
         job.reserved = event.need;
         event = await_job(job, cookie);

@@ -22,7 +22,7 @@
 #define HEADER 4096
 
 static const char *const STEPS[] = {
-    "no.room",         "room.parked",   "begun",          "finished",       "replayed",
+    "host.full",       "full.parked",   "begun",          "finished",       "replayed",
     "recall.replays",  "recall.round",  "recall.frozen",  "recall.failed",  "planned",
     "flipped",         "discarded",     "failed",         "thawed",         "written",
     "copy.planned",    "copy.made",     "open.ended",     "copies.evicted", "read.parked",
@@ -86,7 +86,7 @@ struct hm_shadow {
     struct look look; /* after its last step */
     uint32_t target;
     uint32_t generation; /* when it was planned */
-    bool planned, no_room;
+    bool planned, host_full;
     uint8_t before[BEFORE];
 };
 
@@ -291,8 +291,8 @@ void hm_step(const struct hm_region *region, uint64_t block, const char *step, u
     if (!table || hm_is_shared(region) || region->process)
         return;
     shadow = shadow_of(stripe, region->ino, block);
-    if (!strcmp(step, "no.room")) {
-        shadow->no_room = true; /* told by the request that parks for it */
+    if (!strcmp(step, "host.full")) {
+        shadow->host_full = true; /* told by the request that parks for it */
         return;
     }
     follow(shadow, step, node, &region->blocks[block]);
@@ -305,8 +305,8 @@ void hm_step(const struct hm_region *region, uint64_t block, const char *step, u
             cause.word[w] |= after.record.state == HM_FROZEN ? ~0ULL : after.record.device[w];
         if (hm_any(cause.word, about.word))
             hm_keep(about.word, cause.word);
-        step = shadow->no_room ? "room.parked" : step;
-        shadow->no_room = false;
+        step = shadow->host_full ? "full.parked" : step;
+        shadow->host_full = false;
     }
     number = number_of(step);
     key |= (uint64_t)planes_of(&shadow->look, shadow->target, nodes, planes);

@@ -37,9 +37,9 @@ def lseek_body(offset: int) -> bytes:
     return struct.pack("<QQII", 9, offset, 4, 0)
 
 
-def ioctl_body(command: int, data: bytes, size: int | None = None, room: int = 40) -> bytes:
+def ioctl_body(command: int, data: bytes, size: int | None = None, capacity: int = 40) -> bytes:
     size = len(data) if size is None else size
-    return struct.pack("<QIIQII", 9, 0, command, 1 << 46, size, room) + data
+    return struct.pack("<QIIQII", 9, 0, command, 1 << 46, size, capacity) + data
 
 
 def parse(data: bytes) -> tuple[int, object]:
@@ -57,7 +57,7 @@ GOOD = {
     "copy": (message(COPY, struct.pack("<7Q", 9, 4096, INO + 1, 8, 8192, 512, 0)), {"ino": INO}),
     "interrupt": (message(INTERRUPT, struct.pack("<Q", 55)), {"length": 55}),
     "ioctl": (
-        message(IOCTL, ioctl_body(0xC0284801, b"x" * 40, room=72)),
+        message(IOCTL, ioctl_body(0xC0284801, b"x" * 40, capacity=72)),
         {"fh": 9, "flags": 0, "mode": 0xC0284801, "size": 40, "length": 72, "pid": 1, "uid": 0},
     ),
     "ioctl without bytes": (message(IOCTL, ioctl_body(0x5401, b"")), {"mode": 0x5401, "size": 0}),

@@ -1,6 +1,6 @@
 """The native core under each sanitizer: stress.c on a real mount, device.c with a worker of a
 device and its page faults, program.c with programs whose own memory devices take, order.c and
-room.c by themselves."""
+reservations.c by themselves."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_device_faults(device: Path, prefetch: int) -> None:
 # By enum hm_eviction_kind: lru, clock, random, tree, and the two that go by pages.
 @pytest.mark.parametrize("eviction", [0, 5, 6, 7, 8, 9])
 def test_device_faults_that_evict(device: Path, eviction: int) -> None:
-    """Movers make room themselves; who finds the other block in use tries again."""
+    """Movers evict by themselves; who finds the other block in use tries again."""
     command = ["setarch", "-R", str(device), "2", "5", "1", str(eviction)]
     done = run(command, LIMIT)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -188,8 +188,8 @@ def test_thrashing_at_its_bounds(build: Build) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_room(build: Build) -> None:
-    done = run([build("room", "address")], LIMIT)
+def test_reservations(build: Build) -> None:
+    done = run([build("reservations", "address")], LIMIT)
     assert done.returncode == 0, done.stderr
 
 

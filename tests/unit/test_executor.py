@@ -25,7 +25,7 @@ from hmmfs.memory import (
 )
 from hmmfs.policy import Policies
 from hmmfs.program.processes import Processes
-from hmmfs.service import Events, FaultService, Jobs, Rooms
+from hmmfs.service import Events, FaultService, Jobs, Reservations
 from hmmfs.service.blocks import Blocks
 
 M = 1 << 20
@@ -78,8 +78,8 @@ class Machine:
         self.events = Events(core)
         jobs = Jobs(core, self.events)
         policies = Policies(core)
-        rooms = Rooms(core, jobs, self.table, policies, Trace(core, 0))
-        blocks = Blocks(jobs, rooms, self.table)
+        reservations = Reservations(core, jobs, self.table, policies, Trace(core, 0))
+        blocks = Blocks(jobs, reservations, self.table)
         processes = Processes(core, self.table, blocks, shared=False)
         self.executors = [
             Executor(core, blocks, self.table, processes, node, "/nowhere")
@@ -89,7 +89,7 @@ class Machine:
             core,
             self.events,
             jobs,
-            rooms,
+            reservations,
             self.table,
             policies,
             on_lost=lambda node, number, error: None,

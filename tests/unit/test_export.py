@@ -28,7 +28,7 @@ KEYS = ("t", "device", "event", "region", "first", "pages", "from", "to", "trigg
 KEYS += ("bytes", "us", "sim_us")
 ODD = 'a,"b"\n\udcff;é</script>'
 SHOWN = 'a,"b"\\012\\377;é</script>'
-SPANS = {"page_fault_end": "page fault", "migrate_end": "migrate", "queue_restore": "wait for room"}
+SPANS = {"page_fault_end": "page fault", "migrate_end": "migrate", "queue_restore": "wait for VRAM"}
 STARTS = {"page_fault_start", "migrate_start", "queue_eviction"}
 
 

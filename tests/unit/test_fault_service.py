@@ -19,7 +19,7 @@ from hmmfs.device.launcher import Worker
 from hmmfs.errors import HmmfsError
 from hmmfs.memory import Core, Event, EventKind, Ioctl, JobResult
 from hmmfs.memory.types import Touch
-from hmmfs.service import Events, FaultService, Rooms
+from hmmfs.service import Events, FaultService, Reservations
 from hmmfs.service import fault_service as module
 
 PAGES = Touch(b"\1" + bytes(63), bytes(64))
@@ -193,9 +193,9 @@ def test_a_watermark_is_armed_again_whatever_happens() -> None:
     armed: list[int] = []
     policies = SimpleNamespace(lacking=broken, rearm=armed.append)
     core = SimpleNamespace(nodes=2, capacity=[1, 1])
-    rooms = Rooms(core, None, None, policies, None)  # type: ignore[arg-type]
+    reservations = Reservations(core, None, None, policies, None)  # type: ignore[arg-type]
     with pytest.raises(ZeroDivisionError):
-        trio.run(rooms.ahead, 1)
+        trio.run(reservations.ahead, 1)
     assert armed == [1]
 
 

@@ -158,13 +158,13 @@ def test_the_package_is_in_order(package: Path) -> None:
         ),
         (
             "policy/named.py",
-            "if TYPE_CHECKING:\n    from hmmfs.service.room import Rooms",
-            "policy/ may not use service/: service/room.py",
+            "if TYPE_CHECKING:\n    from hmmfs.service.reservations import Reservations",
+            "policy/ may not use service/: service/reservations.py",
         ),
         ("errors.py", "from hmmfs.common.units import K", "errors/ may not use common/: "),
         (
             "policy/__init__.py",
-            "from hmmfs.service.room import Rooms",
+            "from hmmfs.service.reservations import Reservations",
             "policy/ may not use service/",
         ),
     ],

@@ -27,6 +27,8 @@ def said_of(path: Path, text: str) -> list[str]:
         ("Whoever comes.", "who"),
         ("That is no name.", "X is not Y"),
         ("They are no victims.", "X is not Y"),
+        ("The host has no room.", "capacity"),
+        ("hm_take_room(t);", "capacity"),
     ],
 )
 def test_a_word_is_found(tmp_path: Path, line: str, hint: str) -> None:
@@ -37,6 +39,7 @@ def test_a_word_is_found(tmp_path: Path, line: str, hint: str) -> None:
 
 def test_plain_sentences_are_left_alone(tmp_path: Path) -> None:
     text = "# There is no device dev9; it is no longer there. A distill, and a tillage.\n"
+    text += "# no_room 3\n"
     assert said_of(tmp_path / "a.c", text) == []
 
 

@@ -222,7 +222,7 @@ def test_tree_evicts_what_density_would_group() -> None:
     assert np.array_equal(tree.pages(KEY, pages((16, 8), (40, 8)), 1), pages((16, 8), (40, 8)))
 
 
-def misses(text: str, order: list[int], room: int) -> int:
+def misses(text: str, order: list[int], capacity: int) -> int:
     """Of single pages of one block, without prefetching."""
     policy, there, missed = named_eviction(text), NOTHING.copy(), 0
     for page in order:
@@ -230,7 +230,7 @@ def misses(text: str, order: list[int], room: int) -> int:
             continue
         missed += 1
         policy.touched(KEY, pages((page, 1)), pages((page, 1)))
-        if there.sum() == room:
+        if there.sum() == capacity:
             there &= ~policy.pages(KEY, there, 1)
         there[page] = True
     return missed
@@ -250,8 +250,8 @@ def test_optimal_and_lru_of_pages(tmp_path: Path) -> None:
     order = [1, 2, 3, 4, 1, 2, 5, 1, 2, 3, 4, 5]
     trace = tmp_path / "trace"
     trace.write_text("".join(f"0 {page}\n" for page in order))
-    assert [misses("lru-page", order, room) for room in (3, 4)] == [9, 10]
-    assert [misses(f"optimal trace={trace}", order, room) for room in (3, 4)] == [7, 6]
+    assert [misses("lru-page", order, pages) for pages in (3, 4)] == [9, 10]
+    assert [misses(f"optimal trace={trace}", order, pages) for pages in (3, 4)] == [7, 6]
 
 
 def test_optimal_lets_all_go_that_came_without_a_fault(tmp_path: Path) -> None:
@@ -387,7 +387,7 @@ class Paged(Bad):
     by_page = True
 
 
-def test_pages_of_the_block_that_room_is_made_for_leave_only_by_page(core: Core) -> None:
+def test_pages_of_the_block_that_reserves_leave_only_by_page(core: Core) -> None:
     block = BlockKey(7, 3)
     for name, spared in (("lru", {block}), ("lru-page", set()), (f"{__file__}:Paged", set())):
         policies = Policies(core, eviction=name)

@@ -42,13 +42,13 @@ def remedy(cause: str, path: str, region: str, device: str) -> tuple[str, str]:
 
 def _capacity(each: Snapshot, path: str, vram: dict[str, int]) -> str:
     device, region = each["device"], each["region"]
-    room = f"its {size(vram[device])} of VRAM hold" if device in vram else "its VRAM holds"
+    vram_holds = f"its {size(vram[device])} of VRAM hold" if device in vram else "its VRAM holds"
     was = "were" if each["pages"] != 1 else "was"
     what, command = remedy("capacity", path, region, device)
     return (
         f"Region {printable(region)} {_verb(each)} on {device}: {pages(each['pages'])} {was} "
         f"evicted and wanted back, last {_ago(each)}. Kernels on {device} use more by turns than "
-        f"{room}; with twice as much {_staying(each)} would have stayed. "
+        f"{vram_holds}; with twice as much {_staying(each)} would have stayed. "
         f"{what[0].upper()}{what[1:]}:\n    {command}"
     )
 

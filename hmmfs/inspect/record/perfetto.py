@@ -20,7 +20,7 @@ from hmmfs.inspect.record.recording import Counts, Gap, Header, Progress, Record
 
 MACHINE = 1  # the process of counters
 CPU = 2
-SPANS = {"page_fault_end": "page fault", "migrate_end": "migrate", "queue_restore": "wait for room"}
+SPANS = {"page_fault_end": "page fault", "migrate_end": "migrate", "queue_restore": "wait for VRAM"}
 STARTS = ("page_fault_start", "migrate_start", "queue_eviction")  # a span's end says when it began
 INSTANTS = 0  # the slot of what takes no time
 MOST = 500  # slots of a device; what finds none becomes an instant

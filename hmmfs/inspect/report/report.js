@@ -324,7 +324,7 @@
   }
 
   const VERBS = {
-    page_fault_end: "fault", migrate_end: "moved", unmap: "unmapped", queue_eviction: "waits for room",
+    page_fault_end: "fault", migrate_end: "moved", unmap: "unmapped", queue_eviction: "waits for VRAM",
     queue_restore: "goes on", read_duplicate: "copied for reading", read_duplicate_invalidate: "copy dropped",
     map_remote: "mapped remotely",
   };

@@ -137,8 +137,8 @@ def compose(view: View, width: int, height: int) -> list[Text]:
         lines += _devices(view, width, min(max(1, rest // 3), rest))
         rest = height - len(lines)
         regions = 1 + max(1, len(view.snapshot["regions"]))
-        room = min(regions, max(2, rest // 2)) if rest >= 6 else rest
-        lines += _regions(view, width, room)
+        rows = min(regions, max(2, rest // 2)) if rest >= 6 else rest
+        lines += _regions(view, width, rows)
         lines += _map(view, width, height - len(lines))
     for line in lines:
         line.no_wrap = True
@@ -147,7 +147,7 @@ def compose(view: View, width: int, height: int) -> list[Text]:
 
 
 def _headline(view: View, width: int) -> Text:
-    """A path that leaves no room for the rest is shown by its end."""
+    """A path that leaves no space for the rest is shown by its end."""
     stats = view.snapshot["stats"]
     line = Text()
     if view.paused:
@@ -157,19 +157,19 @@ def _headline(view: View, width: int) -> Text:
         f"  up {duration(stats['uptime_ns'])}, simulated {duration(stats['clock_ns'])}, "
         f"every {view.interval:g} s, by {order}, h: help"
     )
-    path, room = printable(view.snapshot["path"]), max(SHORT, width - line.cell_len - len(rest))
-    return line.append(path if len(path) <= room else f"…{path[1 - room :]}", "bold").append(rest)
+    path, left = printable(view.snapshot["path"]), max(SHORT, width - line.cell_len - len(rest))
+    return line.append(path if len(path) <= left else f"…{path[1 - left :]}", "bold").append(rest)
 
 
 # ---- devices
 
 
-def _devices(view: View, width: int, room: int) -> list[Text]:
+def _devices(view: View, width: int, rows: int) -> list[Text]:
     devices = view.snapshot["devices"]
     if not devices:
         return [Text("There are no devices.", "dim")]
-    two = 2 * len(devices) <= room
-    fit = len(devices) if two or len(devices) <= room else max(0, room - 1)
+    two = 2 * len(devices) <= rows
+    fit = len(devices) if two or len(devices) <= rows else max(0, rows - 1)
     lines = []
     for device in devices[:fit]:
         then = earlier(device, view.snapshot, view.before)
@@ -181,7 +181,7 @@ def _devices(view: View, width: int, room: int) -> list[Text]:
         lines += [line, Text("      " + says)] if two else [line.append("  " + says)]
     if fit < len(devices):
         lines.append(Text(f"… {len(devices) - fit} more devices than fit", "dim"))
-    return lines[:room]
+    return lines[:rows]
 
 
 def _percent(device: Snapshot) -> str:
@@ -258,8 +258,8 @@ def _sums(device: Snapshot, then: Earlier | None) -> str:
 # ---- regions
 
 
-def _regions(view: View, width: int, room: int) -> list[Text]:
-    if room < 1:
+def _regions(view: View, width: int, rows: int) -> list[Text]:
+    if rows < 1:
         return []
     regions = view.regions()
     if not regions:
@@ -272,10 +272,10 @@ def _regions(view: View, width: int, room: int) -> list[Text]:
     )
     names = [region["name"] for region in regions]
     at = names.index(view.chosen) if view.chosen in names else 0
-    first = max(0, min(at - (room - 1) // 2, len(regions) - (room - 1)))
+    first = max(0, min(at - (rows - 1) // 2, len(regions) - (rows - 1)))
     numbers = {region["name"]: number for number, region in enumerate(_by_name(view))}
     lines = [Text(head, "bold")]
-    for region in regions[first : first + room - 1]:
+    for region in regions[first : first + rows - 1]:
         is_chosen = region["name"] == view.chosen
         number = numbers[region["name"]]
         line = Text("> " if is_chosen else "  ", "bold" if is_chosen else "")
@@ -311,14 +311,14 @@ def _marks(view: View, name: str) -> Text:
 # ---- the map
 
 
-def _map(view: View, width: int, room: int) -> Iterator[Text]:
-    if room < 2 or view.chosen is None:
+def _map(view: View, width: int, rows: int) -> Iterator[Text]:
+    if rows < 2 or view.chosen is None:
         return
     if view.detail is None or view.detail["name"] != view.chosen:
         yield Text(f"The map of {printable(view.chosen)} has not been read.", "dim")
         return
     row = per_row(width - ADDRESS)
-    owners = heat(view.detail, OWNER, row * max(1, (room - 1) // 2))
+    owners = heat(view.detail, OWNER, row * max(1, (rows - 1) // 2))
     faults = heat(view.detail, "faults", len(owners.cells))
     title = Text(
         f"{printable(view.chosen)}, {format_size(owners.pages * PAGE)} a character: ", "bold"

@@ -102,15 +102,15 @@ static void killed(void)
 /* Waits, and ends, without a touch of what the C library keeps of it. */
 static void *deep(void *unused)
 {
-    volatile char room[DEEP];
-    room[0] = 0;
+    volatile char frame[DEEP];
+    frame[0] = 0;
 #if defined(__x86_64__)
     __asm__ volatile(
         "mov %0, %%edi\n\tmov %1, %%rsi\n\tmov $1, %%edx\n\tmov $1, %%eax\n\tsyscall\n\t"
         "mov %2, %%edi\n\tmov %1, %%rsi\n\tmov $1, %%edx\n\txor %%eax, %%eax\n\tsyscall\n\t"
         "xor %%edi, %%edi\n\tmov $60, %%eax\n\tsyscall"
         :
-        : "r"(said[1]), "r"(room), "r"(go[0])
+        : "r"(said[1]), "r"(frame), "r"(go[0])
         : "rax", "rcx", "rdx", "rsi", "rdi", "r11", "memory");
 #endif
     return unused;

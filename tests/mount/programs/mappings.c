@@ -117,7 +117,7 @@ static void move(char *slot, uint32_t *seed)
         linger(seed);
         CHECK(is_stamped(high, length, value));
         break;
-    default: /* grow into what is free, or to where there is room, and shrink again */
+    default: /* grow into what is free, or to where it fits, and shrink again */
         CHECK(!munmap(low + length, half - length));
         char *grown = mremap(low, length, half, MREMAP_MAYMOVE);
         CHECK(grown != MAP_FAILED);

@@ -119,11 +119,11 @@ static int *anonymous(size_t pages)
     return map(pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 }
 
-/* Room, from a multiple of 2 MiB on, for huge pages, with as much again on both sides. */
+/* Memory, from a multiple of 2 MiB on, for huge pages, with as much again on both sides. */
 static void *aligned(size_t bytes, int rights)
 {
-    char *room = map(bytes + 4 * HUGE, rights, MAP_PRIVATE | MAP_ANONYMOUS, -1);
-    return room + HUGE + (HUGE - (uintptr_t)room % HUGE) % HUGE;
+    char *start = map(bytes + 4 * HUGE, rights, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    return start + HUGE + (HUGE - (uintptr_t)start % HUGE) % HUGE;
 }
 
 static void *huge(size_t bytes, int rights)

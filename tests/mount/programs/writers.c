@@ -1,4 +1,4 @@
-/* writers uring|stores FILE BYTES: writes pages to FILE until there is no room, or BYTES are there.
+/* writers uring|stores FILE BYTES: writes pages to FILE until memory is full, or BYTES are there.
  * Page n holds the byte n % 251. Prints how many bytes were written, and the errno of what ended it
  * (0: nothing did; for a SIGBUS ENOSPC). */
 #include <errno.h>

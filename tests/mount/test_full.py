@@ -1,4 +1,4 @@
-"""Full memories: ENOSPC where there is no room, a swap where there is, never a lost byte."""
+"""Full memories: ENOSPC, or a swap where one is possible, never a lost byte."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 
 def fill(path: Path, rng: np.random.Generator) -> list[bytes]:
-    """Write until there is no room; what was written."""
+    """Write until memory is full; what was written."""
     written = []
     with open(path, "r+b", buffering=0) as file:
         while True:
@@ -37,7 +37,7 @@ def test_both_full_is_enospc_and_keeps_every_byte(mount_factory: MountFactory) -
         assert file.read(len(written)) == written
     os.truncate(path, MIB)
     with open(path, "r+b") as file:
-        file.write(b"room again")
+        file.write(b"free again")
 
 
 def used_by_pool(pid: int, node: int) -> int:

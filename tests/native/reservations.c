@@ -1,5 +1,5 @@
 /* Capacity, the audit and candidates by themselves: reservations, what the audit says of a node
- * that had too much, and what a block offers to who makes room. */
+ * that had too much, and what a block offers to eviction. */
 #include "core.h"
 
 #include <stdio.h>
@@ -9,7 +9,7 @@
 #define CHECK(condition)                                                                           \
     do {                                                                                           \
         if (!(condition)) {                                                                        \
-            fprintf(stderr, "room.c:%d: %s does not hold\n", __LINE__, #condition);                \
+            fprintf(stderr, "reservations.c:%d: %s does not hold\n", __LINE__, #condition);        \
             exit(1);                                                                               \
         }                                                                                          \
     } while (0)
@@ -87,7 +87,7 @@ static void candidates(void)
     CHECK(!hm_advise(core, INO, 9, 1, HM_ADVICE_PINNED, 1));
     offered(core, 2, 0);
     CHECK(!hm_advise(core, INO, 0, 10, HM_ADVICE_PINNED, 0));
-    /* Two copies of a read-mostly page take the devices' room, not the host's. */
+    /* Two copies of a read-mostly page count on the devices, not on the host. */
     CHECK(!hm_advise(core, INO, 0, 1, HM_ADVICE_READ_MOSTLY, 1));
     for (uint32_t node = 1; node < 4; node += 2)
         run(core, (struct hm_job){

@@ -1,4 +1,4 @@
-"""Making room on a node: evicting from a device, giving host pages back.
+"""Reserves pages of a node. Frees capacity first: evicts from a device, gives host pages back.
 
 What is atomic: everything between two awaits, for no other task runs then. In particular a
 victim is looked at and its job submitted in one go, so what was seen holds but for the native
@@ -87,9 +87,9 @@ class Spared:
 
 
 @dataclass
-class Room:
+class Reservation:
     """Pages reserved on a node. `take` hands the reservation over to a job; who leaves
-    `Rooms.make` without having taken it gives it back."""
+    `Reservations.reserve` without having taken it gives it back."""
 
     core: Core
     node: int
@@ -114,8 +114,8 @@ class Room:
         self.core.release(self.node, self.take())
 
 
-class Rooms:
-    """Makes room, for the fault service and for device operations alike."""
+class Reservations:
+    """Reserves pages of nodes, for the fault service and for device operations alike."""
 
     def __init__(
         self, core: Core, jobs: Jobs, regions: RegionTable, policies: Policies, trace: Trace
@@ -131,7 +131,7 @@ class Rooms:
         self._staging = trio.Lock()
 
     @contextlib.asynccontextmanager
-    async def make(
+    async def reserve(
         self,
         node: int,
         pages: int,
@@ -139,20 +139,22 @@ class Rooms:
         frees: int = 0,
         *,
         trigger: Trigger = Trigger.OPERATION,
-    ) -> AsyncIterator[Room]:
+    ) -> AsyncIterator[Reservation]:
         """Reserve pages on a node for a job on `block`, evicting others if need be; ENOSPC if it
         can't be done. `frees` is how many pages the job will free elsewhere: on the host if it
         moves pages to a device, on a device if it moves them home. That much may be swapped
         through the staging reserve when both sides are full."""
-        room = Room(self._core, node, pages)
+        reservation = Reservation(self._core, node, pages)
         try:
             async with self._turn[node]:
-                with self._waiting(room, block, trigger):
-                    await self._reserve(room, Spared(self._policies.spares(node, block)), frees)
-            yield room
+                with self._waiting(reservation, block, trigger):
+                    await self._free_until_reserved(
+                        reservation, Spared(self._policies.spares(node, block)), frees
+                    )
+            yield reservation
         finally:
-            room.drop()
-            if room.staging:
+            reservation.drop()
+            if reservation.staging:
                 try:
                     with trio.CancelScope(shield=True):
                         await self._settle(block)
@@ -160,54 +162,60 @@ class Rooms:
                     self._staging.release()
 
     @contextlib.contextmanager
-    def _waiting(self, room: Room, block: BlockKey, trigger: Trigger) -> Iterator[None]:
-        """A device stands still while it has no room."""
-        if room.node == HOST or room.reserve():
+    def _waiting(
+        self, reservation: Reservation, block: BlockKey, trigger: Trigger
+    ) -> Iterator[None]:
+        """A device stands still while it is full."""
+        if reservation.node == HOST or reservation.reserve():
             yield
             return
-        began = self._trace.queue(block, room.node, trigger)
+        began = self._trace.queue(block, reservation.node, trigger)
         try:
             yield
         finally:
-            self._trace.queue(block, room.node, trigger, began)
+            self._trace.queue(block, reservation.node, trigger, began)
 
     async def ahead(self, node: int) -> None:
-        """A device has little room left: evict until its high watermark, off anybody's way. Who
-        needs room meanwhile waits for its turn, and finds it."""
+        """Little of a device is free: evict until its high watermark, off anybody's way. Who
+        reserves meanwhile waits for its turn, and finds free capacity."""
         spared = Spared(set())
         try:
             async with self._turn[node]:
-                room = Room(self._core, node, 0)
+                reservation = Reservation(self._core, node, 0)
                 for _ in range(STEPS + self._core.capacity[node]):
                     missing = self._policies.lacking(node)
-                    if missing <= 0 or not await self._free_device(room, spared, missing, 0):
+                    if missing <= 0 or not await self._free_device(reservation, spared, missing, 0):
                         break
         finally:
             self._policies.rearm(node)
 
-    async def _reserve(self, room: Room, spared: Spared, frees: int) -> None:
+    async def _free_until_reserved(
+        self, reservation: Reservation, spared: Spared, frees: int
+    ) -> None:
         deadline = trio.current_time() + PATIENCE
-        attempt = self._free_host if room.node == HOST else self._free_device
-        steps = STEPS + 4 * room.pages  # a policy may evict page by page
-        for _ in range(steps if room.pages <= self._core.capacity[room.node] else 0):
-            if room.reserve():
+        attempt = self._free_host if reservation.node == HOST else self._free_device
+        steps = STEPS + 4 * reservation.pages  # a policy may evict page by page
+        for _ in range(steps if reservation.pages <= self._core.capacity[reservation.node] else 0):
+            if reservation.reserve():
                 return
-            missing = max(1, room.pages - self._core.free(room.node))
-            if await attempt(room, spared, missing, frees):
+            missing = max(1, reservation.pages - self._core.free(reservation.node))
+            if await attempt(reservation, spared, missing, frees):
                 continue
-            if trio.current_time() > deadline or not self._more_may_come(room.node, spared):
+            if trio.current_time() > deadline or not self._more_may_come(reservation.node, spared):
                 break
             await self._jobs.any_ended(PAUSE)
             spared.later.clear()
-        where = "Host memory" if room.node == HOST else f"The VRAM of dev{room.node - 1}"
+        where = (
+            "Host memory" if reservation.node == HOST else f"The VRAM of dev{reservation.node - 1}"
+        )
         raise HmmfsError(
             errno.ENOSPC,
-            f"{where} has no room for {room.pages * 4} KiB more, and nothing could make way. "
-            "Remove regions, or mount with larger host= or vram=.",
+            f"{where} is full: {reservation.pages * 4} KiB more do not fit, and nothing can be "
+            "evicted. Remove regions, or mount with larger host= or vram=.",
         )
 
     def _more_may_come(self, node: int, spared: Spared) -> bool:
-        """Whether room is with somebody who will be done with it: a block that is in use at the
+        """Whether somebody has capacity and will be done with it: a block that is in use at the
         moment, or a reservation of a job under way."""
         if spared.later or not self._jobs.idle:
             return True
@@ -219,15 +227,19 @@ class Rooms:
 
     # ---- devices
 
-    async def _free_device(self, room: Room, spared: Spared, missing: int, frees: int) -> bool:
+    async def _free_device(
+        self, reservation: Reservation, spared: Spared, missing: int, frees: int
+    ) -> bool:
         """Ask one victim. False: there is none to ask."""
-        victim = await self._victim(room.node, spared, missing)
+        victim = await self._victim(reservation.node, spared, missing)
         if victim is None:
             return False
         outcome = Outcome.LATER
         if victim.pages.any():
             missing = min(missing, int(victim.pages.sum()))
-            outcome = await self._evict(_out_of(victim, room.node), room, spared, missing, frees)
+            outcome = await self._evict(
+                _out_of(victim, reservation.node), reservation, spared, missing, frees
+            )
         spared.note(victim.key, outcome)
         return True
 
@@ -263,21 +275,21 @@ class Rooms:
         return owned | page_set(region.lent(key.block, node))
 
     async def _evict(
-        self, job: Job, room: Room, spared: Spared, missing: int, frees: int
+        self, job: Job, reservation: Reservation, spared: Spared, missing: int, frees: int
     ) -> Outcome:
         """Move a block's pages out of a device."""
         outcome = await self._moved(job)
         if outcome is not Outcome.NEVER:
             return outcome
-        # The host is short of room: from here on, move no more than is needed.
+        # The host is almost full: from here on, move no more than is needed.
         job = _limited(job, missing)
         if await self._give_back(missing, spared):
             outcome = await self._moved(job)
             if outcome is not Outcome.NEVER:
                 return outcome
-        if await self._to_another(job, room.node, missing):
+        if await self._to_another(job, reservation.node, missing):
             return Outcome.MOVED
-        return await self._stage_out(job, room, missing, frees)
+        return await self._stage_out(job, reservation, missing, frees)
 
     async def _moved(self, job: Job) -> Outcome:
         result = await self._jobs.run_within(job, JOB_PATIENCE)
@@ -300,12 +312,14 @@ class Rooms:
                 return True
         return False
 
-    async def _stage_out(self, job: Job, room: Room, pages: int, frees: int) -> Outcome:
+    async def _stage_out(
+        self, job: Job, reservation: Reservation, pages: int, frees: int
+    ) -> Outcome:
         """Swap: let pages out beyond the host's capacity, because the job to come will free as many
         host pages as that."""
-        if not room.staging and frees > 0:
+        if not reservation.staging and frees > 0:
             await self._staging.acquire()
-            room.staging = True
+            reservation.staging = True
         n = min(pages, frees + self._core.free(HOST))
         if n <= 0 or not self._core.reserve(HOST, n, staging=True):
             return Outcome.NEVER
@@ -313,23 +327,25 @@ class Rooms:
 
     # ---- the host
 
-    async def _free_host(self, room: Room, spared: Spared, missing: int, frees: int) -> bool:
+    async def _free_host(
+        self, reservation: Reservation, spared: Spared, missing: int, frees: int
+    ) -> bool:
         """Take one step. False: there is none to take."""
         return (
             await self._give_back(missing, spared)
             or await self._push_out(missing, spared)
-            or await self._stage_in(room, frees)
+            or await self._stage_in(reservation, frees)
         )
 
-    async def _stage_in(self, room: Room, frees: int) -> bool:
+    async def _stage_in(self, reservation: Reservation, frees: int) -> bool:
         """Swap: reserve beyond the host's capacity; `_settle` pushes as much out once the job has
         freed it on a device."""
-        if frees + self._core.free(HOST) < room.pages:
+        if frees + self._core.free(HOST) < reservation.pages:
             return False
-        if not room.staging:
+        if not reservation.staging:
             await self._staging.acquire()
-            room.staging = True
-        return room.reserve(staging=True)
+            reservation.staging = True
+        return reservation.reserve(staging=True)
 
     async def _give_back(self, missing: int, spared: Spared) -> bool:
         """Free host pages that hold no bytes of their own: copies kept of device-owned pages, then
@@ -358,7 +374,7 @@ class Rooms:
         return True
 
     async def _push_out(self, missing: int, spared: Spared) -> bool:
-        """Push the host pages least recently used by the CPU to a device with free room."""
+        """Push the host pages least recently used by the CPU to a device with free capacity."""
         nodes = (one for one in range(1, self._core.nodes) if one not in self._core.excluded)
         node = max(nodes, key=self._core.free, default=HOST)
         if node == HOST:

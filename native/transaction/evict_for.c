@@ -1,12 +1,12 @@
-/* Room on a device for what a job brings.
+/* Evicts from a device that is full, for what a job brings there.
  *
- * Who waits for whom: a job whose block is busy for the room_lock of its device; who has that for a
- * victim's own job, which runs on the same thread. A victim is a block that nobody has and nobody
+ * Who waits for whom: a job whose block is busy for the evict_lock of its device; who has that for
+ * a victim's own job, which runs on the same thread. A victim is a block that nobody has and nobody
  * waits for, so its job waits for no other; and as it moves pages off a device, which the CPU's
  * page cache never has, it recalls nothing. What this can't do (the host is full as well, each
  * block is in use) ends as -ENOSPC, and the service goes on.
  */
-#include "transaction/room.h"
+#include "transaction/evict_for.h"
 
 #include "base/pause.h"
 #include "rules/evict.h"
@@ -18,9 +18,9 @@
 
 #define MAX_SPARED 32   /* blocks that did not go; after so many it is left to the service */
 #define MAX_VICTIMS 256 /* for one need, and four more for each page: a policy may go by pages */
-#define MAX_WAITERS (HM_MAX_MOVERS / 4) /* others have work that waits for no room */
+#define MAX_WAITERS (HM_MAX_MOVERS / 4) /* others have work that needs no eviction */
 
-/* What one job has asked for room of. */
+/* The blocks that one job does not evict, or not again. */
 struct search {
     struct hm_spared spared;
     uint64_t keys[2 * MAX_SPARED];
@@ -67,7 +67,7 @@ static uint32_t send_home(struct transaction *t, const struct hm_victim *victim,
         return send_own(t, &job);
     if (t->core->run_now(t->core, &job, &event) != -ENOSPC)
         return event.moved;
-    /* The host is short of room: what it keeps of others' pages goes, and no more than needed. */
+    /* The host is almost full: what it keeps of others' pages goes, and no more than needed. */
     job.limit = missing;
     if (hm_drop_kept(t->core, missing) <= 0)
         return 0;
@@ -75,7 +75,7 @@ static uint32_t send_home(struct transaction *t, const struct hm_victim *victim,
     return event.moved;
 }
 
-/* The device's room_lock is held. */
+/* The device's evict_lock is held. */
 static bool evict_until(struct transaction *t, uint32_t need, const struct hm_mask *wanted)
 {
     struct hm_node *node = &t->core->nodes[t->job->node];
@@ -104,7 +104,7 @@ static bool evict_until(struct transaction *t, uint32_t need, const struct hm_ma
     return false;
 }
 
-bool hm_room_made(struct transaction *t, int error, const struct hm_mask *wanted)
+bool hm_evict_for(struct transaction *t, int error, const struct hm_mask *wanted)
 {
     struct hm_core *core = t->core;
     uint32_t need = t->event.need, node = t->job->node;
@@ -113,17 +113,17 @@ bool hm_room_made(struct transaction *t, int error, const struct hm_mask *wanted
     if (error != -ENOSPC || node == HM_HOST || t->at_once || t->job->flags & HM_JOB_EVICT ||
         need <= t->reserved || need > core->nodes[node].capacity || !hm_evict_is_native(core, node))
         return false;
-    if (atomic_fetch_add(&core->room_waiters, 1) >= MAX_WAITERS) {
-        atomic_fetch_sub(&core->room_waiters, 1);
+    if (atomic_fetch_add(&core->evict_waiters, 1) >= MAX_WAITERS) {
+        atomic_fetch_sub(&core->evict_waiters, 1);
         return false;
     }
     hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
-    hm_pause("room.wanted");
+    hm_pause("evict.wanted");
     began = hm_trace_wait(t, 0);
-    hm_lock(HM_RANK_ROOM, &core->room_lock[node]);
+    hm_lock(HM_RANK_EVICT, &core->evict_lock[node]);
     made = evict_until(t, need, wanted);
-    hm_unlock(HM_RANK_ROOM, &core->room_lock[node]);
-    atomic_fetch_sub(&core->room_waiters, 1);
+    hm_unlock(HM_RANK_EVICT, &core->evict_lock[node]);
+    atomic_fetch_sub(&core->evict_waiters, 1);
     hm_trace_wait(t, began);
     hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
     return made;
@@ -134,6 +134,6 @@ int hm_bring_in(struct transaction *t, const struct hm_mask *mask, bool populate
     int error;
     do
         error = hm_bring(t, mask, populate, limit);
-    while (hm_room_made(t, error, mask));
+    while (hm_evict_for(t, error, mask));
     return error;
 }

@@ -26,6 +26,7 @@ INSTEAD = {
 RENAMED = {
     # The counter no_room in MOUNT/stats is public.
     r"(?!no_room\b)(?:\w+_)?rooms?(?:_\w+)?": "capacity, reservation; full; evict",
+    r"(?:\w+_)?census(?:_\w+)?": "counts, counters",
 }
 _HISTORY = ("CHANGELOG.md",)
 WIDTH = 120  # of Markdown, but for tables and code

@@ -166,7 +166,7 @@ def blocks(core: Core, region: Region) -> str:
     names = [node_name(node) for node in range(core.nodes)]
     counts = ("dirty", "cached", "kept", "cpu_faults", "device_faults", "evictions")
     rows = [" ".join(["#", "block", *names, *counts])]
-    for batch in accounts.census(core, region):
+    for batch in accounts.block_counts(core, region):
         for one in batch:
             numbers = [one["block"], *one["pages"][: core.nodes], *(one[key] for key in counts)]
             rows.append(" ".join(map(str, numbers)))
@@ -181,7 +181,7 @@ def pages_a_character(size: int) -> int:
 
 def map_text(core: Core, region: Region) -> str:
     """Which nodes have pages, a character for a range of pages; rows without pages are left out."""
-    touched = [one for batch in accounts.census(core, region) for one in batch]
+    touched = [one for batch in accounts.block_counts(core, region) for one in batch]
     # There may be pages past the end: fallocate can do without making a file longer.
     extent = max(region.size, (int(touched[-1]["block"]) + 1) * BLOCK_BYTES if touched else 0)
     width = pages_a_character(extent)
@@ -229,7 +229,7 @@ def numa_maps(core: Core, region: Region) -> str:
     host, N1 dev0 and so on."""
     ranges = list(_ranges(region))
     counts = [np.zeros(core.nodes + 1, dtype=np.int64) for _ in ranges]
-    for batch in accounts.census(core, region):
+    for batch in accounts.block_counts(core, region):
         for one in batch:
             _add_to_ranges(ranges, counts, one, core.nodes)
     name = escaped(region.name)

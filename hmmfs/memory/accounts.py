@@ -19,8 +19,8 @@ from hmmfs.memory.core import Core
 from hmmfs.memory.region import Region, dtype_of
 from hmmfs.memory.types import BlockKey, FaultCount, Touch
 
-CENSUS_DTYPE = dtype_of("hm_census")
-CENSUS_BATCH = 256
+BLOCK_COUNTS_DTYPE = dtype_of("hm_block_counts")
+BATCH = 256  # blocks in one call
 Counts = NDArray[np.uint64]
 FAULT_WORDS = [(what.name.lower(), int(what)) for what in FaultCount]
 
@@ -80,18 +80,18 @@ def faults_failed(core: Core, node: int, key: BlockKey, touch: Touch) -> None:
     check(ret, "Entering a fault")
 
 
-def census(core: Core, region: Region) -> Iterator[NDArray[np.void]]:
-    """The touched blocks in order, as arrays of CENSUS_DTYPE, some at a time."""
+def block_counts(core: Core, region: Region) -> Iterator[NDArray[np.void]]:
+    """The counts of touched blocks in order, as arrays of BLOCK_COUNTS_DTYPE, some at a time."""
     first = 0
     while True:
-        batch = np.zeros(CENSUS_BATCH, dtype=CENSUS_DTYPE)
-        out = ffi.cast("struct hm_census *", ffi.from_buffer(batch))
+        batch = np.zeros(BATCH, dtype=BLOCK_COUNTS_DTYPE)
+        out = ffi.cast("struct hm_block_counts *", ffi.from_buffer(batch))
         n = check(
-            lib.hm_region_census(core.handle, region.ino, first, out, CENSUS_BATCH),
+            lib.hm_region_block_counts(core.handle, region.ino, first, out, BATCH),
             "Counting a region's pages",
         )
         yield batch[:n]
-        if n < CENSUS_BATCH:
+        if n < BATCH:
             return
         first = int(batch[-1]["block"]) + 1
 

@@ -49,7 +49,7 @@ int hm_stats_get(struct hm_core *core, struct hm_stats *out)
     return 0;
 }
 
-static void count_block(struct hm_region *region, uint64_t b, struct hm_census *out)
+static void count_block(struct hm_region *region, uint64_t b, struct hm_block_counts *out)
 {
     const struct hm_block *block = &region->blocks[b];
     struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, b);
@@ -72,8 +72,8 @@ static void count_block(struct hm_region *region, uint64_t b, struct hm_census *
     hm_unlock(HM_RANK_STRIPE, &stripe->lock);
 }
 
-int hm_region_census(struct hm_core *core, uint64_t ino, uint64_t from, struct hm_census *out,
-                     int max)
+int hm_region_block_counts(struct hm_core *core, uint64_t ino, uint64_t from,
+                           struct hm_block_counts *out, int max)
 {
     struct hm_region *region = hm_region_get(core, ino);
     int n = 0;

@@ -589,8 +589,8 @@ int hm_region_flows_get(struct hm_core *core, uint64_t ino, struct hm_region_flo
 int hm_faults_failed(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t block,
                      const uint64_t pages[8], int stores, uint64_t faulted_at);
 
-/* One touched block as it is; pages by the node that they are said to be on. */
-struct hm_census {
+/* What is counted of one touched block; pages by the node that they are said to be on. */
+struct hm_block_counts {
     uint64_t block;
     uint64_t on[16][8];
     uint64_t dirty_on[8];
@@ -599,8 +599,8 @@ struct hm_census {
     uint32_t cpu_faults, device_faults, evictions;
 };
 /* Of touched blocks >= from, ascending; returns how many were written. */
-int hm_region_census(struct hm_core *core, uint64_t ino, uint64_t from, struct hm_census *out,
-                     int max);
+int hm_region_block_counts(struct hm_core *core, uint64_t ino, uint64_t from,
+                           struct hm_block_counts *out, int max);
 
 /* ---- the trace ---------------------------------------------------------------------------- */
 

@@ -403,7 +403,7 @@ static void look(struct storm *s, uint64_t random)
 {
     uint16_t state[HM_BLOCK_PAGES];
     uint64_t frame[HM_BLOCK_PAGES], address;
-    struct hm_census found[4];
+    struct hm_block_counts found[4];
     struct hm_job job;
     char text[256];
     if (!aim(s, &job, &address))
@@ -411,7 +411,7 @@ static void look(struct storm *s, uint64_t random)
     if (!hm_process_look(core, s->of.ino, address, job.count, state, frame))
         for (uint32_t i = 0; i < job.count; i++)
             CHECK(state[i] & HM_LOOK_PRESENT || !frame[i], "a page that is not there has a frame");
-    hm_region_census(core, s->of.ino, job.block, found, 4);
+    hm_region_block_counts(core, s->of.ino, job.block, found, 4);
     hm_process_address_of(core, s->of.ino, job.block * BLOCK_BYTES);
     if (random % 8 == 0) /* for its locks: it is exact only when all is quiet */
         hm_audit(core, text, sizeof(text));

@@ -118,7 +118,7 @@ static void devices(void)
 static void regions(void)
 {
     struct hm_region_flows flows;
-    struct hm_census census;
+    struct hm_block_counts counts;
     uint64_t words[22];
     IS(hm_region_destroy(core, NOBODY), -ENOENT);
     IS(hm_region_truncate(core, NOBODY, PAGE), -ENOENT);
@@ -140,7 +140,7 @@ static void regions(void)
     IS(hm_region_touched(core, NOBODY, 0, words, 1), -ENOENT);
     IS(hm_region_residency(core, NOBODY, words), -ENOENT);
     IS(hm_region_flows_get(core, NOBODY, &flows), -ENOENT);
-    IS(hm_region_census(core, NOBODY, 0, &census, 1), -ENOENT);
+    IS(hm_region_block_counts(core, NOBODY, 0, &counts, 1), -ENOENT);
     IS(hm_region_writers(core, NOBODY, 1), -ENOENT);
     IS(hm_region_writers(core, INO, -1), -EINVAL);
     IS(hm_region_writers(core, INO, 1), 0);

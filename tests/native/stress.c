@@ -466,11 +466,11 @@ static void read_trace(uint64_t random)
 
 static void read_books(uint64_t ino)
 {
-    static struct hm_census found[8];
+    static struct hm_block_counts found[8];
     static struct hm_flows flows;
     static struct hm_region_flows of;
-    int n = hm_region_census(core, ino, 0, found, 8);
-    CHECK(n >= 0, "census");
+    int n = hm_region_block_counts(core, ino, 0, found, 8);
+    CHECK(n >= 0, "block counts");
     for (int i = 0; i < n; i++)
         CHECK(found[i].pages[0] + found[i].pages[1] + found[i].pages[2] <= HM_BLOCK_PAGES,
               "more pages than a block has");

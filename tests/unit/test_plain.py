@@ -29,6 +29,7 @@ def said_of(path: Path, text: str) -> list[str]:
         ("They are no victims.", "X is not Y"),
         ("The host has no room.", "capacity"),
         ("hm_take_room(t);", "capacity"),
+        ("struct hm_census;", "counts"),
     ],
 )
 def test_a_word_is_found(tmp_path: Path, line: str, hint: str) -> None:

@@ -27,6 +27,7 @@ RENAMED = {
     # The counter no_room in MOUNT/stats is public.
     r"(?!no_room\b)(?:\w+_)?rooms?(?:_\w+)?": "capacity, reservation; full; evict",
     r"(?:\w+_)?census(?:_\w+)?": "counts, counters",
+    r"(?:\w+_)?lent": "labelled, duplicate",
 }
 _HISTORY = ("CHANGELOG.md",)
 WIDTH = 120  # of Markdown, but for tables and code

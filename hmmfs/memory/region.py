@@ -219,13 +219,15 @@ class Region:
     def closed_for_writing(self) -> None:
         check(lib.hm_region_writers(self._core.handle, self.ino, -1), "Closing a region")
 
-    def lent(self, block: int, node: int) -> NDArray[np.uint64]:
-        """The bitmap of a block's host pages that count on a device: it has copies, or they are
-        labelled as its. Of the host those that take none of its own: they have a label."""
+    def labelled_or_duplicate(self, block: int, node: int) -> NDArray[np.uint64]:
+        """The bitmap of a block's host pages that count on a device: they have its label, or it
+        has duplicates of them. With HOST those that do not count on the host: they have a label of
+        any device."""
         out = np.zeros(8, dtype=np.uint64)
         words = ffi.cast("uint64_t *", ffi.from_buffer(out))
         check(
-            lib.hm_lent(self._core.handle, self.ino, block, node, words), "Listing a device's pages"
+            lib.hm_labelled_or_duplicate(self._core.handle, self.ino, block, node, words),
+            "Listing a device's pages",
         )
         return out
 

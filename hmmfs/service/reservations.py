@@ -272,7 +272,7 @@ class Reservations:
             return np.zeros(BLOCK_PAGES, dtype=np.bool_)
         record = region.blocks(key.block, 1)[0]
         owned: Pages = page_set(record["present"]) & (record["owner"] == node)
-        return owned | page_set(region.lent(key.block, node))
+        return owned | page_set(region.labelled_or_duplicate(key.block, node))
 
     async def _evict(
         self, job: Job, reservation: Reservation, spared: Spared, missing: int, frees: int
@@ -390,7 +390,7 @@ class Reservations:
             return False
         record = region.blocks(key.block, 1)[0]
         there = page_set(record["present"] & ~record["device"])
-        window = there & ~page_set(region.lent(key.block, HOST))
+        window = there & ~page_set(region.labelled_or_duplicate(key.block, HOST))
         window[np.flatnonzero(window)[n:]] = False
         if not window.any():
             self._core.release(node, n)

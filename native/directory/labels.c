@@ -80,7 +80,8 @@ void hm_release_labels(struct hm_core *core, const uint32_t of[HM_MAX_NODES])
         hm_release(core, node, of[node]);
 }
 
-int hm_lent(struct hm_core *core, uint64_t ino, uint64_t block, uint32_t node, uint64_t out[8])
+int hm_labelled_or_duplicate(struct hm_core *core, uint64_t ino, uint64_t block, uint32_t node,
+                             uint64_t out[8])
 {
     struct hm_region *region;
     struct hm_stripe *stripe;

@@ -398,9 +398,10 @@ int hm_advise(struct hm_core *core, uint64_t ino, uint64_t first, uint64_t count
  * no copy of a read-mostly page is left that could come to differ. EINVAL: none is open to close.
  */
 int hm_region_writers(struct hm_core *core, uint64_t ino, int by);
-/* The host's pages of a block that count on a device: it has copies, or they are labelled as
- * its. With node 0 those that take none of the host's: they are labelled, as any device's. */
-int hm_lent(struct hm_core *core, uint64_t ino, uint64_t block, uint32_t node, uint64_t out[8]);
+/* The host's pages of a block that count on a device: they have its label, or it has duplicates of
+ * them. With node 0 those that do not count on the host: they have a label of any device. */
+int hm_labelled_or_duplicate(struct hm_core *core, uint64_t ino, uint64_t block, uint32_t node,
+                             uint64_t out[8]);
 /* What was said, from page `from` on, in order, ranges that differ; returns how many. */
 int hm_advice_get(struct hm_core *core, uint64_t ino, uint64_t from, struct hm_advice *out,
                   int max);

@@ -13,10 +13,10 @@
  * be missed, or told of twice. */
 #define AT_ONCE 256
 
-/* Copies on the node and pages labelled as its, but for those of `pinned`; with HM_HOST the labels
- * of all devices. */
-HM_UNLOCKED static uint32_t lent(const struct hm_listed *at, uint32_t node,
-                                 const struct hm_mask *pinned)
+/* Duplicates on the node and pages labelled as its, but for those of `pinned`; with HM_HOST the
+ * labels of all devices. */
+HM_UNLOCKED static uint32_t labelled_or_duplicate(const struct hm_listed *at, uint32_t node,
+                                                  const struct hm_mask *pinned)
 {
     const struct hm_page_sets *copies = atomic_load(&at->region->copies);
     const struct hm_page_sets *labels = atomic_load(&at->region->labels);
@@ -38,15 +38,15 @@ HM_UNLOCKED static uint32_t movable(const struct hm_listed *at, uint32_t node)
 {
     const struct hm_block *block = &at->region->blocks[at->block];
     struct hm_mask pinned = {{0}};
-    uint32_t pages = block->pages[node], away;
+    uint32_t pages = block->pages[node], others;
     if (at->region->advised)
         pinned = hm_pinned(at->region, at->block);
     HM_EACH_PAGE (page, pinned.word)
         pages -= pages && hm_test(block->present, page) && block->owner[page] == node;
-    away = lent(at, node, &pinned);
+    others = labelled_or_duplicate(at, node, &pinned);
     if (node != HM_HOST)
-        return pages + away;
-    return pages - (pages < away ? pages : away); /* one may be older than the other */
+        return pages + others;
+    return pages - (pages < others ? pages : others); /* one may be older than the other */
 }
 
 HM_UNLOCKED static struct hm_candidate candidate_of(const struct hm_listed *at, uint32_t node)

@@ -146,10 +146,10 @@ static void regions(void)
     IS(hm_region_writers(core, INO, 1), 0);
     IS(hm_region_writers(core, INO, -1), 0);
     IS(hm_region_writers(core, INO, -1), -EINVAL);
-    IS(hm_lent(core, INO, 0, NODES, words), -ENODEV);
-    IS(hm_lent(core, NOBODY, 0, 1, words), -ENOENT);
-    IS(hm_lent(core, INO, HM_MAX_BLOCKS, 1, words), -EINVAL);
-    IS(hm_lent(core, INO, HM_MAX_BLOCKS - 1, 1, words), 0);
+    IS(hm_labelled_or_duplicate(core, INO, 0, NODES, words), -ENODEV);
+    IS(hm_labelled_or_duplicate(core, NOBODY, 0, 1, words), -ENOENT);
+    IS(hm_labelled_or_duplicate(core, INO, HM_MAX_BLOCKS, 1, words), -EINVAL);
+    IS(hm_labelled_or_duplicate(core, INO, HM_MAX_BLOCKS - 1, 1, words), 0);
     IS(hm_region_numa(core, INO, HM_NUMA_INTERLEAVE + 1, 1), -EINVAL);
     IS(hm_region_numa(core, INO, HM_NUMA_BIND, 1u << NODES), -EINVAL);
     IS(hm_region_numa(core, INO, HM_NUMA_BIND, 0), -EINVAL);

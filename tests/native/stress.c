@@ -496,7 +496,7 @@ static void change_eviction(uint64_t random)
 static void *observer_main(void *arg)
 {
     static struct hm_candidate found[64];
-    uint64_t *seed = arg, counts[22], blocks[8], lent[8];
+    uint64_t *seed = arg, counts[22], blocks[8], words[8];
     char text[256];
     while (!shared->stop) {
         uint64_t random = draw(seed), ino = FIRST_INO + random % REGIONS;
@@ -511,7 +511,8 @@ static void *observer_main(void *arg)
         read_books(ino);
         read_trace(draw(seed));
         CHECK(hm_region_touched(core, ino, 0, blocks, 8) >= 0, "touched");
-        CHECK(!hm_lent(core, ino, random >> 9 & 1, 1 + (random >> 10 & 1), lent), "lent");
+        CHECK(!hm_labelled_or_duplicate(core, ino, random >> 9 & 1, 1 + (random >> 10 & 1), words),
+              "labelled or duplicate");
         hm_region_seek(core, ino, (random >> 24) % PAGES * HM_PAGE_SIZE, random >> 40 & 1);
         hm_audit(core, text, sizeof(text)); /* for its locks: it is exact only when all is quiet */
         change_eviction(draw(seed));

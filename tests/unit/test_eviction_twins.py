@@ -78,7 +78,7 @@ class Machine:
     def resident(self, key: BlockKey) -> Pages:
         record = self.regions[key.ino].blocks(key.block, 1)[0]
         owned = page_set(record["present"]) & (record["owner"] == NODE)
-        return owned | page_set(self.regions[key.ino].lent(key.block, NODE))
+        return owned | page_set(self.regions[key.ino].labelled_or_duplicate(key.block, NODE))
 
     def touch(self, twin: BuiltIn, key: BlockKey) -> None:
         touched, window = self.some(), self.some()

@@ -30,6 +30,7 @@ def said_of(path: Path, text: str) -> list[str]:
         ("The host has no room.", "capacity"),
         ("hm_take_room(t);", "capacity"),
         ("struct hm_census;", "counts"),
+        ("hm_lent(core);", "labelled"),
     ],
 )
 def test_a_word_is_found(tmp_path: Path, line: str, hint: str) -> None:

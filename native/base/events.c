@@ -55,7 +55,7 @@ int hm_events(struct hm_core *core, struct hm_event *out, int max)
 {
     uint64_t count;
     int n = 0;
-    hm_lock(HM_RANK_EVENTS, &core->events_lock);
+    HM_GUARD(HM_RANK_EVENTS, &core->events_lock);
     while (n < max && core->events_used) {
         out[n++] = core->events[core->events_head];
         core->events_head = (core->events_head + 1) % HM_EVENTS;
@@ -64,6 +64,5 @@ int hm_events(struct hm_core *core, struct hm_event *out, int max)
     /* Emptied under the lock, so that a push that finds the ring empty signals again. */
     if (!core->events_used && read(core->event_fd, &count, sizeof(count)) < 0)
         count = 0;
-    hm_unlock(HM_RANK_EVENTS, &core->events_lock);
     return n;
 }

@@ -67,6 +67,27 @@ static inline void hm_unlock(enum hm_rank rank, pthread_mutex_t *lock)
     pthread_mutex_unlock(lock);
 }
 
+struct hm_guard {
+    enum hm_rank rank;
+    pthread_mutex_t *lock;
+};
+
+static inline struct hm_guard hm_guard_begin(enum hm_rank rank, pthread_mutex_t *lock)
+{
+    hm_lock(rank, lock);
+    return (struct hm_guard){rank, lock};
+}
+
+static inline void hm_guard_end(struct hm_guard *guard)
+{
+    hm_unlock(guard->rank, guard->lock);
+}
+
+/* Holds a lock from here to the end of the scope, however that is left. One for each scope. */
+#define HM_GUARD(rank, lock)                                                                       \
+    __attribute__((cleanup(hm_guard_end), unused)) struct hm_guard guard =                         \
+        hm_guard_begin((rank), (lock))
+
 static inline void hm_lock_to_read(enum hm_rank rank, pthread_rwlock_t *lock)
 {
     hm_rank_taken(rank, true);

@@ -68,6 +68,15 @@ int hm_region_leave(struct hm_core *core, uint64_t ino);
 
 struct hm_region *hm_region_get(struct hm_core *core, uint64_t ino);
 void hm_region_put(struct hm_region *region);
+/* Of a local `struct hm_region *`: its reference, if it has one, is given back at the end of its
+ * scope. What is declared after it ends before. */
+#define HM_AUTO_PUT __attribute__((cleanup(hm_region_put_at)))
+static inline void hm_region_put_at(struct hm_region **region)
+{
+    if (*region)
+        hm_region_put(*region);
+}
+
 static inline uint64_t hm_region_size(const struct hm_region *region) /* bytes */
 {
     return __atomic_load_n(&region->record->size, __ATOMIC_ACQUIRE);

@@ -61,11 +61,10 @@ void hm_region_changed(struct hm_region *region, bool bytes)
 
 int hm_region_modified(struct hm_core *core, uint64_t ino, int bytes)
 {
-    struct hm_region *region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
     hm_region_changed(region, bytes != 0);
-    hm_region_put(region);
     return 0;
 }
 

@@ -43,11 +43,10 @@ int hm_flows_get(struct hm_core *core, struct hm_flows *out)
 
 int hm_region_flows_get(struct hm_core *core, uint64_t ino, struct hm_region_flows *out)
 {
-    struct hm_region *region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
     read_all(out, &region->flows, sizeof(*out));
-    hm_region_put(region);
     return 0;
 }
 

@@ -71,20 +71,18 @@ int hm_trace_resize(struct hm_core *core, uint32_t events)
 int hm_trace_kinds(struct hm_core *core, uint32_t mask)
 {
     struct hm_trace *trace = core->trace;
-    hm_lock(HM_RANK_TRACE, &trace->lock);
+    HM_GUARD(HM_RANK_TRACE, &trace->lock);
     trace->kinds = mask & ALL_KINDS;
     atomic_store(&trace->mask, trace->size ? trace->kinds : 0);
-    hm_unlock(HM_RANK_TRACE, &trace->lock);
     return 0;
 }
 
 int hm_trace_region(struct hm_core *core, uint64_t ino, int on)
 {
-    struct hm_region *region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
     atomic_store(&region->untraced, !on);
-    hm_region_put(region);
     return 0;
 }
 
@@ -110,18 +108,16 @@ uint64_t hm_trace_now(void)
 
 int hm_trace_record(struct hm_core *core, const struct hm_trace_event *event)
 {
-    struct hm_region *region;
     struct hm_trace_event copy = *event;
     if (event->kind > HM_TRACE_PIN)
         return -EINVAL;
-    region = hm_region_get(core, event->ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, event->ino);
     if (!region)
         return -ENOENT;
     if (!copy.at_ns)
         copy.at_ns = hm_now();
     if (hm_traced(region, event->kind))
         record(core, &copy);
-    hm_region_put(region);
     return 0;
 }
 
@@ -166,19 +162,17 @@ uint64_t hm_trace_wake(struct hm_core *core, uint64_t from)
 {
     struct hm_trace *trace = core->trace;
     uint64_t head;
-    hm_lock(HM_RANK_TRACE, &trace->lock);
+    HM_GUARD(HM_RANK_TRACE, &trace->lock);
     head = trace->head;
     trace->wake |= from >= head;
-    hm_unlock(HM_RANK_TRACE, &trace->lock);
     return head;
 }
 
 void hm_trace_clear(struct hm_core *core)
 {
     struct hm_trace *trace = core->trace;
-    hm_lock(HM_RANK_TRACE, &trace->lock);
+    HM_GUARD(HM_RANK_TRACE, &trace->lock);
     trace->floor = trace->head;
-    hm_unlock(HM_RANK_TRACE, &trace->lock);
 }
 
 /* The lock is held. */
@@ -190,11 +184,8 @@ static uint64_t oldest_of(const struct hm_trace *trace)
 
 uint64_t hm_trace_oldest(struct hm_core *core)
 {
-    uint64_t oldest;
-    hm_lock(HM_RANK_TRACE, &core->trace->lock);
-    oldest = oldest_of(core->trace);
-    hm_unlock(HM_RANK_TRACE, &core->trace->lock);
-    return oldest;
+    HM_GUARD(HM_RANK_TRACE, &core->trace->lock);
+    return oldest_of(core->trace);
 }
 
 /* ---- as text -------------------------------------------------------------------------------- */
@@ -256,22 +247,19 @@ void hm_trace_gone(struct hm_region *region)
 /* Its name now, or when it went. False: it is not known any more. */
 static bool name_of(struct hm_core *core, uint64_t ino, char name[HM_NAME_MAX + 1])
 {
-    struct hm_region *region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     const struct hm_trace_name *gone;
-    bool found = region != NULL;
     if (region) {
         memcpy(name, region->record->name, HM_NAME_MAX);
         name[HM_NAME_MAX] = 0;
-        hm_region_put(region);
         return true;
     }
-    hm_lock(HM_RANK_TRACE, &core->trace->lock);
+    HM_GUARD(HM_RANK_TRACE, &core->trace->lock);
     gone = core->trace->gone[ino % HM_TRACE_NAMES];
-    found = gone && gone->ino == ino;
-    if (found)
-        strcpy(name, gone->name);
-    hm_unlock(HM_RANK_TRACE, &core->trace->lock);
-    return found;
+    if (!gone || gone->ino != ino)
+        return false;
+    strcpy(name, gone->name);
+    return true;
 }
 
 /* The length of a UTF-8 sequence; 0: it is none. Overlong ones and surrogates are none; and control

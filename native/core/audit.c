@@ -156,12 +156,11 @@ int hm_audit(struct hm_core *core, char *text, size_t size)
     if (!inos)
         return -ENOMEM;
     for (uint32_t i = 0; i < n; i++) {
-        struct hm_region *region = hm_region_get(core, inos[i]);
+        HM_AUTO_PUT struct hm_region *region = hm_region_get(core, inos[i]);
         if (region) {
             if (region->process)
                 hm_process_punch(region); /* what is late would look like too much */
             audit_region(&a, region);
-            hm_region_put(region);
         }
     }
     free(inos);

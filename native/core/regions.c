@@ -108,10 +108,8 @@ fail:
 
 struct hm_block *hm_region_blocks(struct hm_core *core, uint64_t ino)
 {
-    struct hm_region *region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     struct hm_block *blocks = region ? region->blocks : NULL;
-    if (region)
-        hm_region_put(region);
     return blocks;
 }
 

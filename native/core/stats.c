@@ -55,7 +55,7 @@ static void count_block(struct hm_region *region, uint64_t b, struct hm_block_co
     struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, b);
     memset(out, 0, sizeof(*out));
     out->block = b;
-    hm_lock(HM_RANK_STRIPE, &stripe->lock);
+    HM_GUARD(HM_RANK_STRIPE, &stripe->lock);
     for (uint32_t node = 0; node < region->core->config.nodes; node++) {
         struct hm_mask pages = hm_said_on(region, b, node);
         memcpy(out->on[node], pages.word, sizeof(pages.word));
@@ -69,25 +69,23 @@ static void count_block(struct hm_region *region, uint64_t b, struct hm_block_co
     out->cpu_faults = block->cpu_faulted;
     out->device_faults = block->device_faulted;
     out->evictions = block->evictions;
-    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
 }
 
 int hm_region_block_counts(struct hm_core *core, uint64_t ino, uint64_t from,
                            struct hm_block_counts *out, int max)
 {
-    struct hm_region *region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     int n = 0;
     if (!region)
         return -ENOENT;
     for (; n < max && (from = hm_next_touched(region, from)) < HM_MAX_BLOCKS; from++)
         count_block(region, from, &out[n++]);
-    hm_region_put(region);
     return n;
 }
 
 int hm_region_residency(struct hm_core *core, uint64_t ino, uint64_t out[22])
 {
-    struct hm_region *region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
     memset(out, 0, 22 * sizeof(*out));
@@ -113,6 +111,5 @@ int hm_region_residency(struct hm_core *core, uint64_t ino, uint64_t out[22])
         }
         hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     }
-    hm_region_put(region);
     return 0;
 }

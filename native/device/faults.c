@@ -132,7 +132,7 @@ static uint32_t file_fault(struct hm_device *device, const struct uffd_msg *mess
 static void begin_faults(struct hm_core *core, const struct filed *filed)
 {
     const struct hm_job *job = &filed->job;
-    struct hm_region *region = hm_region_get(core, job->ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, job->ino);
     if (!region) {
         uint64_t *counts = core->flows.faults[job->node];
         hm_count(&counts[HM_FAULTS_READ], filed->reads);
@@ -154,7 +154,6 @@ static void begin_faults(struct hm_core *core, const struct filed *filed)
                                          .to = HM_NOWHERE,
                                          .at_ns = job->faulted_at});
     }
-    hm_region_put(region);
 }
 
 /* False: there were none. */
@@ -331,7 +330,6 @@ int hm_device_map(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t ad
                   uint64_t bytes)
 {
     struct hm_device *device = &core->device[node];
-    struct hm_region *region;
     uint64_t *remote;
     int error;
     if (node == HM_HOST || node >= core->config.nodes)
@@ -339,7 +337,7 @@ int hm_device_map(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t ad
     if (!address || address % HM_PAGE_SIZE || bytes % HM_BLOCK_BYTES || bytes > HM_MAX_BYTES ||
         address > (uint64_t)INT64_MAX - bytes)
         return -EINVAL;
-    region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
     remote = hm_reserve_memory(bytes / HM_PAGE_SIZE / 8);
@@ -355,18 +353,16 @@ int hm_device_map(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t ad
         error = protect_all(region, node);
     if (!error && region->process)
         hm_process_punch(region);
-    hm_region_put(region);
     return error;
 }
 
 int hm_device_unmap(struct hm_core *core, uint32_t node, uint64_t ino)
 {
     struct hm_device *device = &core->device[node];
-    struct hm_region *region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     int error = -ENOENT;
     if (region) {
         atomic_store(&region->window[node], 0);
-        hm_region_put(region);
     }
     hm_lock_to_write(HM_RANK_DEVICE, &device->lock);
     for (uint32_t i = 0; i < device->windows_used; i++)
@@ -382,18 +378,16 @@ int hm_device_unmap(struct hm_core *core, uint32_t node, uint64_t ino)
 
 int hm_pool_descriptor(struct hm_core *core, uint64_t ino, uint32_t node)
 {
-    struct hm_region *region;
     struct hm_pool *pool;
     int fd;
     if (node >= core->config.nodes)
         return -ENODEV;
-    region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
     pool = hm_region_pool(region, node);
     fd = pool ? fcntl(pool->fd, F_DUPFD_CLOEXEC, 3) : -1;
     if (fd < 0)
         fd = -errno;
-    hm_region_put(region);
     return fd;
 }

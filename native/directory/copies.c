@@ -98,7 +98,7 @@ static int close_writer(struct hm_region *region)
 
 int hm_region_writers(struct hm_core *core, uint64_t ino, int by)
 {
-    struct hm_region *region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     int error = 0;
     if (!region)
         return -ENOENT;
@@ -110,6 +110,5 @@ int hm_region_writers(struct hm_core *core, uint64_t ino, int by)
         hm_collapse_all(region);
         atomic_fetch_or(&region->writers, HM_COPIES_ENDED);
     }
-    hm_region_put(region);
     return error;
 }

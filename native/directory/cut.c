@@ -97,23 +97,20 @@ static int cut_block(struct hm_region *region, uint64_t start, uint64_t end, boo
     uint64_t first = (start + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE * HM_PAGE_SIZE;
     uint64_t last = end / HM_PAGE_SIZE * HM_PAGE_SIZE;
     struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
+    struct hm_mask mask;
     int error = 0;
-    hm_lock(HM_RANK_STRIPE, &stripe->lock);
-    if (first > last) { /* inside one page */
-        error = hm_zero_part(region, start, end);
-    } else {
-        if (start < first)
-            error = hm_zero_part(region, start, first);
-        if (!error && last < end)
-            error = hm_zero_part(region, last, end);
-        if (!error && first < last) {
-            struct hm_mask mask = hm_mask_range((uint32_t)((first - base) / HM_PAGE_SIZE),
-                                                (uint32_t)((last - first) / HM_PAGE_SIZE));
-            error = hm_block_cut(region, block, &mask, forget_cached);
-        }
-    }
-    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
-    return error;
+    HM_GUARD(HM_RANK_STRIPE, &stripe->lock);
+    if (first > last) /* inside one page */
+        return hm_zero_part(region, start, end);
+    if (start < first)
+        error = hm_zero_part(region, start, first);
+    if (!error && last < end)
+        error = hm_zero_part(region, last, end);
+    if (error || first == last)
+        return error;
+    mask = hm_mask_range((uint32_t)((first - base) / HM_PAGE_SIZE),
+                         (uint32_t)((last - first) / HM_PAGE_SIZE));
+    return hm_block_cut(region, block, &mask, forget_cached);
 }
 
 int hm_cut_range(struct hm_region *region, uint64_t start, uint64_t end, bool forget_cached)

@@ -13,19 +13,17 @@
 
 int hm_region_truncate(struct hm_core *core, uint64_t ino, uint64_t size)
 {
-    struct hm_region *region;
     uint64_t old;
     int error = 0;
     if (size > HM_MAX_BYTES)
         return -EFBIG;
-    region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
     if (hm_is_shared(region)) {
         error = hm_shared_resize(region, size);
         if (!error)
             hm_region_changed(region, true);
-        hm_region_put(region);
         return error;
     }
     old = __atomic_exchange_n(&region->record->size, size, __ATOMIC_ACQ_REL);
@@ -34,17 +32,15 @@ int hm_region_truncate(struct hm_core *core, uint64_t ino, uint64_t size)
         error = hm_cut_range(region, size, HM_MAX_BYTES, true);
     }
     hm_region_changed(region, true);
-    hm_region_put(region);
     return error;
 }
 
 int hm_region_punch(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_t length)
 {
-    struct hm_region *region;
     int error;
     if (offset > HM_MAX_BYTES || length > HM_MAX_BYTES - offset)
         return -EFBIG;
-    region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
     /* The kernel drops its copies only after our answer: they stay marked until a recall. */
@@ -54,7 +50,6 @@ int hm_region_punch(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_
         error = hm_cut_range(region, offset, offset + length, false);
     if (!error)
         hm_region_changed(region, true);
-    hm_region_put(region);
     return error;
 }
 
@@ -71,13 +66,10 @@ static uint32_t holes(const struct hm_block *block, const struct hm_mask *mask)
 static uint32_t holes_of(struct hm_region *region, uint64_t block, const struct hm_mask *mask)
 {
     struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
-    uint32_t n;
     if (!hm_region_is_touched(region, block))
         return hm_bits(mask->word);
-    hm_lock(HM_RANK_STRIPE, &stripe->lock);
-    n = holes(&region->blocks[block], mask);
-    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
-    return n;
+    HM_GUARD(HM_RANK_STRIPE, &stripe->lock);
+    return holes(&region->blocks[block], mask);
 }
 
 /* Give the holes among a few pages of a block zeros. */
@@ -92,7 +84,7 @@ static int allocate_some(struct hm_region *region, uint64_t block, const struct 
     int error;
     if (!pool)
         return -errno;
-    hm_lock(HM_RANK_STRIPE, &stripe->lock);
+    HM_GUARD(HM_RANK_STRIPE, &stripe->lock);
     /* A transaction between its plan and its last punch counts on who has pages and who has not;
      * it waits for copies alone. */
     while (record->state == HM_FROZEN)
@@ -101,7 +93,7 @@ static int allocate_some(struct hm_region *region, uint64_t block, const struct 
     need = holes(record, mask);
     error = hm_reserve(core, HM_HOST, need, 0);
     if (error)
-        goto out;
+        return error;
     hole = hm_without(mask->word, record->present);
     while (!error && hm_next_run(hole.word, &first, &count)) {
         uint64_t offset = hm_page_offset(block, first);
@@ -111,23 +103,20 @@ static int allocate_some(struct hm_region *region, uint64_t block, const struct 
     if (error) {
         hm_punch_runs(region, HM_HOST, block, hole.word);
         hm_release(core, HM_HOST, need);
-        goto out;
+        return error;
     }
     hm_populate(region, record, &hole, HM_HOST);
     hm_step(region, block, "allocated", HM_BY_GATE, &hole);
-out:
-    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
-    return error;
+    return 0;
 }
 
 int hm_region_allocate(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_t length)
 {
-    struct hm_region *region;
     uint64_t first = offset / HM_PAGE_SIZE, end, need = 0;
     int error = 0;
     if (offset > HM_MAX_BYTES || length > HM_MAX_BYTES - offset)
         return -EFBIG;
-    region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
     if (hm_is_shared(region)) {
@@ -136,7 +125,6 @@ int hm_region_allocate(struct hm_core *core, uint64_t ino, uint64_t offset, uint
         if (offset < size)
             error = hm_pool_zero(&region->pools[HM_HOST], offset,
                                  length < size - offset ? length : size - offset);
-        hm_region_put(region);
         return error;
     }
     end = (offset + length + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE;
@@ -159,7 +147,6 @@ int hm_region_allocate(struct hm_core *core, uint64_t ino, uint64_t offset, uint
         if (!pass && !(error = hm_reserve(core, HM_HOST, need, 0)))
             hm_release(core, HM_HOST, need);
     }
-    hm_region_put(region);
     return error;
 }
 
@@ -173,15 +160,14 @@ static void data_of(struct hm_region *region, uint64_t block, uint64_t words[HM_
     memset(words, 0, HM_WORDS * sizeof(*words));
     if (!hm_region_is_touched(region, block))
         return;
-    hm_lock(HM_RANK_STRIPE, &stripe->lock);
+    HM_GUARD(HM_RANK_STRIPE, &stripe->lock);
     HM_EACH_WORD (w)
         words[w] = record->present[w] | (writers ? record->cached[w] | record->recalling[w] : 0);
-    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
 }
 
 int64_t hm_region_seek(struct hm_core *core, uint64_t ino, uint64_t offset, int hole)
 {
-    struct hm_region *region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     uint64_t size, at = offset;
     int64_t found = -ENXIO;
     if (!region)
@@ -190,7 +176,6 @@ int64_t hm_region_seek(struct hm_core *core, uint64_t ino, uint64_t offset, int 
     if (hm_is_shared(region)) {
         found = lseek(region->pools[HM_HOST].fd, (off_t)offset, hole ? SEEK_HOLE : SEEK_DATA);
         found = found < 0 ? -errno : found;
-        hm_region_put(region);
         return found;
     }
     while (at < size) {
@@ -214,6 +199,5 @@ int64_t hm_region_seek(struct hm_core *core, uint64_t ino, uint64_t offset, int 
     }
     if (hole && offset < size && (found < 0 || (uint64_t)found > size))
         found = (int64_t)size;
-    hm_region_put(region);
     return found;
 }

@@ -83,18 +83,15 @@ void hm_release_labels(struct hm_core *core, const uint32_t of[HM_MAX_NODES])
 int hm_labelled_or_duplicate(struct hm_core *core, uint64_t ino, uint64_t block, uint32_t node,
                              uint64_t out[8])
 {
-    struct hm_region *region;
     struct hm_stripe *stripe;
     struct hm_mask mask, labels;
     if (node >= core->config.nodes)
         return -ENODEV;
-    region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
-    if (block >= HM_MAX_BLOCKS) {
-        hm_region_put(region);
+    if (block >= HM_MAX_BLOCKS)
         return -EINVAL;
-    }
     stripe = hm_stripe_of(core, ino, block);
     hm_lock(HM_RANK_STRIPE, &stripe->lock);
     mask = hm_copies_on(region, block, node);
@@ -102,6 +99,5 @@ int hm_labelled_or_duplicate(struct hm_core *core, uint64_t ino, uint64_t block,
     hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     HM_EACH_WORD (w)
         out[w] = mask.word[w] | labels.word[w];
-    hm_region_put(region);
     return 0;
 }

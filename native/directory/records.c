@@ -47,24 +47,22 @@ static void set_slot(struct hm_block *record, uint32_t slot)
 
 static void list_add(struct hm_core *core, struct hm_region *region, uint64_t block)
 {
-    hm_lock(HM_RANK_LIST, &core->list_lock);
+    HM_GUARD(HM_RANK_LIST, &core->list_lock);
     if (core->list_used == core->list_capacity) {
         uint32_t capacity = core->list_capacity ? core->list_capacity * 2 : 1024;
         struct hm_listed *list = realloc(core->list, capacity * sizeof(*list));
         if (!list)
-            goto out; /* unlisted: it works, but is never chosen for eviction */
+            return; /* unlisted: it works, but is never chosen for eviction */
         core->list = list;
         core->list_capacity = capacity;
     }
     core->list[core->list_used] = (struct hm_listed){region, block, NULL};
     set_slot(&region->blocks[block], ++core->list_used);
-out:
-    hm_unlock(HM_RANK_LIST, &core->list_lock);
 }
 
 static void list_remove(struct hm_core *core, struct hm_block *record)
 {
-    hm_lock(HM_RANK_LIST, &core->list_lock);
+    HM_GUARD(HM_RANK_LIST, &core->list_lock);
     if (record->slot) {
         struct hm_listed *last = &core->list[--core->list_used];
         core->unlisted(core, core->list[record->slot - 1].residents);
@@ -72,7 +70,6 @@ static void list_remove(struct hm_core *core, struct hm_block *record)
         set_slot(&last->region->blocks[last->block], record->slot);
         set_slot(record, 0);
     }
-    hm_unlock(HM_RANK_LIST, &core->list_lock);
 }
 
 void hm_block_forget(struct hm_core *core, struct hm_block *record)
@@ -84,7 +81,7 @@ void hm_block_forget(struct hm_core *core, struct hm_block *record)
 void hm_unlist(struct hm_region *region)
 {
     struct hm_core *core = region->core;
-    hm_lock(HM_RANK_LIST, &core->list_lock);
+    HM_GUARD(HM_RANK_LIST, &core->list_lock);
     for (uint32_t i = 0; i < core->list_used;) {
         if (core->list[i].region != region) {
             i++;
@@ -95,7 +92,6 @@ void hm_unlist(struct hm_region *region)
         if (core->list[i].region != region)
             set_slot(&core->list[i].region->blocks[core->list[i].block], i + 1);
     }
-    hm_unlock(HM_RANK_LIST, &core->list_lock);
 }
 
 bool hm_region_is_touched(struct hm_region *region, uint64_t block)
@@ -130,13 +126,12 @@ uint64_t hm_next_touched(struct hm_region *region, uint64_t from)
 
 int hm_region_touched(struct hm_core *core, uint64_t ino, uint64_t from, uint64_t *out, int max)
 {
-    struct hm_region *region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     int n = 0;
     if (!region)
         return -ENOENT;
     while (n < max && (from = hm_next_touched(region, from)) < HM_MAX_BLOCKS)
         out[n++] = from++;
-    hm_region_put(region);
     return n;
 }
 

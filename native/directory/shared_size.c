@@ -52,13 +52,12 @@ int hm_shared_backing(struct hm_region *region)
 {
     struct hm_fuse_backing_map map = {.fd = region->pools[HM_HOST].fd};
     int id;
-    hm_lock(HM_RANK_SHARED, &region->shared_lock);
+    HM_GUARD(HM_RANK_SHARED, &region->shared_lock);
     if (region->backing_id <= 0) {
         id = ioctl(region->core->fuse_fd, HM_FUSE_BACKING_OPEN, &map);
         region->backing_id = id < 0 ? -errno : id;
     }
     id = region->backing_id;
-    hm_unlock(HM_RANK_SHARED, &region->shared_lock);
     return id;
 }
 
@@ -199,21 +198,18 @@ static void label(struct hm_region *region, uint64_t first, uint64_t end,
 
 int hm_region_numa(struct hm_core *core, uint64_t ino, uint32_t mode, uint32_t nodes)
 {
-    struct hm_region *region;
     int error = 0;
     if (mode > HM_NUMA_INTERLEAVE || nodes >> core->config.nodes ||
         (mode == HM_NUMA_DEFAULT) != !nodes)
         return -EINVAL;
-    region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
-    hm_lock(HM_RANK_SHARED, &region->shared_lock);
+    HM_GUARD(HM_RANK_SHARED, &region->shared_lock);
     if (region->kind != HM_KIND_COHERENT && mode != HM_NUMA_DEFAULT)
         error = -EOPNOTSUPP;
     else
         region->numa = (struct hm_numa){mode, nodes};
-    hm_unlock(HM_RANK_SHARED, &region->shared_lock);
-    hm_region_put(region);
     return error;
 }
 
@@ -252,16 +248,13 @@ int hm_shared_resize_locked(struct hm_region *region, uint64_t size)
 
 int hm_shared_resize(struct hm_region *region, uint64_t size)
 {
-    int error;
-    hm_lock(HM_RANK_SHARED, &region->shared_lock);
-    error = hm_shared_resize_locked(region, size);
-    hm_unlock(HM_RANK_SHARED, &region->shared_lock);
-    return error;
+    HM_GUARD(HM_RANK_SHARED, &region->shared_lock);
+    return hm_shared_resize_locked(region, size);
 }
 
 int hm_region_sync(struct hm_core *core, uint64_t ino)
 {
-    struct hm_region *region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     struct stat status;
     int error = 0;
     if (!region)
@@ -274,6 +267,5 @@ int hm_region_sync(struct hm_core *core, uint64_t ino)
             hm_times_copy(region, &status);
         hm_unlock(HM_RANK_SHARED, &region->shared_lock);
     }
-    hm_region_put(region);
     return error;
 }

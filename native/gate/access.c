@@ -372,7 +372,7 @@ static int gather(const struct part *part, struct iovec *iov, int *count,
 
 static void close_part(struct part *part)
 {
-    hm_lock(HM_RANK_STRIPE, &part->stripe->lock);
+    HM_GUARD(HM_RANK_STRIPE, &part->stripe->lock);
     part->record->inflight--;
     /* What was cut while it was being read came back as pages of zeros: drop them. If that took
      * bytes of a WRITE that is being copied, it sees the generation and begins again. */
@@ -385,7 +385,6 @@ static void close_part(struct part *part)
     }
     hm_step(part->region, part->block, "read.answered", HM_BY_GATE, &part->mask);
     pthread_cond_broadcast(&part->stripe->changed);
-    hm_unlock(HM_RANK_STRIPE, &part->stripe->lock);
 }
 
 /* True: it was parked. */
@@ -711,7 +710,7 @@ static bool write_region(struct hm_core *core, struct hm_region *region,
 /* True: it waits (again), and `had` with it. */
 static bool carry_out(struct hm_core *core, const struct hm_request *request, struct hm_parked *had)
 {
-    struct hm_region *region = hm_region_get(core, request->ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, request->ino);
     bool waits = false;
     if (!region) {
         hm_reply(core, request->unique, ENOENT, NULL, 0);
@@ -723,7 +722,6 @@ static bool carry_out(struct hm_core *core, const struct hm_request *request, st
         waits = read_region(core, region, request, had);
     else
         waits = write_region(core, region, request, had);
-    hm_region_put(region);
     return waits;
 }
 
@@ -731,18 +729,16 @@ bool hm_answer(struct hm_core *core, const struct hm_request *request, struct hm
                int error)
 {
     bool write = request->opcode == FUSE_WRITE;
-    struct hm_region *region;
     /* A WRITE from the page cache carries stores that have no other copy. */
     if (!error || (write && request->flags & FUSE_WRITE_CACHE)) {
         hm_count(&core->count.replayed, 1);
         return carry_out(core, request, had);
     }
-    region = hm_region_get(core, request->ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, request->ino);
     if (region) {
         struct part part = part_of(region, request->offset, request->offset + request->size);
         part.faulted_at = request->faulted_at;
         end_fault(&part, write, REFUSED);
-        hm_region_put(region);
     }
     hm_reply(core, request->unique, error, NULL, 0);
     return false;

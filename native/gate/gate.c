@@ -179,7 +179,7 @@ static int allocate(struct hm_core *core, struct hm_region *region,
 static void answer_fallocate(struct hm_core *core, const struct hm_request *request)
 {
     uint64_t end = request->offset + request->length;
-    struct hm_region *region = hm_region_get(core, request->ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, request->ino);
     uint32_t mode = request->mode & ~(uint32_t)FALLOC_KEEP_SIZE;
     int error = 0;
     if (!region) {
@@ -204,7 +204,6 @@ static void answer_fallocate(struct hm_core *core, const struct hm_request *requ
         hm_region_changed(region, true);
     }
     hm_reply(core, request->unique, -error, NULL, 0);
-    hm_region_put(region);
 }
 
 /* A region is always ready, as any file. io_uring asks 256 times for each read and write: it tries
@@ -228,7 +227,7 @@ static void put_time(int64_t ns, uint64_t *seconds, uint32_t *rest)
  * hmmfs/filesystem/operations.py. */
 static void answer_getattr(struct hm_core *core, const struct hm_request *request)
 {
-    struct hm_region *region = hm_region_get(core, request->ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, request->ino);
     struct fuse_attr_out out = {.attr.ino = request->ino, .attr.blksize = HM_PAGE_SIZE};
     const struct hm_region_record *record;
     int error = region ? hm_region_sync(core, request->ino) : -ESTALE;
@@ -245,8 +244,6 @@ static void answer_getattr(struct hm_core *core, const struct hm_request *reques
         put_time(record->mtime, &out.attr.mtime, &out.attr.mtimensec);
         put_time(record->ctime, &out.attr.ctime, &out.attr.ctimensec);
     }
-    if (region)
-        hm_region_put(region);
     if (error)
         hm_reply(core, request->unique, -error, NULL, 0);
     else
@@ -286,12 +283,10 @@ static bool is_user_xattr(const uint8_t *message, size_t length)
 static bool answer_no_xattrs(struct hm_core *core, const struct hm_request *request,
                              const uint8_t *message, size_t length)
 {
-    struct hm_region *region = hm_region_get(core, request->ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, request->ino);
     struct fuse_getxattr_out out = {0};
     struct fuse_getxattr_in in;
     bool none = region && !__atomic_load_n(&region->record->attributes, __ATOMIC_RELAXED);
-    if (region)
-        hm_region_put(region);
     if (!none || length != sizeof(struct fuse_in_header) + sizeof(in))
         return false;
     memcpy(&in, message + sizeof(struct fuse_in_header), sizeof(in));
@@ -307,12 +302,10 @@ static bool answer_no_xattrs(struct hm_core *core, const struct hm_request *requ
  * Of a shared region the kernel moves the times, by its ticks, too. */
 static void set_now(struct hm_core *core, uint64_t ino, uint8_t *message, size_t length)
 {
-    struct hm_region *region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     bool shared = region && hm_is_shared(region);
     uint8_t *at = message + sizeof(struct fuse_in_header) + offsetof(struct fuse_setattr_in, valid);
     uint32_t valid;
-    if (region)
-        hm_region_put(region);
     if (shared || length < sizeof(struct fuse_in_header) + sizeof(struct fuse_setattr_in))
         return;
     memcpy(&valid, at, sizeof(valid));

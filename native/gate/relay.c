@@ -99,11 +99,10 @@ static bool queue_push(struct queue *queue, const uint8_t *bytes, size_t length)
     message->next = NULL;
     message->length = length;
     memcpy(message->bytes, bytes, length);
-    hm_lock(HM_RANK_RELAY_QUEUE, &queue->lock);
+    HM_GUARD(HM_RANK_RELAY_QUEUE, &queue->lock);
     *queue->end = message;
     queue->end = &message->next;
     pthread_cond_signal(&queue->ready);
-    hm_unlock(HM_RANK_RELAY_QUEUE, &queue->lock);
     return true;
 }
 
@@ -120,11 +119,10 @@ static bool queue_final(struct queue *queue, const uint8_t *bytes, size_t length
 static struct message *queue_wait(struct queue *queue)
 {
     struct message *message;
-    hm_lock(HM_RANK_RELAY_QUEUE, &queue->lock);
+    HM_GUARD(HM_RANK_RELAY_QUEUE, &queue->lock);
     while (!queue->first && !queue->stopping)
         pthread_cond_wait(&queue->ready, &queue->lock);
     message = queue->stopping ? NULL : queue->first;
-    hm_unlock(HM_RANK_RELAY_QUEUE, &queue->lock);
     return message;
 }
 
@@ -142,10 +140,9 @@ static void queue_pop(struct queue *queue)
 
 static void queue_stop(struct queue *queue)
 {
-    hm_lock(HM_RANK_RELAY_QUEUE, &queue->lock);
+    HM_GUARD(HM_RANK_RELAY_QUEUE, &queue->lock);
     queue->stopping = true;
     pthread_cond_broadcast(&queue->ready);
-    hm_unlock(HM_RANK_RELAY_QUEUE, &queue->lock);
 }
 
 /* ---- INIT --------------------------------------------------------------------------------- */
@@ -214,7 +211,7 @@ static bool opening_begin(struct hm_relay *relay, const struct fuse_in_header *h
                           uint32_t flags)
 {
     bool found = false;
-    hm_lock(HM_RANK_RELAY_OPENS, &relay->opens_lock);
+    HM_GUARD(HM_RANK_RELAY_OPENS, &relay->opens_lock);
     for (int i = 0; i < OPENS && !found; i++)
         if (!relay->opens[i].unique) {
             relay->opens[i].unique = header->unique;
@@ -222,14 +219,13 @@ static bool opening_begin(struct hm_relay *relay, const struct fuse_in_header *h
             relay->opens[i].writes = (flags & O_ACCMODE) != O_RDONLY;
             found = true;
         }
-    hm_unlock(HM_RANK_RELAY_OPENS, &relay->opens_lock);
     return found;
 }
 
 static bool opening_end(struct hm_relay *relay, uint64_t unique, uint64_t *ino, bool *writes)
 {
     bool found = false;
-    hm_lock(HM_RANK_RELAY_OPENS, &relay->opens_lock);
+    HM_GUARD(HM_RANK_RELAY_OPENS, &relay->opens_lock);
     for (int i = 0; i < OPENS && !found; i++)
         if (relay->opens[i].unique == unique) {
             *ino = relay->opens[i].ino;
@@ -237,7 +233,6 @@ static bool opening_end(struct hm_relay *relay, uint64_t unique, uint64_t *ino, 
             relay->opens[i].unique = 0;
             found = true;
         }
-    hm_unlock(HM_RANK_RELAY_OPENS, &relay->opens_lock);
     return found;
 }
 
@@ -250,17 +245,15 @@ static void pass_through(struct hm_relay *relay, uint8_t *message, size_t *lengt
     struct fuse_out_header *header = (struct fuse_out_header *)message;
     struct hm_fuse_open_out *out =
         (struct hm_fuse_open_out *)(message + *length - sizeof(struct hm_fuse_open_out));
-    struct hm_region *region;
     int id;
     if (header->error)
         return;
     if (!ino)
         memcpy(&ino, message + sizeof(*header), sizeof(ino)); /* of the fuse_entry_out */
-    region = hm_region_get(relay->core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(relay->core, ino);
     if (!region)
         return; /* a control file */
     id = hm_shared_backing(region);
-    hm_region_put(region);
     if (id < 0) {
         header->error = id;
         *length = header->len = sizeof(*header);
@@ -362,11 +355,10 @@ int hm_waits(struct hm_core *core, uint64_t fh)
     int waits = 0;
     if (!relay)
         return 0;
-    hm_lock(HM_RANK_RELAY_TRACKED, &relay->tracked_lock);
+    HM_GUARD(HM_RANK_RELAY_TRACKED, &relay->tracked_lock);
     for (int i = 0; i < TRACKED; i++)
         for (const struct tracked *at = relay->tracked[i]; at; at = at->next)
             waits |= at->fh == fh;
-    hm_unlock(HM_RANK_RELAY_TRACKED, &relay->tracked_lock);
     return waits;
 }
 

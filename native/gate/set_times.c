@@ -55,7 +55,7 @@ static void protect_windows(struct hm_region *region)
 int hm_region_set_times(struct hm_core *core, uint64_t ino, int64_t atime, int64_t mtime,
                         int settle)
 {
-    struct hm_region *region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
     settle = settle && mtime != INT64_MIN && !hm_is_shared(region);
@@ -66,6 +66,5 @@ int hm_region_set_times(struct hm_core *core, uint64_t ino, int64_t atime, int64
     if (settle)
         protect_windows(region);
     hm_region_changed(region, false);
-    hm_region_put(region);
     return 0;
 }

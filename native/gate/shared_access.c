@@ -83,7 +83,7 @@ static int64_t store(struct hm_region *region, uint64_t offset, const uint8_t *f
     int error = 0;
     if (end > HM_MAX_BYTES)
         return -EFBIG;
-    hm_lock(HM_RANK_SHARED, &region->shared_lock);
+    HM_GUARD(HM_RANK_SHARED, &region->shared_lock);
     old = hm_region_size(region);
     if (end > old)
         error = make_longer(region, offset, &end);
@@ -98,7 +98,6 @@ static int64_t store(struct hm_region *region, uint64_t offset, const uint8_t *f
     /* The computer is out of memory: the file ends where its bytes do. */
     if (error && end > old && hm_region_size(region) > old)
         hm_shared_resize_locked(region, done && offset + done > old ? offset + done : old);
-    hm_unlock(HM_RANK_SHARED, &region->shared_lock);
     return done ? (int64_t)done : error;
 }
 
@@ -143,15 +142,13 @@ static void answer_write(struct hm_core *core, struct hm_region *region,
 
 void hm_shared_access(struct hm_core *core, const struct hm_request *request, bool write)
 {
-    struct hm_region *region = hm_region_get(core, request->ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, request->ino);
     if (!region || !hm_is_shared(region) || !request->size)
         hm_reply(core, request->unique, region ? EINVAL : ENOENT, NULL, 0);
     else if (write)
         answer_write(core, region, request);
     else
         answer_read(core, region, request);
-    if (region)
-        hm_region_put(region);
 }
 
 static int64_t copy(struct hm_region *from, uint64_t at, struct hm_region *to, uint64_t offset,

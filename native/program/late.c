@@ -50,7 +50,6 @@ void hm_process_flush_block(struct hm_process *process, uint64_t block)
 
 void hm_process_punch(struct hm_region *region)
 {
-    hm_lock(HM_RANK_PROCESS, &region->process->lock);
+    HM_GUARD(HM_RANK_PROCESS, &region->process->lock);
     hm_process_flush(region->process);
-    hm_unlock(HM_RANK_PROCESS, &region->process->lock);
 }

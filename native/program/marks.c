@@ -22,34 +22,34 @@ void hm_process_revoke(struct hm_process *process, uint64_t block, const struct 
 int hm_process_exclusive(struct hm_core *core, uint64_t ino, uint32_t node, uint64_t block,
                          const uint64_t *set, uint64_t *out)
 {
-    struct hm_region *region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     struct hm_process *process = region ? region->process : NULL;
-    int error = process ? 0 : -ESRCH;
-    if (!error && (!node || node >= core->config.nodes || block >= HM_MAX_BLOCKS))
-        error = -EINVAL;
-    if (!error && set)
-        error = hm_page_sets_init(&process->exclusive);
+    struct hm_stripe *stripe = hm_stripe_of(core, ino, block);
+    struct hm_page_sets *side;
+    struct hm_mask mine;
+    int error;
     if (out)
         memset(out, 0, HM_WORDS * sizeof(*out));
-    if (!error && hm_page_sets_of(&process->exclusive, block) &&
-        hm_region_is_touched(region, block)) {
-        struct hm_page_sets *side = hm_page_sets_of(&process->exclusive, block);
-        struct hm_stripe *stripe = hm_stripe_of(core, ino, block);
-        struct hm_mask mine;
-        hm_lock(HM_RANK_STRIPE, &stripe->lock);
-        mine = hm_owned(&region->blocks[block], node);
-        if (set)
-            region->blocks[block].huge = 0; /* what is held is single pages */
-        for (int w = 0; w < HM_WORDS; w++) {
-            side->on[node][w] |= set ? set[w] & mine.word[w] : 0;
-            if (out)
-                out[w] = side->on[node][w];
-        }
-        hm_unlock(HM_RANK_STRIPE, &stripe->lock);
+    if (!process)
+        return -ESRCH;
+    if (!node || node >= core->config.nodes || block >= HM_MAX_BLOCKS)
+        return -EINVAL;
+    error = set ? hm_page_sets_init(&process->exclusive) : 0;
+    if (error)
+        return error;
+    side = hm_page_sets_of(&process->exclusive, block);
+    if (!side || !hm_region_is_touched(region, block))
+        return 0;
+    HM_GUARD(HM_RANK_STRIPE, &stripe->lock);
+    mine = hm_owned(&region->blocks[block], node);
+    if (set)
+        region->blocks[block].huge = 0; /* what is held is single pages */
+    HM_EACH_WORD (w) {
+        side->on[node][w] |= set ? set[w] & mine.word[w] : 0;
+        if (out)
+            out[w] = side->on[node][w];
     }
-    if (region)
-        hm_region_put(region);
-    return error;
+    return 0;
 }
 
 static bool in_one_mapping(const struct hm_process *process, uint64_t block)
@@ -62,34 +62,31 @@ static bool in_one_mapping(const struct hm_process *process, uint64_t block)
 
 int hm_process_set_huge(struct hm_core *core, uint64_t ino, uint32_t node, uint64_t block)
 {
-    struct hm_region *region = hm_region_get(core, ino);
-    int error = region && region->process ? 0 : -ESRCH;
-    if (!error && (!node || node >= core->config.nodes || block >= HM_MAX_BLOCKS))
-        error = -EINVAL;
-    if (!error && hm_region_is_touched(region, block) && in_one_mapping(region->process, block)) {
-        struct hm_stripe *stripe = hm_stripe_of(core, ino, block);
-        struct hm_mask mine;
-        hm_lock(HM_RANK_STRIPE, &stripe->lock);
-        mine = hm_owned(&region->blocks[block], node);
-        region->blocks[block].huge = hm_bits(mine.word) == HM_BLOCK_PAGES;
-        hm_unlock(HM_RANK_STRIPE, &stripe->lock);
-    }
-    if (region)
-        hm_region_put(region);
-    return error;
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
+    struct hm_stripe *stripe = hm_stripe_of(core, ino, block);
+    struct hm_mask mine;
+    if (!region || !region->process)
+        return -ESRCH;
+    if (!node || node >= core->config.nodes || block >= HM_MAX_BLOCKS)
+        return -EINVAL;
+    if (!hm_region_is_touched(region, block) || !in_one_mapping(region->process, block))
+        return 0;
+    HM_GUARD(HM_RANK_STRIPE, &stripe->lock);
+    mine = hm_owned(&region->blocks[block], node);
+    region->blocks[block].huge = hm_bits(mine.word) == HM_BLOCK_PAGES;
+    return 0;
 }
 
 int hm_process_close(struct hm_core *core, uint64_t ino, uint32_t node, int closed)
 {
-    struct hm_region *region = hm_region_get(core, ino);
-    int error = region && region->process ? 0 : -ESRCH;
-    if (!error && (!node || node >= core->config.nodes))
-        error = -EINVAL;
-    if (!error && closed)
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
+    if (!region || !region->process)
+        return -ESRCH;
+    if (!node || node >= core->config.nodes)
+        return -EINVAL;
+    if (closed)
         atomic_fetch_or(&region->process->closed, 1u << node);
-    else if (!error)
+    else
         atomic_fetch_and(&region->process->closed, ~(1u << node));
-    if (region)
-        hm_region_put(region);
-    return error;
+    return 0;
 }

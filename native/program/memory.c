@@ -96,11 +96,10 @@ void hm_process_depart(struct hm_process *process, uint64_t block)
 
 void hm_process_arrive(struct hm_process *process, uint64_t block)
 {
-    hm_lock(HM_RANK_PROCESS, &process->lock);
+    HM_GUARD(HM_RANK_PROCESS, &process->lock);
     for (int i = 0; i < HM_MAX_MOVERS; i++)
         if (process->departing[i] == block + 1)
             process->departing[i] = 0;
-    hm_unlock(HM_RANK_PROCESS, &process->lock);
 }
 
 bool hm_process_departs(const struct hm_process *process, uint64_t block)

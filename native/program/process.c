@@ -200,10 +200,9 @@ static bool settle(struct hm_region *region, uint64_t block)
     bool settled;
     if (process->uffd < 0)
         return true;
-    hm_lock(HM_RANK_PROCESS, &process->lock);
+    HM_GUARD(HM_RANK_PROCESS, &process->lock);
     serve_all(process);
     settled = is_settled(process, block);
-    hm_unlock(HM_RANK_PROCESS, &process->lock);
     return settled;
 }
 
@@ -376,18 +375,16 @@ static int process_open(struct hm_process *process, const struct hm_process_conf
 
 int hm_process_attach(struct hm_core *core, uint64_t ino, const struct hm_process_config *config)
 {
-    struct hm_region *region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     struct hm_process *process;
-    int error = -ENOMEM;
+    int error;
     if (!region)
         return -ENOENT;
-    if (region->process || hm_is_shared(region)) {
-        hm_region_put(region);
+    if (region->process || hm_is_shared(region))
         return -EBUSY;
-    }
     process = calloc(1, sizeof(*process));
     if (!process)
-        goto put;
+        return -ENOMEM;
     process->core = core;
     process->region = region;
     process->pid = config->pid;
@@ -414,13 +411,11 @@ int hm_process_attach(struct hm_core *core, uint64_t ino, const struct hm_proces
         region->process = NULL;
         close_all(process);
         process_free(process);
-        goto put;
+        return error;
     }
     if (config->control >= 0)
         close(config->control);
-put:
-    hm_region_put(region);
-    return error;
+    return 0;
 }
 
 /* Bring home what devices have, block by block; what can't be is lost with its program. */
@@ -460,14 +455,11 @@ static void let_go_of(const struct hm_process *process, int fd)
 
 int hm_process_detach(struct hm_core *core, uint64_t ino, int home)
 {
-    struct hm_region *region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     struct hm_process *process = region ? region->process : NULL;
     uint64_t one = 1;
-    if (!process || atomic_exchange(&process->detached, true)) {
-        if (region)
-            hm_region_put(region);
+    if (!process || atomic_exchange(&process->detached, true))
         return -ENOENT;
-    }
     if (home && process->uffd >= 0) {
         all_home(process);
         __atomic_store_n(&process->control->leaving, 1, __ATOMIC_RELEASE);
@@ -475,7 +467,7 @@ int hm_process_detach(struct hm_core *core, uint64_t ino, int home)
     if (write(process->stop, &one, sizeof(one)) < 0)
         one = 0; /* it is signalled already */
     pthread_join(process->thread, NULL);
-    hm_lock(HM_RANK_PROCESS, &process->lock);
+    HM_GUARD(HM_RANK_PROCESS, &process->lock);
     hm_process_flush(process);
     atomic_store(&process->gone, true);
     let_go_of(process, process->uffd);
@@ -483,8 +475,6 @@ int hm_process_detach(struct hm_core *core, uint64_t ino, int home)
     if (process->socket >= 0)
         close(process->socket);
     process->socket = -1;
-    hm_unlock(HM_RANK_PROCESS, &process->lock);
-    hm_region_put(region);
     return 0;
 }
 

@@ -35,36 +35,29 @@ static int claim(struct hm_process *process, uint64_t address)
 
 int64_t hm_process_offset(struct hm_core *core, uint64_t ino, uint64_t address, uint64_t length)
 {
-    struct hm_region *region = hm_region_get(core, ino);
-    int64_t offset = -ESRCH;
-    int error;
-    if (region && region->process) {
-        offset = (int64_t)(address % HM_MAX_BYTES);
-        if (address + length < address || address + length > 1ULL << 56 ||
-            length > HM_MAX_BYTES - (uint64_t)offset)
-            offset = -EFAULT;
-        error = offset < 0 ? (int)offset : 0;
-        for (uint64_t at = 0; !error && at < length; at += HM_AREA_BYTES)
-            error = claim(region->process, address + at);
-        if (!error && length)
-            error = claim(region->process, address + length - 1);
-        offset = error ? error : offset;
-    }
-    if (region)
-        hm_region_put(region);
-    return offset;
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
+    uint64_t offset = address % HM_MAX_BYTES;
+    int error = 0;
+    if (!region || !region->process)
+        return -ESRCH;
+    if (address + length < address || address + length > 1ULL << 56 ||
+        length > HM_MAX_BYTES - offset)
+        return -EFAULT;
+    for (uint64_t at = 0; !error && at < length; at += HM_AREA_BYTES)
+        error = claim(region->process, address + at);
+    if (!error && length)
+        error = claim(region->process, address + length - 1);
+    return error ? error : (int64_t)offset;
 }
 
 uint64_t hm_process_address_of(struct hm_core *core, uint64_t ino, uint64_t offset)
 {
-    struct hm_region *region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     uint64_t address = 0;
     if (region && region->process && offset < HM_MAX_BYTES) {
         address = hm_process_address(region->process, offset / HM_BLOCK_BYTES);
         address += address ? offset % HM_BLOCK_BYTES : 0;
     }
-    if (region)
-        hm_region_put(region);
     return address;
 }
 
@@ -127,19 +120,14 @@ bool hm_process_cut(struct hm_process *process, uint64_t start, uint64_t end)
 
 int hm_process_forget(struct hm_core *core, uint64_t ino, uint64_t address, uint64_t length)
 {
-    struct hm_region *region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     struct hm_process *process = region ? region->process : NULL;
-    int error = process ? 0 : -ESRCH;
-    if (!error && (address % HM_PAGE_SIZE || length % HM_PAGE_SIZE))
-        error = -EINVAL;
-    if (!error) {
-        hm_lock(HM_RANK_PROCESS, &process->lock);
-        error = hm_process_cut(process, address, address + length) ? 0 : -EBUSY;
-        hm_unlock(HM_RANK_PROCESS, &process->lock);
-    }
-    if (region)
-        hm_region_put(region);
-    return error;
+    if (!process)
+        return -ESRCH;
+    if (address % HM_PAGE_SIZE || length % HM_PAGE_SIZE)
+        return -EINVAL;
+    HM_GUARD(HM_RANK_PROCESS, &process->lock);
+    return hm_process_cut(process, address, address + length) ? 0 : -EBUSY;
 }
 
 /* ---- copies for other places -------------------------------------------------------------------
@@ -349,13 +337,12 @@ int hm_process_put_early(const struct hm_process *process, uint64_t address)
     if (!from || from == address || !hm_region_is_touched(region, block) ||
         hm_page_address(process, block, page) != from)
         return -ENOENT;
-    hm_lock(HM_RANK_STRIPE, &stripe->lock);
+    HM_GUARD(HM_RANK_STRIPE, &stripe->lock);
     /* Another transaction may write to a page that it holds and that we copy: that store is to
      * memory that has moved away under it. */
     if (hm_test(record->device, page))
         error = give_copy(process, process->uffd, block, page, address);
     else if (record->busy && hm_test(record->recalling, page) && hm_process_departs(process, block))
         error = -EAGAIN;
-    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     return error;
 }

@@ -59,12 +59,11 @@ static bool peek_device(const struct search *search, uint64_t address, void *byt
     if (!hm_region_is_touched(region, block) ||
         hm_page_address(process, block, page) != address - address % HM_PAGE_SIZE)
         return false;
-    hm_lock(HM_RANK_STRIPE, &stripe->lock);
+    HM_GUARD(HM_RANK_STRIPE, &stripe->lock);
     if (hm_test(region->blocks[block].device, page))
         from = hm_pool_map(&region->pools[region->blocks[block].owner[page]], offset);
     if (from)
         memcpy(bytes, from, length);
-    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     return from;
 }
 

@@ -240,17 +240,20 @@ static void look_at_owners(struct hm_process *process, uint64_t address, uint32_
 int hm_process_look(struct hm_core *core, uint64_t ino, uint64_t address, uint32_t pages,
                     uint16_t *state, uint64_t *frame)
 {
-    struct hm_region *region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     struct hm_process *process = region ? region->process : NULL;
-    int error = process ? 0 : -ESRCH;
+    int error;
     memset(state, 0, pages * sizeof(*state));
-    if (!error && address % HM_PAGE_SIZE)
-        error = -EINVAL;
-    if (!error)
-        error = look_at_mappings(process, address, pages, state);
+    if (!process)
+        return -ESRCH;
+    if (address % HM_PAGE_SIZE)
+        return -EINVAL;
+    error = look_at_mappings(process, address, pages, state);
     if (!error)
         error = hm_pagemap(process, address, pages, frame);
-    for (uint32_t i = 0; !error && i < pages; i++) {
+    if (error)
+        return error;
+    for (uint32_t i = 0; i < pages; i++) {
         uint64_t entry = frame[i];
         if (entry & HM_PM_PRESENT)
             state[i] |= HM_LOOK_PRESENT | (entry & HM_PM_EXCLUSIVE ? HM_LOOK_EXCLUSIVE : 0);
@@ -258,13 +261,9 @@ int hm_process_look(struct hm_core *core, uint64_t ino, uint64_t address, uint32
             state[i] |= HM_LOOK_SWAPPED;
         frame[i] = entry & HM_PM_PRESENT ? entry & HM_PM_FRAME : 0;
     }
-    if (!error) {
-        look_at_kinds(process, address, pages, state);
-        look_at_owners(process, address, pages, state);
-    }
-    if (region)
-        hm_region_put(region);
-    return error;
+    look_at_kinds(process, address, pages, state);
+    look_at_owners(process, address, pages, state);
+    return 0;
 }
 
 const char *hm_thread_stat(const struct hm_process *process, pid_t thread, char text[HM_STAT_BYTES])

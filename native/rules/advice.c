@@ -147,21 +147,18 @@ static uint32_t rewrite(const struct hm_region *region, uint64_t first, uint64_t
 int hm_advise(struct hm_core *core, uint64_t ino, uint64_t first, uint64_t count, uint32_t field,
               uint32_t value)
 {
-    struct hm_region *region;
     struct hm_advice *list;
     int error = check(core, field, value);
     if (error)
         return error;
     if (!count || first >= MAX_PAGE || count > MAX_PAGE - first)
         return -EINVAL;
-    region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     if (!region)
         return -ENOENT;
     error = field == HM_ADVICE_READ_MOSTLY && value ? hm_page_sets_init(&region->copies) : 0;
-    if (error) {
-        hm_region_put(region);
+    if (error)
         return error;
-    }
     hm_lock_to_write(HM_RANK_ADVICE, &region->advice_lock);
     list = calloc(3 * (size_t)region->advice_used + 3, sizeof(*list));
     error = list ? 0 : -ENOMEM;
@@ -185,7 +182,6 @@ int hm_advise(struct hm_core *core, uint64_t ino, uint64_t first, uint64_t count
     free(list);
     if (!error && field == HM_ADVICE_READ_MOSTLY && !value)
         hm_collapse_all(region);
-    hm_region_put(region);
     return error;
 }
 
@@ -205,7 +201,7 @@ static uint32_t find(const struct hm_region *region, uint64_t page)
 
 int hm_advice_get(struct hm_core *core, uint64_t ino, uint64_t from, struct hm_advice *out, int max)
 {
-    struct hm_region *region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     int n = 0;
     if (!region)
         return -ENOENT;
@@ -213,7 +209,6 @@ int hm_advice_get(struct hm_core *core, uint64_t ino, uint64_t from, struct hm_a
     for (uint32_t i = find(region, from); i < region->advice_used && n < max; i++)
         out[n++] = region->advice[i];
     hm_unlock_either(HM_RANK_ADVICE, &region->advice_lock);
-    hm_region_put(region);
     return n;
 }
 

@@ -99,7 +99,7 @@ static uint32_t drop_kept(struct hm_region *region, uint64_t block)
     struct hm_block *record = &region->blocks[block];
     struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
     uint32_t dropped = 0;
-    hm_lock(HM_RANK_STRIPE, &stripe->lock);
+    HM_GUARD(HM_RANK_STRIPE, &stripe->lock);
     if (!record->busy) {
         hm_punch_runs(region, HM_HOST, block, record->kept);
         dropped = hm_bits(record->kept);
@@ -107,7 +107,6 @@ static uint32_t drop_kept(struct hm_region *region, uint64_t block)
         hm_step(region, block, "kept.dropped", HM_BY_GATE, NULL);
         hm_release(region->core, HM_HOST, dropped);
     }
-    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     return dropped;
 }
 
@@ -124,10 +123,9 @@ int64_t hm_drop_kept(struct hm_core *core, uint64_t pages)
         return -ENOMEM;
     found = hm_candidates(core, HM_HOST, all, max);
     for (int i = 0; i < found && (uint64_t)dropped < pages; i++) {
-        struct hm_region *region = all[i].kept ? hm_region_get(core, all[i].ino) : NULL;
+        HM_AUTO_PUT struct hm_region *region = all[i].kept ? hm_region_get(core, all[i].ino) : NULL;
         if (region) {
             dropped += drop_kept(region, all[i].block);
-            hm_region_put(region);
         }
     }
     free(all);

@@ -264,11 +264,10 @@ void hm_evict_note(struct hm_region *region, uint64_t block)
 {
     struct hm_core *core = region->core;
     struct hm_listed *listed;
-    hm_lock(HM_RANK_LIST, &core->list_lock);
+    HM_GUARD(HM_RANK_LIST, &core->list_lock);
     listed = listed_of(region, block);
     for (uint32_t node = 1; listed && node < core->config.nodes; node++)
         note(core, listed, node);
-    hm_unlock(HM_RANK_LIST, &core->list_lock);
 }
 
 /* ---- what policies by page are told --------------------------------------------------------- */
@@ -301,7 +300,7 @@ void hm_evict_touched(struct hm_region *region, uint64_t block, uint32_t node,
     struct hm_resident *at;
     if (!hm_evict_by_page(core, node))
         return;
-    hm_lock(HM_RANK_LIST, &core->list_lock);
+    HM_GUARD(HM_RANK_LIST, &core->list_lock);
     listed = listed_of(region, block);
     at = listed ? resident_of(listed, node) : NULL;
     if (listed && !at)
@@ -314,7 +313,6 @@ void hm_evict_touched(struct hm_region *region, uint64_t block, uint32_t node,
     }
     if (at && at->ranked.size)
         rank(by, at);
-    hm_unlock(HM_RANK_LIST, &core->list_lock);
 }
 
 /* ---- policies ------------------------------------------------------------------------------- */
@@ -346,7 +344,7 @@ int hm_eviction_set(struct hm_core *core, uint32_t node, const struct hm_evictio
         return error;
     }
     by = evictor(core, node);
-    hm_lock(HM_RANK_LIST, &core->list_lock);
+    HM_GUARD(HM_RANK_LIST, &core->list_lock);
     for (uint32_t i = 0; i < core->list_used; i++) {
         struct hm_resident *at = resident_of(&core->list[i], node);
         if (!at)
@@ -366,7 +364,6 @@ int hm_eviction_set(struct hm_core *core, uint32_t node, const struct hm_evictio
     __atomic_store_n(&by->kind, policy->kind, __ATOMIC_RELAXED);
     for (uint32_t i = 0; i < core->list_used; i++)
         note(core, &core->list[i], node);
-    hm_unlock(HM_RANK_LIST, &core->list_lock);
     return 0;
 }
 
@@ -562,7 +559,7 @@ bool hm_evict_choose(struct hm_core *core, uint32_t node, uint32_t need,
     struct hm_evictor *by = evictor(core, node);
     struct hm_resident *at, *next;
     struct hm_mask pages;
-    hm_lock(HM_RANK_LIST, &core->list_lock);
+    HM_GUARD(HM_RANK_LIST, &core->list_lock);
     free_stuck(by, atomic_load(&core->advice));
     at = choose(by, spared);
     if (at) {
@@ -579,7 +576,6 @@ bool hm_evict_choose(struct hm_core *core, uint32_t node, uint32_t need,
         }
         memcpy(out->window, pages.word, sizeof(out->window));
     }
-    hm_unlock(HM_RANK_LIST, &core->list_lock);
     return at != NULL;
 }
 

@@ -160,7 +160,7 @@ static struct hm_queued_job *next_deferred(const struct transaction *t)
     struct hm_stripe *stripe = hm_stripe_of(t->core, t->job->ino, t->block);
     const struct hm_block *record = t->region ? &t->region->blocks[t->block] : NULL;
     struct hm_queued_job **at, *next = NULL;
-    hm_lock(HM_RANK_STRIPE, &stripe->lock);
+    HM_GUARD(HM_RANK_STRIPE, &stripe->lock);
     for (at = &stripe->deferred; !(record && record->busy) && *at; at = &(*at)->next)
         if ((*at)->job.ino == t->job->ino && (*at)->job.block == t->block) {
             next = *at;
@@ -169,7 +169,6 @@ static struct hm_queued_job *next_deferred(const struct transaction *t)
                 stripe->deferred_end = at;
             break;
         }
-    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
     return next;
 }
 

@@ -11,14 +11,13 @@
 int hm_faults_failed(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t block,
                      const uint64_t pages[8], int stores, uint64_t faulted_at)
 {
-    struct hm_region *region;
     struct hm_mask mask;
     if (node == HM_HOST || node >= core->config.nodes)
         return -ENODEV;
     if (!faulted_at)
         return 0;
     memcpy(mask.word, pages, sizeof(mask.word));
-    region = hm_region_get(core, ino);
+    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     if (!region) {
         hm_count(&core->flows.faults[node][HM_FAULTS_FAILED], hm_bits(mask.word));
         return 0;
@@ -35,7 +34,6 @@ int hm_faults_failed(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t
                                          .at_ns = now,
                                          .took_ns = faulted_at ? now - faulted_at : 0});
     }
-    hm_region_put(region);
     return 0;
 }
 

@@ -52,24 +52,20 @@ int hm_submit(struct hm_core *core, const struct hm_job *job)
 void hm_queue(struct hm_core *core, struct hm_queued_job *queued)
 {
     queued->next = NULL;
-    hm_lock(HM_RANK_JOBS, &core->jobs_lock);
+    HM_GUARD(HM_RANK_JOBS, &core->jobs_lock);
     *core->jobs_end = queued;
     core->jobs_end = &queued->next;
     pthread_cond_signal(&core->jobs_ready);
     if (++core->jobs_waiting > core->movers_idle && core->movers < HM_MAX_MOVERS)
         add_mover(core); /* when it fails the job waits for the others */
-    hm_unlock(HM_RANK_JOBS, &core->jobs_lock);
 }
 
 int hm_movers_start(struct hm_core *core,
                     bool (*run)(struct hm_core *core, struct hm_queued_job *queued))
 {
-    int error;
     core->run = run;
-    hm_lock(HM_RANK_JOBS, &core->jobs_lock);
-    error = add_mover(core);
-    hm_unlock(HM_RANK_JOBS, &core->jobs_lock);
-    return error;
+    HM_GUARD(HM_RANK_JOBS, &core->jobs_lock);
+    return add_mover(core);
 }
 
 void hm_movers_stop(struct hm_core *core)

@@ -31,20 +31,18 @@ void hm_unparked(struct hm_core *core, struct hm_parked *parked)
         free(parked);
         return;
     }
-    hm_lock(HM_RANK_SPARES, &core->spares_lock);
+    HM_GUARD(HM_RANK_SPARES, &core->spares_lock);
     parked->next = core->spares;
     core->spares = parked;
-    hm_unlock(HM_RANK_SPARES, &core->spares_lock);
 }
 
 static struct hm_parked *spare(struct hm_core *core)
 {
     struct hm_parked *parked;
-    hm_lock(HM_RANK_SPARES, &core->spares_lock);
+    HM_GUARD(HM_RANK_SPARES, &core->spares_lock);
     parked = core->spares;
     if (parked)
         core->spares = parked->next;
-    hm_unlock(HM_RANK_SPARES, &core->spares_lock);
     return parked;
 }
 

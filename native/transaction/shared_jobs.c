@@ -82,12 +82,11 @@ static int put(struct hm_region *region, uint64_t offset, const uint8_t *from, u
 {
     int error = 0;
     uint64_t size;
-    hm_lock(HM_RANK_SHARED, &region->shared_lock); /* or a truncate would be undone */
+    HM_GUARD(HM_RANK_SHARED, &region->shared_lock); /* or a truncate would be undone */
     size = hm_region_size(region);
     if (offset < size)
         error = hm_pool_write(&region->pools[HM_HOST], offset, from,
                               length < size - offset ? length : size - offset);
-    hm_unlock(HM_RANK_SHARED, &region->shared_lock);
     return error;
 }
 

@@ -17,7 +17,7 @@ from hmmfs._native import ffi, lib
 from hmmfs.errors import check
 from hmmfs.memory.core import Core
 from hmmfs.memory.region import Region, dtype_of
-from hmmfs.memory.types import BlockKey, FaultCount, Touch
+from hmmfs.memory.types import BlockKey, DeviceFault, FaultCount
 
 BLOCK_COUNTS_DTYPE = dtype_of("hm_block_counts")
 BATCH = 256  # blocks in one call
@@ -71,12 +71,12 @@ def faults(counts: Counts) -> dict[str, int]:
     return {"total": total, **named, "pending": max(0, total - became)}
 
 
-def faults_failed(core: Core, node: int, key: BlockKey, touch: Touch) -> None:
+def faults_failed(core: Core, node: int, key: BlockKey, fault: DeviceFault) -> None:
     """Faults of a worker end for good without having been served."""
     pages = ffi.new("uint64_t[8]")
-    ffi.memmove(pages, touch.pages, 64)
-    stores = any(touch.stores)
-    ret = lib.hm_faults_failed(core.handle, node, key.ino, key.block, pages, stores, touch.since)
+    ffi.memmove(pages, fault.pages, 64)
+    stores = any(fault.stores)
+    ret = lib.hm_faults_failed(core.handle, node, key.ino, key.block, pages, stores, fault.since)
     check(ret, "Entering a fault")
 
 

@@ -19,6 +19,7 @@ from hmmfs.memory.region import CANDIDATE_DTYPE, Region
 from hmmfs.memory.types import (
     BLOCK_PAGES,
     BlockKey,
+    DeviceFault,
     Event,
     EvictionKind,
     Ioctl,
@@ -27,7 +28,6 @@ from hmmfs.memory.types import (
     Kind,
     PlacementKind,
     PrefetchKind,
-    Touch,
     Victim,
     page_set,
     page_words,
@@ -304,10 +304,10 @@ class Core:
             native.buffer = keep
         else:
             native.buffer = ffi.NULL
-        if job.touch is not None:
-            ffi.memmove(native.pages, job.touch.pages, 64)
-            ffi.memmove(native.stores, job.touch.stores, 64)
-            native.faulted_at = job.touch.since
+        if job.device_fault is not None:
+            ffi.memmove(native.pages, job.device_fault.pages, 64)
+            ffi.memmove(native.stores, job.device_fault.stores, 64)
+            native.faulted_at = job.device_fault.since
         if job.window is not None:
             ffi.memmove(native.window, page_words(job.window), 64)
         ffi.memmove(native.remote, bytes(64) if job.left is None else page_words(job.left), 64)
@@ -342,8 +342,8 @@ class Core:
                 e.count,
                 JobResult(e.result, e.need, e.moved, e.saved, e.crc),
                 e.node,
-                Touch(bytes(ffi.buffer(e.pages)), bytes(ffi.buffer(e.stores)), e.faulted_at)
-                if e.kind == lib.HM_EVENT_TOUCH
+                DeviceFault(bytes(ffi.buffer(e.pages)), bytes(ffi.buffer(e.stores)), e.faulted_at)
+                if e.kind == lib.HM_EVENT_DEVICE_FAULT
                 else None,
                 bytes(ffi.buffer(e.pages)) if e.kind == lib.HM_EVENT_FAULT else b"",
                 _ioctl(e) if e.kind == lib.HM_EVENT_IOCTL else None,

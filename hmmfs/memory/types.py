@@ -39,7 +39,7 @@ class JobKind(enum.IntEnum):
     FILL = lib.HM_JOB_FILL
     CRC = lib.HM_JOB_CRC
     FAIL = lib.HM_JOB_FAIL
-    TOUCH = lib.HM_JOB_TOUCH
+    DEVICE_FAULT = lib.HM_JOB_DEVICE_FAULT
 
 
 class JobFlag(enum.IntFlag):
@@ -62,7 +62,7 @@ class EventKind(enum.IntEnum):
     INTERRUPT = lib.HM_EVENT_INTERRUPT
     CLOSED = lib.HM_EVENT_CLOSED
     LOW = lib.HM_EVENT_LOW
-    TOUCH = lib.HM_EVENT_TOUCH
+    DEVICE_FAULT = lib.HM_EVENT_DEVICE_FAULT
     TRACE = lib.HM_EVENT_TRACE
     GONE = lib.HM_EVENT_GONE
     IOCTL = lib.HM_EVENT_IOCTL
@@ -166,7 +166,7 @@ class FaultReason(enum.IntEnum):
     HOST_FULL = lib.HM_FAULT_HOST_FULL
 
 
-class Touch(NamedTuple):
+class DeviceFault(NamedTuple):
     """The pages of a block that a worker's faults are about: two bitmaps of 64 bytes."""
 
     pages: bytes
@@ -214,8 +214,8 @@ class Job:
     byte: int = 0
     error: int = 0
     buffer: bytes | bytearray | memoryview | None = None
-    touch: Touch | None = None
-    worker: int = 0  # TOUCH: the number of the worker whose faults they are
+    device_fault: DeviceFault | None = None
+    worker: int = 0  # DEVICE_FAULT: the number of the worker whose faults they are
     window: NDArray[np.bool_] | None = None  # with CHOSEN: 512 booleans
     left: NDArray[np.bool_] | None = None  # with CHOSEN: what a placement policy leaves
 
@@ -235,13 +235,13 @@ class Event(NamedTuple):
     block: int
     reason: int
     first: int
-    pages: int  # touched, from first on
+    pages: int  # accessed, from first on
     result: JobResult
-    node: int = HOST  # TOUCH: whose worker
-    touch: Touch | None = None
+    node: int = HOST  # DEVICE_FAULT: whose worker
+    device_fault: DeviceFault | None = None
     window: bytes = b""  # FAULT: a bitmap of what the host's policy brings
     ioctl: Ioctl | None = None
-    worker: int = 0  # TOUCH: its number
+    worker: int = 0  # DEVICE_FAULT: its number
 
 
 class Residency(NamedTuple):

@@ -49,12 +49,12 @@ from hmmfs.service.reservations import Reservations
 
 log = logging.getLogger(__name__)
 
-TOUCH_ATTEMPTS = 200
+DEVICE_FAULT_ATTEMPTS = 200
 # Times that programs keep a page from being moved before the device uses it remotely instead.
 PATIENT_ATTEMPTS = 8
 FAIL_ATTEMPTS = 100
 FAIL_PAUSE_S = 0.1
-ATTEMPTS = 4  # at the policy's window, and again at just the pages touched
+ATTEMPTS = 4  # at the policy's window, and again at just the pages accessed
 
 
 def no_pages() -> Pages:
@@ -67,7 +67,7 @@ def bitmap(words: bytes) -> Pages:
 
 @dataclass
 class _Fault:
-    """What waits at one block: pages touched that are a device's, and holes that need memory."""
+    """What waits at one block: pages accessed that are a device's, and holes that need memory."""
 
     owner: list[tuple[int, int]] = field(default_factory=list)  # (first, count)
     holes: list[tuple[int, int]] = field(default_factory=list)
@@ -86,8 +86,8 @@ class _Fault:
         return touched
 
 
-def _untouchable(number: int) -> HmmfsError:
-    """Why a worker can't have a page that it touched."""
+def _refusal(number: int) -> HmmfsError:
+    """Why a worker can't have a page that it accessed."""
     if number == errno.ERANGE:
         return HmmfsError(number, "The kernel touched a region past its end.")
     if number == errno.ENOENT:
@@ -146,7 +146,10 @@ class FaultService:
         self._serving: set[BlockKey] = set()
         events.subscribe(EventKind.FAULT, self._file)
         events.subscribe_task(
-            EventKind.TOUCH, "Serving a device's fault", self._serve_touch, self._failed
+            EventKind.DEVICE_FAULT,
+            "Serving a device's fault",
+            self._serve_device_fault,
+            self._failed,
         )
         events.outlasts(lambda: bool(self._serving))
 
@@ -208,7 +211,7 @@ class FaultService:
                 if result.result == 0:
                     return
                 error = -result.result
-        log.warning("A program's touch of a device's page fails: %s", sentence)
+        log.warning("A program's access to a device's page fails: %s", sentence)
         await self._fail(key, error)
 
     async def _migrate_home(self, key: BlockKey, pages: Pages) -> JobResult:
@@ -248,18 +251,24 @@ class FaultService:
 
     # ---- a worker's faults that the native side could not serve
 
-    async def _serve_touch(self, event: Event) -> None:
+    async def _serve_device_fault(self, event: Event) -> None:
         """The worker's threads wait until this succeeds; if it can't, its kernel is ended."""
         key = BlockKey(event.ino, event.block)
-        job = Job(JobKind.TOUCH, *key, node=event.node, touch=event.touch, worker=event.worker)
+        job = Job(
+            JobKind.DEVICE_FAULT,
+            *key,
+            node=event.node,
+            device_fault=event.device_fault,
+            worker=event.worker,
+        )
         result, pause = event.result, 0.001
         try:
             if result.result == -errno.EAGAIN:
                 job = await self._chosen(job)
                 result = await self._jobs.run(job)
-            for attempt in range(TOUCH_ATTEMPTS):
+            for attempt in range(DEVICE_FAULT_ATTEMPTS):
                 if event.worker != self._core.device_worker(event.node):
-                    raise HmmfsError(errno.ESRCH, "The worker that touched it has ended.")
+                    raise HmmfsError(errno.ESRCH, "The worker that accessed it has ended.")
                 if attempt == PATIENT_ATTEMPTS and not job.flags & JobFlag.HERE:
                     job = self._remotely(job)
                 if result.result == -errno.ENOTCONN:
@@ -271,7 +280,7 @@ class FaultService:
                     async with self._reservations.reserve(
                         event.node, result.need, key, frees, trigger=Trigger.DEVICE_FAULT
                     ) as reservation:
-                        # Policies counted these touches when the device was full.
+                        # Policies counted these accesses when the device was full.
                         job = replace(job, flags=job.flags | JobFlag.AGAIN)
                         flags = job.flags | reservation.flags
                         ready = replace(job, reserved=reservation.take(), flags=flags)
@@ -283,32 +292,32 @@ class FaultService:
                 if result.result not in (-errno.ENOSPC, -errno.EBUSY):
                     break
             if result.result:
-                raise _untouchable(-result.result)
+                raise _refusal(-result.result)
         except HmmfsError as error:
             self._lose(event, error)
 
     def _lose(self, event: Event, error: HmmfsError) -> None:
         """A worker's faults end without having been served, and so does the worker that had them,
         if it still runs."""
-        assert event.touch is not None
+        assert event.device_fault is not None
         key = BlockKey(event.ino, event.block)
         apart(
             "Entering a fault",
-            partial(accounts.faults_failed, self._core, event.node, key, event.touch),
+            partial(accounts.faults_failed, self._core, event.node, key, event.device_fault),
         )
         self._on_lost(event.node, event.worker, error)
 
     def _remotely(self, job: Job) -> Job:
         """Without moving anything. What is nowhere, or can't be mapped, is brought all the same."""
-        assert job.touch is not None
-        touched = bitmap(job.touch.pages) | bitmap(job.touch.stores)
+        assert job.device_fault is not None
+        touched = bitmap(job.device_fault.pages) | bitmap(job.device_fault.stores)
         return replace(job, flags=job.flags | JobFlag.CHOSEN, window=touched, left=touched)
 
     async def _chosen(self, job: Job) -> Job:
         """With the pages that the device's policy brings."""
         key = BlockKey(job.ino, job.block)
-        assert job.touch is not None
-        touched = bitmap(job.touch.pages) | bitmap(job.touch.stores)
+        assert job.device_fault is not None
+        touched = bitmap(job.device_fault.pages) | bitmap(job.device_fault.stores)
         record = self._record(key)
         fault = self._seen(key, job.node, touched, record)
         there = page_set(record["present"] | record["cached"] | record["recalling"])

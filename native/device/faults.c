@@ -1,8 +1,8 @@
 /* The faults of devices' workers (directory/windows.c), and workers that come and go.
  *
- * A thread that waits for a fault has an event in the descriptor. It becomes a HM_JOB_TOUCH, which
- * ends by waking it, whatever became of the page meanwhile: an access that still can't go on faults
- * anew.
+ * A thread that waits for a fault has an event in the descriptor. It becomes a HM_JOB_DEVICE_FAULT,
+ * which ends by waking it, whatever became of the page meanwhile: an access that still can't go on
+ * faults anew.
  */
 #include "base/region.h"
 #include "books/counters.h"
@@ -40,7 +40,7 @@ static bool is_refusal(const struct hm_device *device, const struct hm_remote_re
         return false;
     *pages =
         hm_mask_range((uint32_t)(at / HM_PAGE_SIZE), (uint32_t)(request->length / HM_PAGE_SIZE));
-    return true; /* unasked for, or twice: then it brings pages that the worker may touch */
+    return true; /* unasked for, or twice: then it brings pages that the worker may access */
 }
 
 /* What the helper could not map is brought after all. False: nothing more will come, because the
@@ -52,7 +52,7 @@ static bool take_refusals(struct hm_core *core, uint32_t node)
     ssize_t n;
     while ((n = recv(device->remote, &request, sizeof(request), MSG_DONTWAIT | MSG_TRUNC)) > 0) {
         struct hm_job job = {
-            .kind = HM_JOB_TOUCH, .node = node, .worker = atomic_load(&device->worker)};
+            .kind = HM_JOB_DEVICE_FAULT, .node = node, .worker = atomic_load(&device->worker)};
         struct hm_mask pages;
         bool sound;
         hm_lock_to_read(HM_RANK_DEVICE, &device->lock);
@@ -64,11 +64,11 @@ static bool take_refusals(struct hm_core *core, uint32_t node)
         }
         hm_unlock_either(HM_RANK_DEVICE, &device->lock);
         if (!sound) {
-            hm_touch_report(core, &job, -EBADMSG, 0);
+            hm_device_fault_report(core, &job, -EBADMSG, 0);
             return false;
         }
         memcpy(job.pages, pages.word, sizeof(job.pages));
-        hm_touch_report(core, &job, -ENOTCONN, 0);
+        hm_device_fault_report(core, &job, -ENOTCONN, 0);
     }
     return n < 0 && (errno == EAGAIN || errno == EINTR);
 }
@@ -113,7 +113,7 @@ static uint32_t file_fault(struct hm_device *device, const struct uffd_msg *mess
            (filed[at].job.ino != window->ino || filed[at].job.block != offset / HM_BLOCK_BYTES))
         at++;
     if (at == used)
-        filed[used++] = (struct filed){.job = {.kind = HM_JOB_TOUCH,
+        filed[used++] = (struct filed){.job = {.kind = HM_JOB_DEVICE_FAULT,
                                                .flags = HM_JOB_QUIET,
                                                .ino = window->ino,
                                                .block = offset / HM_BLOCK_BYTES}};
@@ -182,10 +182,10 @@ static bool take_faults(struct hm_core *core, uint32_t node)
         job->faulted_at = now;
         begin_faults(core, &filed[i]);
         if (atomic_load(&core->prefetch[node])->kind == HM_PREFETCH_ASK) {
-            hm_touch_report(core, job, -EAGAIN, 0);
+            hm_device_fault_report(core, job, -EAGAIN, 0);
             continue;
         }
-        if (hm_touch_now(core, job))
+        if (hm_device_fault_now(core, job))
             continue;
         while (hm_submit(core, job) == -ENOMEM)
             usleep(1000); /* the worker's thread waits for this job */

@@ -230,28 +230,29 @@ enum hm_job_kind {
     HM_JOB_WRITE,
     HM_JOB_FILL,
     HM_JOB_CRC,
-    HM_JOB_FAIL, /* answer every parked request of the block with error */
-    HM_JOB_TOUCH /* a worker's faults: bring `pages` to node, let it store to `stores`, wake it */
+    HM_JOB_FAIL,        /* answer every parked request of the block with error */
+    HM_JOB_DEVICE_FAULT /* a worker's faults: bring `pages` to node, let it store to `stores`,
+                           and wake it */
 };
 
 enum hm_job_flags {
     HM_JOB_EVICT = 1,    /* counts as an eviction */
-    HM_JOB_HERE = 32,    /* TOUCH: nothing is mapped remotely, since the worker could not */
+    HM_JOB_HERE = 32,    /* DEVICE_FAULT: nothing is mapped remotely, since the worker could not */
     HM_JOB_ASKED = 64,   /* MIGRATE: somebody asked for it, so -EBUSY if a page may not go */
-    HM_JOB_PLACED = 128, /* MIGRATE: only what the device would have if it touched it */
+    HM_JOB_PLACED = 128, /* MIGRATE: only what the device would have if it accessed it */
     HM_JOB_REMOTE = 256, /* READ, WRITE of a program's memory: nothing comes to the device */
-    HM_JOB_AGAIN = 512,  /* TOUCH: it found its device full before, so policies have counted it */
+    HM_JOB_AGAIN = 512,  /* DEVICE_FAULT: policies counted it before, when its device was full */
     HM_JOB_STAGING = 2,  /* may use the staging reserve of the host */
     HM_JOB_QUIET = 4,    /* no completion event: nobody waits */
     HM_JOB_FAULT = 16,   /* MIGRATE: a program waits for it */
-    HM_JOB_CHOSEN = 8    /* MIGRATE, TOUCH: `window` says what to bring, not first and count or the
-                            node's policy */
+    HM_JOB_CHOSEN = 8    /* MIGRATE, DEVICE_FAULT: `window` says what to bring, not first and
+                            count or the node's policy */
 };
 
 struct hm_job {
     uint64_t cookie;     /* the caller's, returned in the event */
-    uint64_t faulted_at; /* TOUCH: when the faults were taken, ns; 0: they are in the books, as
-                            MAPPED, but the worker could not map what they asked for */
+    uint64_t faulted_at; /* DEVICE_FAULT: when the faults were taken, ns; 0: they are in the books,
+                            as MAPPED, but the worker could not map what they asked for */
     uint64_t ino, block;
     uint32_t kind, node, flags;
     uint32_t first, count, limit; /* pages */
@@ -261,10 +262,10 @@ struct hm_job {
     uint32_t byte;                /* FILL: the value. CRC: the running value */
     int32_t error;                /* FAIL: the errno, positive */
     void *buffer;                 /* READ, WRITE: length bytes that outlive the job */
-    uint64_t pages[8], stores[8]; /* TOUCH: pages of the block; stores are among pages */
+    uint64_t pages[8], stores[8]; /* DEVICE_FAULT: pages of the block; stores are among pages */
     uint64_t window[8];
-    uint64_t remote[8]; /* TOUCH, CHOSEN: pages that a policy leaves where they are */
-    uint32_t worker;    /* TOUCH: whose faults they are, as hm_device_worker counts; 0: not known */
+    uint64_t remote[8]; /* DEVICE_FAULT, CHOSEN: pages that a policy leaves where they are */
+    uint32_t worker;    /* DEVICE_FAULT: whose, as hm_device_worker counts; 0: not known */
 };
 
 enum hm_event_kind {
@@ -274,11 +275,11 @@ enum hm_event_kind {
                            an ioctl, got a signal */
     HM_EVENT_CLOSED,    /* the kernel's side of the mount is gone */
     HM_EVENT_LOW,       /* `node` has fewer free pages than hm_watermark said */
-    HM_EVENT_TOUCH,     /* a worker's faults that a quiet TOUCH could not serve: result, need;
-                           -EAGAIN: its policy is to be asked */
-    HM_EVENT_TRACE,     /* there is something for who asked by hm_trace_wake */
-    HM_EVENT_GONE,      /* the program of region `ino` has ended, or has become another */
-    HM_EVENT_IOCTL      /* a program's ioctl on a control file; hm_reply_ioctl answers it */
+    HM_EVENT_DEVICE_FAULT, /* a worker's faults that a quiet job could not serve: result, need;
+                              -EAGAIN: its policy is to be asked */
+    HM_EVENT_TRACE,        /* there is something for who asked by hm_trace_wake */
+    HM_EVENT_GONE,         /* the program of region `ino` has ended, or has become another */
+    HM_EVENT_IOCTL         /* a program's ioctl on a control file; hm_reply_ioctl answers it */
 };
 
 enum hm_fault_reason { HM_FAULT_OWNER = 1, HM_FAULT_HOST_FULL };
@@ -288,16 +289,17 @@ struct hm_event {
     uint64_t ino, block; /* IOCTL: the control file, and the file handle. INTERRUPT: without a file
                             handle the request, which may be an ioctl's or a fault's */
     uint32_t kind, reason; /* IOCTL: reason is the caller's thread */
-    /* FAULT: the pages touched. IOCTL: the command, the bytes that came with it, and the most that
+    /* FAULT: the pages accessed. IOCTL: the command, the bytes that came with it, and the most that
      * may be answered. */
     uint32_t first, count, write;
     int32_t result; /* JOB: 0 or -errno; -ENOSPC: `need` free pages are missing */
     uint32_t need, moved, saved, crc;
-    uint32_t node;                /* TOUCH: whose worker. IOCTL: the caller's user */
-    uint64_t faulted_at;          /* TOUCH: as in the job */
-    uint64_t pages[8], stores[8]; /* TOUCH: as in the job. FAULT: pages that the host's policy
-                                     brings home. IOCTL: pages has the bytes that came with it */
-    uint32_t worker;              /* TOUCH: as in the job */
+    uint32_t node;                /* DEVICE_FAULT: whose worker. IOCTL: the caller's user */
+    uint64_t faulted_at;          /* DEVICE_FAULT: as in the job */
+    uint64_t pages[8], stores[8]; /* DEVICE_FAULT: as in the job. FAULT: pages that the policy of
+                                     the host brings home. IOCTL: pages has the bytes that came
+                                     with it */
+    uint32_t worker;              /* DEVICE_FAULT: as in the job */
 };
 
 struct hm_core;

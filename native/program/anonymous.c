@@ -2,9 +2,9 @@
  *
  * Taking is done by the program's helper (preload/preload.h), which moves the pages out of the
  * program's reach; what was moved is what is copied to the device, so nothing can change meanwhile.
- * A touch from then on is a fault, and waits for the transaction's end. Giving back is UFFDIO_COPY:
- * the program has the page when it has its bytes. Until the owner is flipped the device's memory
- * has them too; so a page is always whole somewhere.
+ * An access from then on is a fault, and waits for the transaction's end. Giving back is
+ * UFFDIO_COPY: the program has the page when it has its bytes. Until the owner is flipped the
+ * device's memory has them too; so a page is always whole somewhere.
  */
 #include "program/anonymous.h"
 
@@ -60,7 +60,7 @@ static struct hm_mask needed(const struct transaction *t, const struct hm_mask *
     struct hm_mask need = {{0}};
     if (t->job->kind == HM_JOB_MIGRATE)
         return need;
-    if (t->job->kind != HM_JOB_TOUCH)
+    if (t->job->kind != HM_JOB_DEVICE_FAULT)
         return *mask;
     HM_EACH_WORD (w)
         need.word[w] = mask->word[w] & (t->job->pages[w] | t->job->stores[w]);
@@ -151,7 +151,7 @@ static void flip_to(struct transaction *t, const struct hm_mask *others,
     hm_count(&t->core->count.migrations, 1);
     hm_count(&t->core->nodes[HM_HOST].counts.copies_made, taken);
     hm_carried(t, HM_TRACE_MIGRATE_END, &moved, &moved, from, began);
-    if (t->job->kind == HM_JOB_TOUCH)
+    if (t->job->kind == HM_JOB_DEVICE_FAULT)
         t->moved = moved;
 }
 
@@ -198,7 +198,7 @@ static int choose(struct transaction *t, const struct hm_mask *mask, bool popula
         missing.word[w] = need.word[w] & ~(taking->movable.word[w] | taking->fixed.word[w]);
     if (!error && hm_bits(missing.word))
         error = -EFAULT;
-    if (populate && t->job->kind != HM_JOB_TOUCH)
+    if (populate && t->job->kind != HM_JOB_DEVICE_FAULT)
         return error;
     HM_EACH_WORD (w) { /* no holes come with what was touched */
         uint64_t come = taking->there.word[w] | (populate ? need.word[w] : 0);
@@ -474,7 +474,7 @@ static int bring_home(struct transaction *t, const struct hm_mask *mask, uint32_
     uint64_t began;
     int error;
     if (t->job->flags & HM_JOB_EVICT && t->region->advised)
-        stay = hm_pinned(t->region, t->block); /* a touch brings them home all the same */
+        stay = hm_pinned(t->region, t->block); /* an access brings them home all the same */
     HM_EACH_PAGE (page, mask->word)
         if (hm_test(t->record->device, page) && !hm_test(stay.word, page) && limit && limit--)
             hm_set(moving.word, page);

@@ -13,7 +13,7 @@ struct hm_advised {
 };
 /* False: nothing was said of the block, and `out` is empty. */
 bool hm_advised(struct hm_region *region, uint64_t block, uint32_t node, struct hm_advised *out);
-/* The window of a fault where a granularity was said for the pages touched; else as it is. */
+/* The window of a fault where a granularity was said for the pages faulted on; else as it is. */
 void hm_advised_window(struct hm_region *region, uint64_t block, const struct hm_mask *touched,
                        struct hm_mask *window);
 /* Pages that stay where they are. */

@@ -24,8 +24,8 @@ struct hm_resident {
     /* clock: its arrival and its uses when the hand last passed over it */
     uint64_t passed_arrival;
     uint32_t passed_uses;
-    /* lru-page: by page when it was last touched or fetched, from 1; NULL: none was */
-    uint64_t *touched;
+    /* lru-page: by page when it was last accessed or fetched, from 1; NULL: none was */
+    uint64_t *accessed;
     struct hm_mask fetched; /* optimal: by a fault, and not chosen since */
 };
 
@@ -33,7 +33,7 @@ struct hm_resident {
 struct hm_evictor {
     uint32_t kind;                  /* written with list_lock, and read without */
     uint64_t seed, drawn;           /* random: the numbers drawn so far */
-    uint64_t touches;               /* lru-page: the number of the last */
+    uint64_t accesses;              /* lru-page: the number of the last */
     struct hm_future *future;       /* optimal */
     struct hm_resident **in_future; /* optimal: by block, those that its trace tells of */
     uint64_t future_blocks;
@@ -121,12 +121,12 @@ HM_UNLOCKED static struct hm_mask resident(const struct hm_resident *at)
     return pages;
 }
 
-static uint64_t first_touch(const struct hm_resident *at)
+static uint64_t first_access(const struct hm_resident *at)
 {
     uint64_t first = UINT64_MAX;
-    for (uint32_t page = 0; at->touched && page < HM_BLOCK_PAGES; page++)
-        if (at->touched[page] && at->touched[page] < first)
-            first = at->touched[page];
+    for (uint32_t page = 0; at->accessed && page < HM_BLOCK_PAGES; page++)
+        if (at->accessed[page] && at->accessed[page] < first)
+            first = at->accessed[page];
     return first;
 }
 
@@ -169,7 +169,7 @@ HM_UNLOCKED static void key_of(const struct hm_evictor *by, const struct hm_resi
         key[1] = record->last_device;
         break;
     case HM_EVICT_LRU_PAGE:
-        key[0] = first_touch(at);
+        key[0] = first_access(at);
         break;
     case HM_EVICT_OPTIMAL:
         key[0] = last_use(by, at);
@@ -227,7 +227,7 @@ void hm_residents_free(struct hm_core *core, struct hm_resident *at)
         unrank(by, at);
         if (at->block < by->future_blocks && by->in_future[at->block] == at)
             by->in_future[at->block] = NULL;
-        free(at->touched);
+        free(at->accessed);
         free(at);
     }
 }
@@ -272,15 +272,15 @@ void hm_evict_note(struct hm_region *region, uint64_t block)
 
 /* ---- what policies by page are told --------------------------------------------------------- */
 
-static void count_touches(struct hm_evictor *by, struct hm_resident *at,
-                          const struct hm_mask *coming)
+static void count_accesses(struct hm_evictor *by, struct hm_resident *at,
+                           const struct hm_mask *coming)
 {
-    if (!at->touched)
-        at->touched = calloc(HM_BLOCK_PAGES, sizeof(*at->touched));
-    if (!at->touched)
+    if (!at->accessed)
+        at->accessed = calloc(HM_BLOCK_PAGES, sizeof(*at->accessed));
+    if (!at->accessed)
         return;
     HM_EACH_PAGE (page, coming->word)
-        at->touched[page] = ++by->touches;
+        at->accessed[page] = ++by->accesses;
 }
 
 static void rank_passed(void *context, uint64_t block)
@@ -291,8 +291,8 @@ static void rank_passed(void *context, uint64_t block)
         rank(by, at);
 }
 
-void hm_evict_touched(struct hm_region *region, uint64_t block, uint32_t node,
-                      const struct hm_mask *touched, const struct hm_mask *coming)
+void hm_evict_used(struct hm_region *region, uint64_t block, uint32_t node,
+                   const struct hm_mask *used, const struct hm_mask *coming)
 {
     struct hm_core *core = region->core;
     struct hm_evictor *by = evictor(core, node);
@@ -306,9 +306,9 @@ void hm_evict_touched(struct hm_region *region, uint64_t block, uint32_t node,
     if (listed && !at)
         at = resident_make(listed, node);
     if (at && by->kind == HM_EVICT_LRU_PAGE)
-        count_touches(by, at, coming);
+        count_accesses(by, at, coming);
     if (at && by->kind == HM_EVICT_OPTIMAL) {
-        hm_future_touched(by->future, block, touched, rank_passed, by);
+        hm_future_used(by->future, block, used, rank_passed, by);
         hm_add(at->fetched.word, coming->word);
     }
     if (at && at->ranked.size)
@@ -350,8 +350,8 @@ int hm_eviction_set(struct hm_core *core, uint32_t node, const struct hm_evictio
         if (!at)
             continue;
         unrank(by, at);
-        free(at->touched);
-        at->touched = NULL;
+        free(at->accessed);
+        at->accessed = NULL;
         memset(&at->fetched, 0, sizeof(at->fetched));
         at->passed_arrival = at->passed_uses = 0;
     }
@@ -360,7 +360,7 @@ int hm_eviction_set(struct hm_core *core, uint32_t node, const struct hm_evictio
     by->in_future = made.in_future;
     by->future_blocks = made.future_blocks;
     by->seed = policy->seed;
-    by->drawn = by->touches = 0;
+    by->drawn = by->accesses = 0;
     __atomic_store_n(&by->kind, policy->kind, __ATOMIC_RELAXED);
     for (uint32_t i = 0; i < core->list_used; i++)
         note(core, &core->list[i], node);
@@ -518,20 +518,20 @@ static struct hm_mask by_tree(const struct hm_mask *pages)
     return hm_both(leaves.word, pages->word);
 }
 
-/* Pages in the order of their last touch, until one of another block would be next. All that are
+/* Pages in the order of their last access, until one of another block would be next. All that are
  * there, where no fault has brought any. */
-static struct hm_mask by_touch(struct hm_evictor *by, struct hm_resident *at,
-                               const struct hm_mask *pages, uint32_t need, uint64_t limit)
+static struct hm_mask by_access(struct hm_evictor *by, struct hm_resident *at,
+                                const struct hm_mask *pages, uint32_t need, uint64_t limit)
 {
     struct hm_mask chosen = {{0}};
     uint64_t first;
-    while (hm_bits(chosen.word) < need && (first = first_touch(at)) != UINT64_MAX) {
+    while (hm_bits(chosen.word) < need && (first = first_access(at)) != UINT64_MAX) {
         uint32_t page = 0;
         if (hm_bits(chosen.word) && first > limit)
             break;
-        while (at->touched[page] != first)
+        while (at->accessed[page] != first)
             page++;
-        at->touched[page] = 0;
+        at->accessed[page] = 0;
         if (hm_test(pages->word, page))
             hm_set(chosen.word, page);
     }
@@ -570,7 +570,7 @@ bool hm_evict_choose(struct hm_core *core, uint32_t node, uint32_t need,
             pages = by_tree(&pages);
         } else if (by->kind == HM_EVICT_LRU_PAGE) {
             next = able_after(by, at, spared);
-            pages = by_touch(by, at, &pages, need, next ? next->ranked.key[0] : UINT64_MAX);
+            pages = by_access(by, at, &pages, need, next ? next->ranked.key[0] : UINT64_MAX);
         } else if (by->kind == HM_EVICT_OPTIMAL) {
             pages = by_future(by, at, &pages);
         }

@@ -14,9 +14,9 @@ void hm_residents_free(struct hm_core *core, struct hm_resident *residents);
 
 /* With the stripe held. A job on the block has ended, or some of it went home. */
 void hm_evict_note(struct hm_region *region, uint64_t block);
-/* A fault of the device on `touched` is about to be served by bringing `coming`. */
-void hm_evict_touched(struct hm_region *region, uint64_t block, uint32_t node,
-                      const struct hm_mask *touched, const struct hm_mask *coming);
+/* A fault of the device on `used` is about to be served by bringing `coming`. */
+void hm_evict_used(struct hm_region *region, uint64_t block, uint32_t node,
+                   const struct hm_mask *used, const struct hm_mask *coming);
 /* Whether a policy here decides, and none in Python. */
 bool hm_evict_is_native(struct hm_core *core, uint32_t node);
 /* Blocks that may not be chosen, but for those in use, which never may. */

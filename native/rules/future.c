@@ -81,8 +81,8 @@ bool hm_future_farthest(const struct hm_future *future, uint64_t block, const st
     return found;
 }
 
-void hm_future_touched(struct hm_future *future, uint64_t block, const struct hm_mask *pages,
-                       void (*passed)(void *context, uint64_t block), void *context)
+void hm_future_used(struct hm_future *future, uint64_t block, const struct hm_mask *pages,
+                    void (*passed)(void *context, uint64_t block), void *context)
 {
     uint64_t before = future->passed, after = before;
     HM_EACH_PAGE (page, pages->word) {

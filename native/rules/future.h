@@ -1,4 +1,4 @@
-/* What will be touched, for the policy that knows it. The evictors' lock, list_lock, is held. */
+/* What will be used, for the policy that knows it. The evictors' lock, list_lock, is held. */
 #ifndef HMMFS_RULES_FUTURE_H
 #define HMMFS_RULES_FUTURE_H
 #include "base/mask.h"
@@ -15,9 +15,9 @@ void hm_future_free(struct hm_future *future);
  * last; returns when that is. False: there is no such page. */
 bool hm_future_farthest(const struct hm_future *future, uint64_t block, const struct hm_mask *pages,
                         uint32_t *page, uint64_t *when);
-/* Pages are touched that were not there since their last use: the trace has come to their next.
+/* Pages are used that were not there since their last use: the trace has come to their next.
  * Calls `passed` with the block of each page that was passed on the way. */
-void hm_future_touched(struct hm_future *future, uint64_t block, const struct hm_mask *pages,
-                       void (*passed)(void *context, uint64_t block), void *context);
+void hm_future_used(struct hm_future *future, uint64_t block, const struct hm_mask *pages,
+                    void (*passed)(void *context, uint64_t block), void *context);
 
 #endif

@@ -70,7 +70,7 @@ static struct hm_mask by_policy(struct hm_region *region, uint64_t block, uint32
     }
 }
 
-/* Whether placement is plain: everything comes to who touches it. */
+/* Whether placement is plain: everything comes to who accesses it. */
 static bool is_plain(struct hm_region *region, uint32_t node, const uint64_t *left)
 {
     return !left && !hm_labels(region, node) &&
@@ -88,7 +88,7 @@ struct hm_placement hm_place(struct hm_region *region, uint64_t block, uint32_t 
     struct hm_mask mine, open, chosen, fought, reached;
     struct hm_advised said;
     bool never = (atomic_load(&region->core->placement[node]) & 0xff) == HM_PLACE_NEVER;
-    /* A worker can't map a program's own memory: what it touches has to come. */
+    /* A worker can't map a program's own memory: what it accesses has to come. */
     if (region->process || is_plain(region, node, left))
         return place;
     mine = hm_owned(record, node);

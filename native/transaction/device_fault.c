@@ -21,7 +21,7 @@
 
 /* What the faults bring: what the device's policy says. Around a page that has bytes no holes come
  * with it, or reading a sparse file would fill it; density's count wants them. */
-static struct hm_mask touch_window(const struct transaction *t, const struct hm_mask *touched,
+static struct hm_mask fault_window(const struct transaction *t, const struct hm_mask *faulted,
                                    struct hm_stride *stride)
 {
     const struct hm_prefetch *policy = atomic_load(&t->core->prefetch[t->job->node]);
@@ -30,18 +30,18 @@ static struct hm_mask touch_window(const struct transaction *t, const struct hm_
     bool holes = policy->kind == HM_PREFETCH_DENSITY;
     if (t->job->flags & HM_JOB_CHOSEN) {
         HM_EACH_WORD (w)
-            window.word[w] = (t->job->window[w] | touched->word[w]) & inside.word[w];
+            window.word[w] = (t->job->window[w] | faulted->word[w]) & inside.word[w];
         return window;
     }
     resident = hm_copies_on(t->region, t->block, t->job->node);
     mine = hm_owned(record, t->job->node);
     hm_add(resident.word, mine.word);
-    window = hm_prefetch_window(policy, &resident, touched, &inside, record->device_faults, stride);
-    hm_advised_window(t->region, t->block, touched, &window);
+    window = hm_prefetch_window(policy, &resident, faulted, &inside, record->device_faults, stride);
+    hm_advised_window(t->region, t->block, faulted, &window);
     HM_EACH_WORD (w)
-        holes |= (touched->word[w] & inside.word[w] & ~record->present[w]) != 0;
+        holes |= (faulted->word[w] & inside.word[w] & ~record->present[w]) != 0;
     HM_EACH_WORD (w)
-        window.word[w] = (touched->word[w] & inside.word[w]) |
+        window.word[w] = (faulted->word[w] & inside.word[w]) |
                          (window.word[w] & (holes ? ~0ULL : record->present[w]));
     return window;
 }
@@ -82,11 +82,11 @@ static struct hm_mask blank_pages(const struct transaction *t, const struct hm_m
     return blank;
 }
 
-static struct hm_mask touched_pages(const struct hm_job *job)
+static struct hm_mask faulted_pages(const struct hm_job *job)
 {
-    struct hm_mask touched;
-    touched = hm_either(job->pages, job->stores);
-    return touched;
+    struct hm_mask faulted;
+    faulted = hm_either(job->pages, job->stores);
+    return faulted;
 }
 
 /* The pages of the mask that are not the device's. */
@@ -125,29 +125,29 @@ static void count_sharing(struct transaction *t, bool taken)
         hm_count_thrashing(t, true, &t->moved);
 }
 
-/* What becomes of pages that are touched follows from what they were before. */
+/* What becomes of the pages of a fault follows from what they were before. */
 struct before {
     struct hm_mask holes, clean;
     bool taken; /* by programs, since pages last came to a device */
 };
 
-static struct before look(const struct transaction *t, const struct hm_mask *touched,
+static struct before look(const struct transaction *t, const struct hm_mask *faulted,
                           const struct hm_mask *stores)
 {
     struct before before = {.taken = t->record->cpu_faults != 0};
     struct hm_mask other = elsewhere(t, stores), inside = hm_inside_file(t->region, t->block);
     HM_EACH_WORD (w) {
-        before.holes.word[w] = touched->word[w] & inside.word[w] & ~t->record->present[w];
+        before.holes.word[w] = faulted->word[w] & inside.word[w] & ~t->record->present[w];
         before.clean.word[w] = stores->word[w] & ~other.word[w] & ~t->record->dirty[w];
     }
     return before;
 }
 
-static void account(struct transaction *t, const struct hm_mask *touched,
+static void account(struct transaction *t, const struct hm_mask *faulted,
                     const struct before *before, const struct hm_mask *copied)
 {
     struct hm_mask moved, populated = before->holes, other;
-    moved = hm_both(t->moved.word, touched->word);
+    moved = hm_both(t->moved.word, faulted->word);
     t->served.migrated = hm_bits(moved.word);
     if (hm_bits(populated.word)) {
         other = elsewhere(t, &before->holes);
@@ -162,7 +162,7 @@ static void account(struct transaction *t, const struct hm_mask *touched,
         t->served.copied = hm_bits(copies.word);
     }
     t->served.upgraded = hm_bits(before->clean.word);
-    t->record->device_faulted += hm_bits(touched->word);
+    t->record->device_faulted += hm_bits(faulted->word);
 }
 
 /* What a policy in Python leaves where it is. */
@@ -171,14 +171,14 @@ static const uint64_t *left(const struct hm_job *job)
     return job->flags & HM_JOB_CHOSEN && hm_bits(job->remote) ? job->remote : NULL;
 }
 
-/* Take from `touched`, and from `stores`, what does not come to the device, and fill in what is
+/* Take from `faulted`, and from `stores`, what does not come to the device, and fill in what is
  * mapped remotely instead. -EPERM: some of it is pinned elsewhere. -ENOLINK: the worker can't map
  * what may not come. */
-static int place(struct transaction *t, struct hm_mask *touched, struct hm_mask *stores, bool count)
+static int place(struct transaction *t, struct hm_mask *faulted, struct hm_mask *stores, bool count)
 {
     struct hm_mask inside = hm_inside_file(t->region, t->block), within;
     struct hm_placement found;
-    within = hm_both(touched->word, inside.word);
+    within = hm_both(faulted->word, inside.word);
     if (count) {
         struct hm_mask coming = elsewhere(t, &within);
         hm_thrash_fault(t->region, t->block, t->job->node, &coming);
@@ -194,22 +194,22 @@ static int place(struct transaction *t, struct hm_mask *touched, struct hm_mask 
     }
     if (!hm_bits(found.remote.word))
         return 0;
-    hm_drop(touched->word, found.remote.word);
+    hm_drop(faulted->word, found.remote.word);
     hm_drop(stores->word, found.remote.word);
     t->remote = hm_remote_window(t->region, t->block, t->job->node, &found.remote);
     return 0;
 }
 
 /* Leave to the window what may come to the device. */
-static void placeable(const struct transaction *t, const struct hm_mask *touched,
+static void placeable(const struct transaction *t, const struct hm_mask *faulted,
                       struct hm_mask *window)
 {
     struct hm_mask rest;
     struct hm_placement found;
-    rest = hm_without(window->word, touched->word);
+    rest = hm_without(window->word, faulted->word);
     found = hm_place(t->region, t->block, t->job->node, &rest, false, left(t->job));
     HM_EACH_WORD (w)
-        window->word[w] &= touched->word[w] | found.bring.word[w];
+        window->word[w] &= faulted->word[w] | found.bring.word[w];
 }
 
 /* What is reached remotely costs a fault, and the link what it would cost to fetch it once: how
@@ -250,36 +250,36 @@ static struct hm_mask take_copies(const struct transaction *t, const struct hm_m
     return copy;
 }
 
-int hm_touch(struct transaction *t)
+int hm_device_fault(struct transaction *t)
 {
     struct hm_block *record = t->record;
-    struct hm_mask touched = touched_pages(t->job), stores, window, arriving, inside, past;
+    struct hm_mask faulted = faulted_pages(t->job), stores, window, arriving, inside, past;
     struct hm_mask copy, copied = {{0}};
     struct before before;
     struct hm_stride stride = record->stride;
     uint32_t faults = record->device_faults;
     int error;
     memcpy(stores.word, t->job->stores, sizeof(stores));
-    t->served.mapped = hm_bits(touched.word);
-    error = place(t, &touched, &stores, !(t->job->flags & HM_JOB_AGAIN));
+    t->served.mapped = hm_bits(faulted.word);
+    error = place(t, &faulted, &stores, !(t->job->flags & HM_JOB_AGAIN));
     if (error)
         return error;
-    t->served.mapped -= hm_bits(touched.word);
+    t->served.mapped -= hm_bits(faulted.word);
     if (hm_bits(stores.word) && (error = hm_may_write(t, &stores)))
         return error;
-    before = look(t, &touched, &stores);
-    if (!hm_bits(touched.word)) {
+    before = look(t, &faulted, &stores);
+    if (!hm_bits(faulted.word)) {
         charge_remote(t);
         return 0;
     }
-    window = touch_window(t, &touched, &stride);
-    placeable(t, &touched, &window);
+    window = fault_window(t, &faulted, &stride);
+    placeable(t, &faulted, &window);
     if (!(t->job->flags & HM_JOB_AGAIN))
-        hm_evict_touched(t->region, t->block, t->job->node, &touched, &window);
+        hm_evict_used(t->region, t->block, t->job->node, &faulted, &window);
     copy = take_copies(t, &stores, &window);
     if (hm_bits(copy.word)) {
         struct hm_mask had = hm_copies_on(t->region, t->block, t->job->node);
-        copied = hm_without(hm_both(copy.word, touched.word).word, had.word);
+        copied = hm_without(hm_both(copy.word, faulted.word).word, had.word);
         struct hm_mask wanted = hm_either(copy.word, window.word);
         do
             error = hm_duplicate(t, &copy);
@@ -297,9 +297,9 @@ int hm_touch(struct transaction *t)
     if (error)
         return error;
     charge_remote(t);
-    past = hm_both(arriving.word, touched.word);
+    past = hm_both(arriving.word, faulted.word);
     t->charged += hm_charge_faults(t->core, t->job->node, hm_bits(past.word));
-    account(t, &touched, &before, &copied);
+    account(t, &faulted, &before, &copied);
     hm_thrash_note(t->region, t->block, t->job->node, &t->moved, true);
     count_refault(t, &arriving);
     count_sharing(t, before.taken);
@@ -313,8 +313,8 @@ int hm_touch(struct transaction *t)
     past = elsewhere(t, &stores);
     HM_EACH_WORD (w) {
         stores.word[w] &= ~past.word[w];
-        past.word[w] = touched.word[w] & ~inside.word[w];
-        touched.word[w] &= inside.word[w] & ~stores.word[w];
+        past.word[w] = faulted.word[w] & ~inside.word[w];
+        faulted.word[w] &= inside.word[w] & ~stores.word[w];
         window.word[w] |= stores.word[w];
     }
     hm_mark_written(t, &stores);
@@ -323,22 +323,22 @@ int hm_touch(struct transaction *t)
     if (hm_bits(stores.word)) /* and not before, or a time set in between would outlive the store */
         hm_region_changed(t->region, true);
     if (!error)
-        t->wake = hm_either(touched.word, stores.word);
+        t->wake = hm_either(faulted.word, stores.word);
     return !error && hm_bits(past.word) ? -ERANGE : error;
 }
 
-bool hm_touch_is_easy(const struct transaction *t)
+bool hm_device_fault_is_easy(const struct transaction *t)
 {
     const struct hm_kind_ops *ops = atomic_load(&t->region->ops);
     const struct hm_block *record = t->record;
-    struct hm_mask touched = touched_pages(t->job), window;
+    struct hm_mask faulted = faulted_pages(t->job), window;
     struct hm_stride stride = record->stride;
     const struct hm_node *node = &t->core->nodes[t->job->node];
     uint32_t pages;
     if (record->busy || record->inflight)
         return false;
-    window = touch_window(t, &touched, &stride);
-    placeable(t, &touched, &window);
+    window = fault_window(t, &faulted, &stride);
+    placeable(t, &faulted, &window);
     if (hm_any(record->cached, window.word) || atomic_load(&t->region->copies))
         return false;
     if (ops->is_settled) {

@@ -3,8 +3,8 @@
 #define HMMFS_TRANSACTION_DEVICE_FAULT_H
 #include "transaction/transaction.h"
 
-/* A worker's faults; and whether serving them waits for nobody and copies little */
-int hm_touch(struct transaction *t);
-bool hm_touch_is_easy(const struct transaction *t);
+/* Serve a worker's faults; and whether that waits for nobody and copies little. */
+int hm_device_fault(struct transaction *t);
+bool hm_device_fault_is_easy(const struct transaction *t);
 
 #endif

@@ -42,10 +42,10 @@ static int job_check(struct hm_core *core, const struct hm_job *job)
     bool operation = job->kind >= HM_JOB_READ && job->kind <= HM_JOB_CRC;
     if (job->flags & HM_JOB_REMOTE && job->kind != HM_JOB_READ && job->kind != HM_JOB_WRITE)
         return -EINVAL;
-    if (job->kind > HM_JOB_TOUCH || job->block >= HM_MAX_BLOCKS)
+    if (job->kind > HM_JOB_DEVICE_FAULT || job->block >= HM_MAX_BLOCKS)
         return -EINVAL;
     if (job->node >= core->config.nodes ||
-        ((operation || job->kind == HM_JOB_TOUCH) && job->node == HM_HOST))
+        ((operation || job->kind == HM_JOB_DEVICE_FAULT) && job->node == HM_HOST))
         return -ENODEV;
     if (operation)
         return !job->length || job->offset >= HM_BLOCK_BYTES ||
@@ -112,7 +112,7 @@ static int duplicate_asked(struct transaction *t, struct hm_mask *mask)
     return error;
 }
 
-static int run_touched(struct transaction *t)
+static int run_with_record(struct transaction *t)
 {
     const struct hm_job *job = t->job;
     struct hm_mask mask = job_mask(job);
@@ -145,8 +145,8 @@ static int run_touched(struct transaction *t)
         hm_thaw(t->record, t->stripe);
         hm_step_of(t, "thawed", NULL);
         return error;
-    case HM_JOB_TOUCH:
-        return hm_touch(t);
+    case HM_JOB_DEVICE_FAULT:
+        return hm_device_fault(t);
     default:
         return atomic_load(&t->region->ops)->operate(t, &mask);
     }
@@ -192,7 +192,7 @@ static void finish(struct transaction *t, bool held)
         hm_evict_note(t->region, t->block);
         hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
         hm_pause("job.freed");
-        if (t->job->kind == HM_JOB_TOUCH && !t->event.result && !hm_bits(t->remote.word))
+        if (t->job->kind == HM_JOB_DEVICE_FAULT && !t->event.result && !hm_bits(t->remote.word))
             hm_faults_served(t);
         /* Not before: the next fault of the worker would sometimes find the block busy, and others
          * be evicted in its place. */
@@ -212,13 +212,14 @@ static void finish(struct transaction *t, bool held)
         hm_queue(t->core, next);
     if (!(t->job->flags & HM_JOB_QUIET))
         hm_event_push(t->core, &t->event);
-    else if (t->job->kind == HM_JOB_TOUCH && t->event.result)
-        hm_touch_report(t->core, t->job, t->event.result, t->event.need);
+    else if (t->job->kind == HM_JOB_DEVICE_FAULT && t->event.result)
+        hm_device_fault_report(t->core, t->job, t->event.result, t->event.need);
 }
 
-void hm_touch_report(struct hm_core *core, const struct hm_job *job, int result, uint32_t need)
+void hm_device_fault_report(struct hm_core *core, const struct hm_job *job, int result,
+                            uint32_t need)
 {
-    struct hm_event event = {.kind = HM_EVENT_TOUCH,
+    struct hm_event event = {.kind = HM_EVENT_DEVICE_FAULT,
                              .ino = job->ino,
                              .block = job->block,
                              .node = job->node,
@@ -252,7 +253,7 @@ bool hm_run(struct hm_core *core, struct hm_queued_job *queued)
     const struct hm_kind_ops *ops;
     bool held = false;
     bool stores =
-        job->kind == HM_JOB_WRITE || job->kind == HM_JOB_FILL || job->kind == HM_JOB_TOUCH;
+        job->kind == HM_JOB_WRITE || job->kind == HM_JOB_FILL || job->kind == HM_JOB_DEVICE_FAULT;
     int error = job_check(core, job);
     t.event = (struct hm_event){.kind = HM_EVENT_JOB,
                                 .cookie = job->cookie,
@@ -268,7 +269,7 @@ bool hm_run(struct hm_core *core, struct hm_queued_job *queued)
         hm_fail_parked(t.region, job->block, job->error);
         goto out;
     }
-    if (job->kind != HM_JOB_TOUCH && job->kind >= HM_JOB_READ &&
+    if (job->kind != HM_JOB_DEVICE_FAULT && job->kind >= HM_JOB_READ &&
         job->block * HM_BLOCK_BYTES + job->offset + job->length > hm_region_size(t.region)) {
         error = -ERANGE;
         goto out;
@@ -285,7 +286,7 @@ bool hm_run(struct hm_core *core, struct hm_queued_job *queued)
         hm_block_touch(t.region, job->block);
     if (!hm_region_is_touched(t.region, job->block)) {
         hm_unlock(HM_RANK_STRIPE, &t.stripe->lock);
-        error = hm_operate_untouched(&t);
+        error = hm_operate_without_record(&t);
         goto out;
     }
     t.record = &t.region->blocks[job->block];
@@ -297,7 +298,7 @@ bool hm_run(struct hm_core *core, struct hm_queued_job *queued)
     held = true;
     t.record->busy = 1;
     hm_step_of(&t, "begun", NULL);
-    error = run_touched(&t);
+    error = run_with_record(&t);
     hm_unlock(HM_RANK_STRIPE, &t.stripe->lock);
 out:
     t.event.result = error;
@@ -336,7 +337,7 @@ int hm_run_now(struct hm_core *core, const struct hm_job *job, struct hm_event *
     if (hm_region_is_touched(t.region, job->block) && !t.record->busy && !t.record->parked) {
         t.record->busy = held = true;
         hm_step_of(&t, "begun", NULL);
-        error = run_touched(&t);
+        error = run_with_record(&t);
     }
     hm_unlock(HM_RANK_STRIPE, &t.stripe->lock);
     if (held)
@@ -346,7 +347,7 @@ int hm_run_now(struct hm_core *core, const struct hm_job *job, struct hm_event *
     return error;
 }
 
-bool hm_touch_now(struct hm_core *core, const struct hm_job *job)
+bool hm_device_fault_now(struct hm_core *core, const struct hm_job *job)
 {
     struct transaction t = {
         .core = core, .job = job, .block = job->block, .cause = hm_cause(job), .at_once = true};
@@ -354,14 +355,14 @@ bool hm_touch_now(struct hm_core *core, const struct hm_job *job)
         return false;
     hm_lock(HM_RANK_STRIPE, &t.stripe->lock);
     hm_block_touch(t.region, job->block);
-    if (!hm_touch_is_easy(&t)) {
+    if (!hm_device_fault_is_easy(&t)) {
         hm_unlock(HM_RANK_STRIPE, &t.stripe->lock);
         hm_region_put(t.region);
         return false;
     }
     t.record->busy = 1;
     hm_step_of(&t, "begun", NULL);
-    t.event.result = hm_touch(&t);
+    t.event.result = hm_device_fault(&t);
     hm_unlock(HM_RANK_STRIPE, &t.stripe->lock);
     finish(&t, true);
     hm_region_put(t.region);

@@ -9,10 +9,11 @@ bool hm_run(struct hm_core *core, struct hm_queued_job *queued);
 /* Run a quiet job on the calling thread, if nobody has its block or waits for it; its event has
  * what came of it. -EBUSY: somebody does, or a page could not go. */
 int hm_run_now(struct hm_core *core, const struct hm_job *job, struct hm_event *event);
-/* Carry out a TOUCH on the calling thread if that waits for nobody and copies
- * little. False: it is for a mover. */
-bool hm_touch_now(struct hm_core *core, const struct hm_job *job);
-/* Have the service deal with a worker's faults: see HM_EVENT_TOUCH. */
-void hm_touch_report(struct hm_core *core, const struct hm_job *job, int result, uint32_t need);
+/* Serve a device fault on the calling thread if that waits for nobody and copies little. False: it
+ * is for a mover. */
+bool hm_device_fault_now(struct hm_core *core, const struct hm_job *job);
+/* Have the service deal with a worker's faults: see HM_EVENT_DEVICE_FAULT. */
+void hm_device_fault_report(struct hm_core *core, const struct hm_job *job, int result,
+                            uint32_t need);
 
 #endif

@@ -45,7 +45,7 @@ struct cause hm_cause(const struct hm_job *job)
         return (struct cause){HM_BY_EVICTION, job->source};
     if (job->flags & HM_JOB_FAULT)
         return (struct cause){HM_BY_CPU_FAULT, HM_HOST};
-    if (job->kind == HM_JOB_TOUCH)
+    if (job->kind == HM_JOB_DEVICE_FAULT)
         return (struct cause){HM_BY_DEVICE_FAULT, job->node};
     if (job->flags & HM_JOB_ASKED)
         return (struct cause){HM_BY_PREFETCH, job->node};
@@ -147,7 +147,7 @@ void hm_carried(struct transaction *t, enum hm_trace_kind kind, const struct hm_
 
 /* ---- a worker's faults ---------------------------------------------------------------------- */
 
-static void end_faults(struct transaction *t, const struct hm_mask *touched, bool stores)
+static void end_faults(struct transaction *t, const struct hm_mask *faulted, bool stores)
 {
     struct hm_trace_event event;
     if (!hm_traced(t->region, HM_TRACE_PAGE_FAULT_END))
@@ -156,18 +156,18 @@ static void end_faults(struct transaction *t, const struct hm_mask *touched, boo
         event_of(t, HM_TRACE_PAGE_FAULT_END, HM_NOWHERE, HM_NOWHERE, t->job->faulted_at, hm_now());
     event.trigger = stores ? HM_BY_WRITE : HM_BY_READ;
     event.charged_ns = t->charged;
-    hm_trace(t->region, t->block, touched, event);
+    hm_trace(t->region, t->block, faulted, event);
 }
 
 void hm_faults_served(struct transaction *t)
 {
     const struct hm_served *served = &t->served;
     uint32_t node = t->job->node, all, stale;
-    struct hm_mask touched;
+    struct hm_mask faulted;
     if (!t->job->faulted_at)
         return;
-    touched = hm_either(t->job->pages, t->job->stores);
-    all = hm_bits(touched.word);
+    faulted = hm_either(t->job->pages, t->job->stores);
+    all = hm_bits(faulted.word);
     stale = all - served->migrated - served->populated - served->mapped - served->copied -
             served->upgraded;
     hm_count_faults(t->region, node, HM_FAULTS_MIGRATED, served->migrated);
@@ -176,7 +176,7 @@ void hm_faults_served(struct transaction *t)
     hm_count_faults(t->region, node, HM_FAULTS_COPIED, served->copied);
     hm_count_faults(t->region, node, HM_FAULTS_UPGRADED, served->upgraded);
     hm_count_faults(t->region, node, HM_FAULTS_STALE, stale);
-    end_faults(t, &touched, hm_bits(t->job->stores) != 0);
+    end_faults(t, &faulted, hm_bits(t->job->stores) != 0);
 }
 
 void hm_count_thrashing(struct transaction *t, bool sharing, const struct hm_mask *pages)

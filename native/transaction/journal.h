@@ -22,7 +22,7 @@ void hm_trace_job(struct transaction *t, enum hm_trace_kind kind, const struct h
 /* The job's device stands still while it is full: that begins, or with when it began has ended.
  * Returns the time of the event. */
 uint64_t hm_trace_wait(struct transaction *t, uint64_t began);
-/* A TOUCH has done what it was to do. */
+/* A device fault is served. */
 void hm_faults_served(struct transaction *t);
 /* Pages that a device's fault brought and that it had before: evicted since, or taken by
  * programs. */

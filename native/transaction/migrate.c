@@ -103,7 +103,7 @@ static int protect(struct transaction *t, const struct plan *plan)
 static void hand_over(struct transaction *t, const struct plan *plan, struct hm_mask *copy,
                       struct hm_mask *zeros)
 {
-    if (t->job->kind != HM_JOB_TOUCH ||
+    if (t->job->kind != HM_JOB_DEVICE_FAULT ||
         hm_bits(copy->word) + hm_bits(zeros->word) > HM_INLINE_PAGES)
         return;
     for (int pass = 0; pass < 2; pass++) {
@@ -121,7 +121,7 @@ static void hand_over(struct transaction *t, const struct plan *plan, struct hm_
 }
 
 /* Put what the plan brings where it goes, out of every worker's reach or protected. Holes that a
- * worker touched, and what it does without, become pages of zeros; a store of ours makes its own.
+ * worker accessed, and what it does without, become pages of zeros; a store of ours makes its own.
  */
 static int carry(struct transaction *t, const struct plan *plan)
 {
@@ -138,7 +138,7 @@ static int carry(struct transaction *t, const struct plan *plan)
     if (!error)
         error = copy_pages(t, plan, &copy);
     hm_pause("carry.copied");
-    if (t->job->kind == HM_JOB_TOUCH)
+    if (t->job->kind == HM_JOB_DEVICE_FAULT)
         for (; !error && hm_next_run(zeros.word, &first, &count); first += count)
             error =
                 hm_pool_zero(pool, hm_page_offset(t->block, first), (uint64_t)count * HM_PAGE_SIZE);
@@ -298,7 +298,7 @@ static void count_migration(struct transaction *t, const struct plan *plan,
     }
     hm_count(&core->count.migrations, 1);
     hm_carried(t, HM_TRACE_MIGRATE_END, &plan->move, &plan->copy, plan->from, began);
-    if (t->job->kind == HM_JOB_TOUCH)
+    if (t->job->kind == HM_JOB_DEVICE_FAULT)
         t->moved = plan->move; /* it is not over yet */
     else if (!(t->job->flags & HM_JOB_EVICT))
         hm_thrash_note(t->region, t->block, t->job->node, &plan->move,

@@ -261,8 +261,8 @@ int hm_operate(struct transaction *t, const struct hm_mask *mask)
     return error;
 }
 
-/* A block that nobody touched: nothing to move, and reading it gives zeros. */
-int hm_operate_untouched(struct transaction *t)
+/* A block that nobody has accessed: there is nothing to move, and reading it gives zeros. */
+int hm_operate_without_record(struct transaction *t)
 {
     static const struct places nowhere;
     if (t->job->kind == HM_JOB_READ || t->job->kind == HM_JOB_CRC)

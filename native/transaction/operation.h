@@ -5,6 +5,6 @@
 
 /* hm_kind_ops.operate of private memory. */
 int hm_operate(struct transaction *t, const struct hm_mask *mask);
-int hm_operate_untouched(struct transaction *t); /* of a block that nobody has touched */
+int hm_operate_without_record(struct transaction *t); /* of a block that nobody has accessed */
 
 #endif

@@ -1,7 +1,7 @@
 /* Requests that wait: for a transaction's end, or for a decision of the service.
  *
  * Without memory to put one aside, a READ takes one of the places that are kept for that: an error
- * would be a SIGBUS for the program that touched a page. */
+ * would be a SIGBUS for the program that accessed a page. */
 #include "transaction/parked.h"
 
 #include "base/step.h"

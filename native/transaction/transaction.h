@@ -22,14 +22,14 @@ struct transaction {
     struct cause cause;
     uint32_t reserved;     /* pages reserved on job->node and not used yet */
     bool at_once;          /* the thread waits for nobody: a full node ends the job */
-    struct hm_mask blank;  /* TOUCH: pages whose old bytes the worker's kernel does without */
-    struct hm_mask wake;   /* TOUCH: pages whose waiters are woken once the block is free */
-    struct hm_mask remote; /* TOUCH: pages that the worker maps remotely then */
-    struct hm_mask moved;  /* TOUCH: pages that came from another node */
+    struct hm_mask blank;  /* DEVICE_FAULT: pages whose old bytes the worker's kernel ignores */
+    struct hm_mask wake;   /* DEVICE_FAULT: pages whose waiters are woken once the block is free */
+    struct hm_mask remote; /* DEVICE_FAULT: pages that the worker maps remotely then */
+    struct hm_mask moved;  /* DEVICE_FAULT: pages that came from another node */
     uint64_t charged;      /* ns, by the simulated clock */
     struct hm_served {
         uint32_t migrated, populated, mapped, copied, upgraded;
-    } served; /* TOUCH: what became of the pages touched */
+    } served; /* DEVICE_FAULT: what became of the pages */
     struct hm_event event;
 };
 

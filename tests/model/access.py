@@ -43,7 +43,7 @@ class Access(Block):
             return
         op = self.setting.programs[i][at]
         if op.kind in ("load", "load_ahead", "store"):
-            self.touch(s, i, op, out)
+            self.program_access(s, i, op, out)
         elif op.kind == "write":
             self.write_file(s, i, op, out)
         elif op.kind == "open":
@@ -56,7 +56,7 @@ class Access(Block):
     def next(self, s: State, i: int) -> State:
         return s._replace(programs=put(s.programs, i, (s.programs[i][0] + 1, 0)))
 
-    def touch(self, s: State, i: int, op: Op, out: Steps) -> None:
+    def program_access(self, s: State, i: int, op: Op, out: Steps) -> None:
         p = op.pages.bit_length() - 1
         kind, value = s.folio[p]
         if op.kind != "store" and kind in (CLEAN, DIRTY, WRITEBACK):

@@ -229,8 +229,8 @@ def thawed(model: Model, s: State, label: str, t: State) -> Chain:
     task, phase = model.tasks[s.busy], t.jobs[s.busy].phase
     between = s._replace(mode=STABLE, jobs=t.jobs)
     writes = task.kind == "write" and phase == EXEC
-    if task.kind == "touch":
-        worker, at = model.toucher[s.busy]
+    if task.kind == "device_fault":
+        worker, at = model.access_of[s.busy]
         store = model.setting.workers[worker].ops[at].kind == "store"
         there = s.present & task.pages and s.owner[bits(task.pages)[0]] == task.node
         writes = store and bool(there)
@@ -241,7 +241,7 @@ def thawed(model: Model, s: State, label: str, t: State) -> Chain:
 TOLD = {
     "- the gate allocates": allocated,
     "- the gate: the": cut,
-    "takes the block to": begun,
+    "takes the block for": begun,
     "goes on with the recall": recalled,
     "looks whether pages": recalled,
     " plans:": planned,

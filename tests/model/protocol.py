@@ -87,11 +87,11 @@ class Model(Access):
             node, op = self.setting.workers[w].node, self.setting.workers[w].ops[at]
             out.append((f"W{w} on node {node} {op.kind}s page {bits(op.pages)[0]}", after))
             return
-        if s.jobs[self.touch_of[w, at]].phase != OFF:
+        if s.jobs[self.fault_of[w, at]].phase != OFF:
             return  # the job of its last fault ends first: a new one would wait for the block
         s = s._replace(
             workers=put(s.workers, w, (at, True)),
-            jobs=put(s.jobs, self.touch_of[w, at], Job(READY)),
+            jobs=put(s.jobs, self.fault_of[w, at], Job(READY)),
         )
         out.append((f"W{w} faults", s))
 
@@ -110,9 +110,10 @@ class Model(Access):
             s = self.stored(self.set_pool(s, node, p, value | bit), p, bit)
         return s._replace(workers=put(s.workers, w, (at + 1, False)))
 
-    def touched(self, s: State, j: int) -> State:
-        """The end of a TOUCH, under the lock: what is stored to becomes dirty and writable."""
-        (w, at), task = self.toucher[j], self.tasks[j]
+    def fault_served(self, s: State, j: int) -> State:
+        """The end of a device fault, under the lock: what is stored to becomes dirty and
+        writable."""
+        (w, at), task = self.access_of[j], self.tasks[j]
         node, p = task.node, bits(task.pages)[0]
         if s.end & task.pages:
             end = len(self.setting.workers[w].ops)  # the kernel is ended
@@ -174,7 +175,8 @@ class Model(Access):
             out.append((f"{name} lets the block go", s))
         elif job.phase == REPLAY:
             end = DONE if j < len(self.setting.tasks) else OFF
-            if j in self.toucher and s.workers[self.toucher[j][0]] == (self.toucher[j][1], True):
+            w, at = self.access_of.get(j, (-1, 0))
+            if w >= 0 and s.workers[w] == (at, True):
                 end = OFF if self.protocol.wake_arrived else READY  # the recall gave up: try again
             s = self.unpark(s)._replace(jobs=put(s.jobs, j, Job(end)))
             out.append((f"{name} has what is parked looked at again", s))
@@ -185,15 +187,15 @@ class Model(Access):
             s = s._replace(jobs=put(s.jobs, j, Job(DONE)))
             out.append((f"{name} is refused: past the end", s))
             return
-        label = f"{name} takes the block to {task.kind} pages {bits(task.pages)}"
+        label = f"{name} takes the block for {task.kind} of pages {bits(task.pages)}"
         out.append((label, self.recall(s._replace(busy=j), j, self.ready(s, j))))
 
     def ready(self, s: State, j: int) -> Job:
         """At the beginning, and when it begins again."""
         task = self.tasks[j]
         copying = False
-        if self.setting.mostly and task.kind == "touch":
-            w, at = self.toucher[j]
+        if self.setting.mostly and task.kind == "device_fault":
+            w, at = self.access_of[j]
             there = task.pages & (s.present | s.cached | s.recalling)
             mine = self.device(s, task.pages) and s.owner[bits(task.pages)[0]] == task.node
             load = self.setting.workers[w].ops[at].kind == "load"
@@ -257,7 +259,7 @@ class Model(Access):
             label = f"{name}'s invalidation unmaps page {p} and has it written back"
             out.append((label, self.send_back(s, p, LAUNDER)))
         elif kind in (ABSENT, CLEAN) or (kind == LAUNDER and s.writeback[p] == IDLE):
-            if self.setting.prompt and kind == CLEAN and self.about_to_touch(s, p):
+            if self.setting.prompt and kind == CLEAN and self.about_to_access(s, p):
                 return
             left = job.left & ~(1 << p)
             s = s._replace(
@@ -270,7 +272,7 @@ class Model(Access):
                 (label, self.enter(s, j, job._replace(left=left), INVAL if left else RELOCK))
             )
 
-    def about_to_touch(self, s: State, p: int) -> bool:
+    def about_to_access(self, s: State, p: int) -> bool:
         for (at, _), ops in zip(s.programs, self.setting.programs, strict=True):
             if at < len(ops) and ops[at].kind != "write" and ops[at].pages == 1 << p:
                 return True
@@ -283,7 +285,7 @@ class Model(Access):
         if not s.present & task.pages:  # a hole after all: it becomes the device's
             return self.recall(s._replace(mode=STABLE), j, Job(READY))
         if task.pages & s.copies[task.node]:
-            return self.touched(s._replace(mode=STABLE), j)
+            return self.fault_served(s._replace(mode=STABLE), j)
         job = job._replace(phase=COPY, copy=task.pages, source=s.owner, cut=False)
         return self.protect(self.enter(s, j, job, COPY), j)
 
@@ -293,7 +295,7 @@ class Model(Access):
             for p in bits(job.copy):
                 s = self.set_pool(s, node, p, NONE)
             return self.recall(s._replace(mode=STABLE), j, self.ready(s, j))
-        return self.touched(self.copied(s, node, job.copy)._replace(mode=STABLE), j)
+        return self.fault_served(self.copied(s, node, job.copy)._replace(mode=STABLE), j)
 
     def plan(self, s: State, j: int) -> State:
         if s.jobs[j].copying:
@@ -302,7 +304,7 @@ class Model(Access):
         for p in bits(task.pages & s.present):
             move |= (s.owner[p] != task.node) << p
         copy = move & ~s.kept if task.node == HOST else move & ~s.copies[task.node]
-        fill = task.pages & ~s.present if task.kind in ("write", "touch") else 0
+        fill = task.pages & ~s.present if task.kind in ("write", "device_fault") else 0
         if not self.protocol.fill_past_end:
             fill &= ~s.end
         if task.kind == "read":
@@ -382,8 +384,8 @@ class Model(Access):
     def brought(self, s: State, j: int) -> State:
         """The pages are on the node, unless a cut came between; still under the lock."""
         task, there = self.tasks[j], 0
-        if task.kind == "touch":
-            return self.touched(s, j)
+        if task.kind == "device_fault":
+            return self.fault_served(s, j)
         if task.kind not in ("read", "write"):
             return self.enter(s, j, Job(FINISH), FINISH)
         for p in bits(task.pages & s.present):

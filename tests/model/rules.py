@@ -91,7 +91,7 @@ BESIDE = (
 AWAY = [Task(kind, TARGET, pages) for kind in ("migrate", "read", "write") for pages in (1, 2, 3)]
 HOME = [Task("migrate", HOST, pages) for pages in (1, 2, 3)]
 NOWHERE = [Task("recall", TARGET, pages) for pages in (1, 2, 3)]
-TOUCHES = [Worker(TARGET, (Op(kind, page),)) for kind in ("load", "store") for page in (1, 2)]
+ACCESSES = [Worker(TARGET, (Op(kind, page),)) for kind in ("load", "store") for page in (1, 2)]
 
 
 def pages_like(code: int) -> Iterator[Page]:
@@ -172,7 +172,7 @@ def state_of(model: Model, code: int, pages: tuple[Page, Page]) -> State:
 
 
 def holder_of(model: Model) -> int:
-    return 0 if model.setting.tasks else model.touch_of[0, 0]
+    return 0 if model.setting.tasks else model.fault_of[0, 0]
 
 
 # The step's name, the pages that it is about, before, after.
@@ -191,7 +191,7 @@ def cases(code: int, **more: Any) -> Iterator[Case]:
         tasks = [None, *AWAY, *HOME, *NOWHERE]
     else:
         tasks = list(AWAY if code & BIT["away"] else HOME if code & BIT["home"] else NOWHERE)
-    workers = TOUCHES if code & BIT["away"] or not code & BIT["busy"] else []
+    workers = ACCESSES if code & BIT["away"] or not code & BIT["busy"] else []
     models = [model_of(task, None, **more) for task in tasks]
     models += [model_of(None, worker, **more) for worker in workers]
     for model in models:
@@ -368,8 +368,8 @@ def recalls(step: Step) -> Found:
                 continue
             s = s._replace(ahead=ADMITTED) if flying else s
             s = one_write(s) if wide else s
-            touch = job in model.toucher
-            for copying in {False, touch}:
+            fault = job in model.access_of
+            for copying in {False, fault}:
                 begins = Job(READY, copying=copying)
                 ends = [model.recall(s, job, begins)]
                 for done, round in itertools.product((0, 1, 2), (0, BOTH)):
@@ -399,7 +399,7 @@ def carry(model: Model, s: State, job: int) -> Found:
     if model.tasks[job].kind == "recall":
         yield "thawed", model, 0, s, s._replace(mode=STABLE)
         return
-    for copying in (False, True) if job in model.toucher else (False,):
+    for copying in (False, True) if job in model.access_of else (False,):
         at_plan = s._replace(jobs=put(s.jobs, job, Job(DRAIN, copying=copying)))
         plan = model.plan(at_plan, job)
         if not model.inflight(s):

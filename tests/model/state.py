@@ -71,7 +71,7 @@ class Op(NamedTuple):
 
 
 class Task(NamedTuple):
-    kind: str  # read, write: device operations; migrate; recall; touch: a worker's fault
+    kind: str  # read, write: device operations; migrate; recall; device_fault: a worker's
     node: int
     pages: int
 
@@ -209,14 +209,14 @@ class Block:
         # After the tasks given, one for each page that brings it home for the service, and one for
         # each fault that a worker can take.
         home = tuple(Task("home", HOST, 1 << p) for p in self.pages)
-        touch = tuple(
-            Task("touch", setting.workers[w].node, setting.workers[w].ops[at].pages)
+        faults = tuple(
+            Task("device_fault", setting.workers[w].node, setting.workers[w].ops[at].pages)
             for w, at in of_workers
         )
-        self.tasks = setting.tasks + home + touch
+        self.tasks = setting.tasks + home + faults
         base = len(setting.tasks) + len(home)
-        self.touch_of = {name: base + k for k, name in enumerate(of_workers)}
-        self.toucher = {j: name for name, j in self.touch_of.items()}
+        self.fault_of = {name: base + k for k, name in enumerate(of_workers)}
+        self.access_of = {j: name for name, j in self.fault_of.items()}
 
     def start(self) -> State:
         n, setting = len(self.pages), self.setting

@@ -125,13 +125,13 @@ static void evict_for(const struct hm_event *event)
                          .ino = INO,
                          .block = !event->block,
                          .count = HM_BLOCK_PAGES};
-    struct hm_job again = {.kind = HM_JOB_TOUCH,
+    struct hm_job again = {.kind = HM_JOB_DEVICE_FAULT,
                            .flags = HM_JOB_QUIET,
                            .ino = INO,
                            .block = event->block,
                            .node = event->node,
                            .faulted_at = event->faulted_at};
-    CHECK(event->result == -ENOSPC || event->result == -EBUSY, "touch: %d", event->result);
+    CHECK(event->result == -ENOSPC || event->result == -EBUSY, "device fault: %d", event->result);
     atomic_fetch_add(&refused, 1);
     memcpy(again.pages, event->pages, sizeof(again.pages));
     memcpy(again.stores, event->stores, sizeof(again.stores));
@@ -151,7 +151,7 @@ static void *events_main(void *arg)
         poll(&ready, 1, 100);
         n = hm_events(core, events, 64);
         for (int i = 0; i < n; i++)
-            if (events[i].kind == HM_EVENT_TOUCH)
+            if (events[i].kind == HM_EVENT_DEVICE_FAULT)
                 evict_for(&events[i]);
             else
                 atomic_fetch_add(&finished, 1);

@@ -66,7 +66,7 @@ static struct hm_event heard(void)
     struct pollfd ready = {.fd = hm_event_fd(core), .events = POLLIN};
     struct hm_event event;
     CHECK(poll(&ready, 1, PATIENCE_MS) == 1, "nothing is said of a message");
-    CHECK(hm_events(core, &event, 1) == 1 && event.kind == HM_EVENT_TOUCH, "event");
+    CHECK(hm_events(core, &event, 1) == 1 && event.kind == HM_EVENT_DEVICE_FAULT, "event");
     return event;
 }
 

@@ -252,8 +252,8 @@ MISTAKES = {
     "wake_arrived": Mistake(
         "cut_before_the_wake",
         "device_fault.c",
-        "        t->wake = hm_either(touched.word, stores.word);\n",
-        "        t->wake = hm_both(hm_either(touched.word, stores.word).word, record->present);\n",
+        "        t->wake = hm_either(faulted.word, stores.word);\n",
+        "        t->wake = hm_both(hm_either(faulted.word, stores.word).word, record->present);\n",
     ),
     "discard_keeps_source": Mistake(
         "cut_before_it_is_handed_over",
@@ -270,7 +270,7 @@ MISTAKES = {
             "    if (hm_bits(stores.word)) /* and not before",
             "    t->record->busy = 0;\n"
             "    hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);\n"
-            '    hm_pause("touch.unmarked");\n'
+            '    hm_pause("fault.unmarked");\n'
             "    hm_lock(HM_RANK_STRIPE, &t->stripe->lock);\n"
             "    t->record->busy = 1;\n"
             "    hm_mark_written(t, &stores);\n"

@@ -201,7 +201,7 @@ static void jobs(void)
         IS(run_job(changed), result);                                                              \
     } while (0)
     JOB(read, node, 1, 0);
-    JOB(read, kind, HM_JOB_TOUCH + 1, -EINVAL);
+    JOB(read, kind, HM_JOB_DEVICE_FAULT + 1, -EINVAL);
     JOB(read, block, HM_MAX_BLOCKS, -EINVAL);
     JOB(read, node, NODES, -ENODEV);
     JOB(read, node, HM_HOST, -ENODEV);

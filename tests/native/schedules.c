@@ -590,12 +590,12 @@ static bool reaches(struct hm_region *region, uint32_t page, uint32_t node, uint
 static void work(uint32_t page, uint32_t node, uint64_t bit)
 {
     struct hm_region *region = hm_region_get(core, INO);
-    struct hm_job touch = {.kind = HM_JOB_TOUCH, .node = node};
+    struct hm_job fault = {.kind = HM_JOB_DEVICE_FAULT, .node = node};
     int tries = 3, error = 0;
-    touch.pages[0] = bit ? 0 : 1ULL << page;
-    touch.stores[0] = bit ? 1ULL << page : 0;
+    fault.pages[0] = bit ? 0 : 1ULL << page;
+    fault.stores[0] = bit ? 1ULL << page : 0;
     while (!error && page < beyond && !reaches(region, page, node, bit) && tries--)
-        error = run_job_here(touch);
+        error = run_job_here(fault);
     CHECK(!error || error == -EBUSY || error == -ERANGE || may_be(-error),
           "a worker's fault fails with %d", error);
     hm_region_put(region);

@@ -177,7 +177,7 @@ static void store_before_the_wake(void)
     begin_with_worker();
     store(0, 1, 'A');
     CHECK(worker_loads(0) == 'A', "load");
-    hold(&early, "touch.unmarked"); /* where the mistake is made */
+    hold(&early, "fault.unmarked"); /* where the mistake is made */
     hold(&freed, "job.freed");
     begin_to(STORE, 0, 'B');
     UNTIL(is_held(&freed) || is_held(&early));

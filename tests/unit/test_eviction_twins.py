@@ -28,7 +28,7 @@ from hmmfs.memory import (
     Region,
     page_set,
 )
-from hmmfs.memory.types import Touch, page_words
+from hmmfs.memory.types import DeviceFault, page_words
 from hmmfs.policy import Pages, named_eviction
 from hmmfs.policy.eviction import BUILT_IN, BuiltIn
 
@@ -82,9 +82,11 @@ class Machine:
 
     def touch(self, twin: BuiltIn, key: BlockKey) -> None:
         touched, window = self.some(), self.some()
-        faults = Touch(page_words(touched), page_words(touched & self.some()))
+        faults = DeviceFault(page_words(touched), page_words(touched & self.some()))
         flags = JobFlag.CHOSEN
-        job = Job(JobKind.TOUCH, *key, node=NODE, flags=flags, touch=faults, window=window)
+        job = Job(
+            JobKind.DEVICE_FAULT, *key, node=NODE, flags=flags, device_fault=faults, window=window
+        )
         if self.run_allowed(job):
             twin.touched(key, touched, window | touched)
 

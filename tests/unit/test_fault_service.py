@@ -18,11 +18,11 @@ import trio.testing
 from hmmfs.device.launcher import Worker
 from hmmfs.errors import HmmfsError
 from hmmfs.memory import Core, Event, EventKind, Ioctl, JobResult
-from hmmfs.memory.types import Touch
+from hmmfs.memory.types import DeviceFault
 from hmmfs.service import Events, FaultService, Reservations
 from hmmfs.service import fault_service as module
 
-PAGES = Touch(b"\1" + bytes(63), bytes(64))
+PAGES = DeviceFault(b"\1" + bytes(63), bytes(64))
 
 
 class Told:
@@ -125,7 +125,10 @@ def serve(
         (EventKind.INTERRUPT, {}),
         (EventKind.CLOSED, {}),
         (EventKind.IOCTL, {"ioctl": Ioctl(3, 1, 2, b"", 0, 4)}),
-        (EventKind.TOUCH, {"touch": PAGES, "node": 1, "worker": 1, "result": JobResult(-11)}),
+        (
+            EventKind.DEVICE_FAULT,
+            {"device_fault": PAGES, "node": 1, "worker": 1, "result": JobResult(-11)},
+        ),
         (99, {}),
     ],
 )
@@ -157,7 +160,7 @@ def test_one_failure_is_one_failure(
     assert "Traceback" in caplog.text
     assert core.replies == ([(3, errno.EIO)] if kind == EventKind.IOCTL else [])
     found = [(node, worker, error.errno) for node, worker, error in lost]
-    assert found == ([(1, 1, errno.EIO)] if kind == EventKind.TOUCH else [])
+    assert found == ([(1, 1, errno.EIO)] if kind == EventKind.DEVICE_FAULT else [])
 
 
 def test_what_waits_is_answered_however_often_that_fails(
@@ -209,7 +212,13 @@ def test_a_stale_fault_runs_no_job(core: Told, monkeypatch: pytest.MonkeyPatch) 
     core.worker = 2
 
     async def body() -> None:
-        core.push(EventKind.TOUCH, touch=PAGES, node=1, worker=1, result=JobResult(-errno.EBUSY))
+        core.push(
+            EventKind.DEVICE_FAULT,
+            device_fault=PAGES,
+            node=1,
+            worker=1,
+            result=JobResult(-errno.EBUSY),
+        )
         while not entered:
             await trio.sleep(0.001)
 

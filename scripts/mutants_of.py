@@ -57,7 +57,9 @@ RULES = [
     Rule("condition", re.compile(r"(?<=if \()(?=\w+->\w+\)|\w+\)|!)"), lambda _: "!"),
     Rule(
         "lock",
-        re.compile(r"^ +(?:hm_lock\w*|pthread_(?:mutex_lock|cond_broadcast|cond_signal))\(.*\);$"),
+        re.compile(
+            r"^ +(?:HM_GUARD|hm_lock\w*|pthread_(?:mutex_lock|cond_broadcast|cond_signal))\(.*\);$"
+        ),
         lambda _: ";",
     ),
     Rule(

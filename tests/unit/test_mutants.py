@@ -25,6 +25,7 @@ int call(struct hm_core *core, int a, int b)
     core->used += hm_take(a, b);
     hm_release(core, 1); /* all but 3 */
     snprintf(text, "5 < %d", sum);
+    HM_GUARD(HM_RANK_JOBS, &core->jobs_lock);
     return mask & ~sum;
 }
 """
@@ -53,7 +54,7 @@ def test_c(tool: ModuleType, tmp_path: Path) -> None:
         "logic": ["if (a < b || core->ready)"],
         "mask": ["return mask & sum;"],
         "constant": ["hm_release(core, 2); /* all but 3 */"],
-        "lock": [";"],
+        "lock": [";", ";"],
         "statement": [";", "; /* all but 3 */"],
         "arguments": ["core->used += hm_take(b, a);", "hm_release(1, core); /* all but 3 */"],
         "error": ["return 0;"],

@@ -116,7 +116,7 @@ LAYERS = {
     "hmmfs/daemon": [UNIT, FILES, ENDINGS, SEEN, "tests/mount/test_kinds.py"],
     "hmmfs/mounting": [UNIT, FILES, ENDINGS, "tests/mount/test_kinds.py"],
     "hmmfs/program": [UNIT, PROGRAMS, PROGRAMS_END],
-    "hmmfs/filesystem/mirrors": [UNIT, PROGRAMS],
+    "hmmfs/filesystem/open_dmirror": [UNIT, PROGRAMS],
     "hmmfs/filesystem/xattrs": [UNIT, "tests/mount/test_copying.py tests/mount/test_advice.py"],
     "hmmfs/memory": [UNIT, FILES, "tests/mount/test_times.py", MOVING, SEEN],
     "hmmfs/policy": [UNIT, RULES],

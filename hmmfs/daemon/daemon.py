@@ -241,7 +241,7 @@ class _Daemon:
             core,
             self._table,
             executors,
-            self._mirrored(executors),
+            self._interfaces(executors),
             policies,
             os.getpid(),
             topology=topology,
@@ -299,7 +299,7 @@ class _Daemon:
         events.subscribe_task(EventKind.GONE, "Forgetting a program", of_end)
         events.subscribe_task(EventKind.IOCTL, "An ioctl", answer, refuse)
 
-    def _mirrored(self, executors: list[Executor]) -> list[Device]:
+    def _interfaces(self, executors: list[Executor]) -> list[Device]:
         """What each device is to programs that open its dmirror."""
         kinds = enumerate(self._core.device_kinds, 1)
         coherent = frozenset(node for node, kind in kinds if kind is not Kind.PRIVATE)

@@ -23,7 +23,7 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from hmmfs.errors import HmmfsError, UsageError
-from hmmfs.filesystem.mirrors import Ioctls, OpenMirror
+from hmmfs.filesystem.open_dmirror import Ioctls, OpenDmirror
 from hmmfs.filesystem.submit import MAX_READ, Submission
 from hmmfs.filesystem.tracing import Pipe
 from hmmfs.filesystem.tree import (
@@ -90,7 +90,7 @@ class SubmitHandle:
         self.submission = submission
 
 
-Handle = OpenMirror | RegionHandle | TextHandle | SubmitHandle | Pipe | Action | Directory
+Handle = OpenDmirror | RegionHandle | TextHandle | SubmitHandle | Pipe | Action | Directory
 
 
 def _answered(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -159,7 +159,7 @@ class Operations(pyfuse3.Operations):
     async def ioctl(self, request: Ioctl) -> None:
         """Carry out an ioctl on an open control file, and answer it."""
         handle = self._handles.get(request.fh)
-        await self._ioctls.run(request, handle if isinstance(handle, OpenMirror) else None)
+        await self._ioctls.run(request, handle if isinstance(handle, OpenDmirror) else None)
 
     def interrupt_all(self) -> None:
         """The mount is gone: nobody waits any more."""
@@ -472,7 +472,7 @@ class Operations(pyfuse3.Operations):
         if isinstance(found, Action):
             return FileInfo(fh=self._handle(found), direct_io=True, keep_cache=False)
         if isinstance(found, Dmirror):
-            return await self._open_mirror(found, ctx.pid)
+            return await self._open_dmirror(found, ctx.pid)
         if not isinstance(found, Text):
             raise FUSEError(errno.EISDIR)
         if isinstance(found, Setting):
@@ -481,10 +481,10 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EACCES)
         return FileInfo(fh=self._handle(TextHandle(found)), direct_io=True, keep_cache=False)
 
-    async def _open_mirror(self, found: Dmirror, thread: int) -> FileInfo:
+    async def _open_dmirror(self, found: Dmirror, thread: int) -> FileInfo:
         say = functools.partial(self._tree.errors.say, device=found.device)
-        mirror = await OpenMirror.open(found.mirrored, thread, say)
-        return FileInfo(fh=self._handle(mirror), direct_io=True, keep_cache=False)
+        opened = await OpenDmirror.open(found.interface, thread, say)
+        return FileInfo(fh=self._handle(opened), direct_io=True, keep_cache=False)
 
     def _open_stream(self, found: Stream, flags: int) -> FileInfo:
         if flags & os.O_ACCMODE != os.O_RDONLY:
@@ -502,7 +502,7 @@ class Operations(pyfuse3.Operations):
             return await handle.read(off, size)
         if isinstance(handle, SubmitHandle):
             return handle.submission.read(off, size)
-        if isinstance(handle, OpenMirror):
+        if isinstance(handle, OpenDmirror):
             raise handle.no_bytes()
         raise FUSEError(errno.EIO)  # the gate answers these
 
@@ -513,7 +513,7 @@ class Operations(pyfuse3.Operations):
             return len(buf)
         if isinstance(handle, TextHandle) and isinstance(handle.node, Setting):
             return await self._set(handle.node, buf, MAX_VALUE)
-        if isinstance(handle, OpenMirror):
+        if isinstance(handle, OpenDmirror):
             raise handle.no_bytes()
         if not isinstance(handle, SubmitHandle):
             raise FUSEError(errno.EACCES)
@@ -555,7 +555,7 @@ class Operations(pyfuse3.Operations):
         elif isinstance(handle, SubmitHandle):
             handle.submission.interrupt()
             self._tree.close_submit(handle.node)
-        elif isinstance(handle, OpenMirror):
+        elif isinstance(handle, OpenDmirror):
             await handle.close()
 
     async def flush(self, fh: int) -> None:

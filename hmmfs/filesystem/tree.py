@@ -117,7 +117,7 @@ class Action(Node):
 class Dmirror(Node):
     """A file whose ioctls are those of Linux's test_hmm."""
 
-    mirrored: dmirror.Device = field(kw_only=True)
+    interface: dmirror.Device = field(kw_only=True)
     device: int = 0
 
 
@@ -235,7 +235,7 @@ class Tree:
         core: Core,
         table: RegionTable,
         executors: list[Executor],
-        mirrored: list[dmirror.Device],
+        interfaces: list[dmirror.Device],
         policies: Policies,
         pid: int,
         *,
@@ -247,7 +247,7 @@ class Tree:
         self._core = core
         self._table = table
         self._policies = policies
-        self._mirrored = mirrored
+        self._interfaces = interfaces
         self._process_of = processes.of
         self._pid = pid
         self._born_ns = time.monotonic_ns()
@@ -415,8 +415,8 @@ class Tree:
         )
 
     def _dmirror(self, number: int) -> Dmirror:
-        mode, mirrored = stat.S_IFREG | 0o666, self._mirrored[number]  # as a device's node
-        return self._add(Dmirror(next(self._inos), mode, mirrored=mirrored, device=number))
+        mode, interface = stat.S_IFREG | 0o666, self._interfaces[number]  # as a device's node
+        return self._add(Dmirror(next(self._inos), mode, interface=interface, device=number))
 
     def _link(self, node: int, other: int) -> Text:
         return self._text(lambda: views.table(views.link(self._core, self._topology, node, other)))

@@ -19,7 +19,7 @@ from hmmfs.memory import Region
 USER = b"user."
 OURS = b"user.hmmfs."
 # The files of state/ that are attributes, too; setting one is writing the file.
-MIRRORED = (b"advice", b"residency", b"faults", b"numa", b"prefetched")
+STATE_FILES = (b"advice", b"residency", b"faults", b"numa", b"prefetched")
 CLEARED = {b"advice": b"all unset_all", b"numa": b"default"}  # what removing one writes
 ENOATTR = pyfuse3.ENOATTR
 MAX_VALUE = 65536  # Linux's own limit
@@ -90,7 +90,7 @@ class Xattrs:
         self._check(what, name)
         if not name.startswith(OURS):
             return self._kept.get(what.ino, name)
-        value = _value(self._mirrored(what, name))
+        value = _value(self._state_file(what, name))
         if not value:
             raise _none(name)
         return value
@@ -104,7 +104,7 @@ class Xattrs:
             self._kept.set(what.ino, name, value)
             self._count(what)
             return
-        node = self._mirrored(what, name)
+        node = self._state_file(what, name)
         if not isinstance(node, Setting):
             raise HmmfsError(errno.EACCES, f"{_show(name)} only tells: it can't be set.")
         await self._store(node, value, MAX_VALUE)
@@ -115,7 +115,7 @@ class Xattrs:
             self._kept.remove(what.ino, name)
             self._count(what)
             return
-        node = self._mirrored(what, name)
+        node = self._state_file(what, name)
         clear = CLEARED.get(name.removeprefix(OURS))
         if clear is None:
             raise HmmfsError(errno.EACCES, f"{_show(name)} only tells: it can't be removed.")
@@ -140,13 +140,13 @@ class Xattrs:
         if not isinstance(what, Region) and what is not self._tree.regions:
             raise HmmfsError(errno.EOPNOTSUPP, "Control files have no extended attributes.")
 
-    def _mirrored(self, what: Node | Region, name: bytes) -> Text:
+    def _state_file(self, what: Node | Region, name: bytes) -> Text:
         """The file of state/ that one of our attributes is the same as."""
         short = name.removeprefix(OURS)
         state = self._tree.state_of(what) if isinstance(what, Region) else None
-        node = state.get(short) if state and short in MIRRORED else None
+        node = state.get(short) if state and short in STATE_FILES else None
         if not isinstance(node, Text):
-            known = ", ".join(each.decode() for each in MIRRORED)
+            known = ", ".join(each.decode() for each in STATE_FILES)
             raise HmmfsError(
                 errno.EOPNOTSUPP,
                 f"There is no {_show(name)}: in user.hmmfs. a region has {known}.",

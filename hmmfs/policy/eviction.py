@@ -182,7 +182,7 @@ class Random(BuiltIn):
 
 class Tree(BuiltIn):
     """Of the block least recently used the lowest 64 KiB, and with them every aligned range around
-    them that would be less than half full without: the mirror of the density prefetcher.
+    them that would be less than half full without: the counterpart of the density prefetcher.
 
     Source: the tree-based neighborhood eviction of Ganguly et al., ISCA 2019."""
 

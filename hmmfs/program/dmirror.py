@@ -22,7 +22,7 @@ import trio
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.memory import HOST, PAGE_SIZE
 from hmmfs.memory.programs import Look, State
-from hmmfs.program.mirror_table import (
+from hmmfs.program.page_table import (
     ATOMIC,
     VALID,
     WRITE,
@@ -147,19 +147,19 @@ class Device:
         self._regions = regions
         self.view = View(node, coherent)
 
-    async def open(self, pid: int) -> Mirror:
-        """A mirror of the memory of a program, for a file that it opens."""
+    async def open(self, pid: int) -> OpenFile:
+        """Opens the memory of a program, for a file that it opens."""
         program = await self._processes.open(pid)
         try:
-            return Mirror(self, self._regions(program), program)
+            return OpenFile(self, self._regions(program), program)
         except BaseException:
             await self._processes.close(program)
             raise
 
-    async def close(self, mirror: Mirror) -> None:
+    async def close(self, file: OpenFile) -> None:
         """The file is closed, and with it all that the device has goes home."""
         await self.evict()
-        await self._processes.close(mirror.program)
+        await self._processes.close(file.program)
 
     async def evict(self) -> None:
         """Every page of the device goes home, no matter who brought it: at the end of any of its
@@ -172,7 +172,7 @@ class Device:
                     log.warning("Pages of process %d: %s", process.pid, error.sentence)
 
 
-class Mirror:
+class OpenFile:
     """One open file. Ioctls on it may run at the same time, since a fault in the program's memory
     may wait for another of its threads; only what lies between two awaits is atomic."""
 

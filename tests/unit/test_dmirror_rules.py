@@ -18,7 +18,7 @@ from hmmfs.memory.programs import OWNER as OWNER_SHIFT
 from hmmfs.memory.programs import Look, State
 from hmmfs.program import dmirror
 from hmmfs.program.dmirror import IOWR, LAYOUT, Command, Device, Number, leading, runs
-from hmmfs.program.mirror_table import ATOMIC, Entries, Table
+from hmmfs.program.page_table import ATOMIC, Entries, Table
 from hmmfs.program.protocol import Process
 
 PAGE = 4096
@@ -190,7 +190,7 @@ class Programs:
     def __init__(self, memory: Memory, coherent: frozenset[int] = frozenset()) -> None:
         self.memory = memory
         self.devices = [Device(All(memory), node, coherent) for node in (1, 2)]
-        self.mirrors = [trio.run(device.open, 1) for device in self.devices]
+        self.files = [trio.run(device.open, 1) for device in self.devices]
 
     def __call__(
         self, number: int, first: int = 0, pages: int | None = None, device: int = 0, **other: int
@@ -198,7 +198,7 @@ class Programs:
         pages = len(self.memory.kind) if pages is None else pages
         address = other.get("address", BASE + first * PAGE)
         data = LAYOUT.pack(address, other.get("ptr", USER), pages, 91, 92)
-        answer = run(self.mirrors[device].ioctl, IOWR + number, data, 1)
+        answer = run(self.files[device].ioctl, IOWR + number, data, 1)
         back = LAYOUT.unpack(answer)
         assert back[:3] == (address, other.get("ptr", USER), pages)
         return back[3:]
@@ -263,7 +263,7 @@ def test_ranges_that_are_none(number: Number, address: int, pages: int) -> None:
 def test_other_ioctls(command: int, size: int, number: int) -> None:
     _, ioctl = program(4)
     with pytest.raises(HmmfsError) as caught:
-        run(ioctl.mirrors[0].ioctl, command, bytes(size), 1)
+        run(ioctl.files[0].ioctl, command, bytes(size), 1)
     assert caught.value.errno == number
 
 
@@ -509,7 +509,7 @@ def test_two_devices() -> None:
     assert ioctl.buffer(0) == 3
 
 
-def test_read_on_the_device_after_its_mirror_was_invalidated() -> None:
+def test_read_on_the_device_after_its_mapping_was_invalidated() -> None:
     """Here test_hmm crashes."""
     memory, ioctl = program(4)
     memory.fill()
@@ -523,7 +523,7 @@ def test_read_on_the_device_after_its_mirror_was_invalidated() -> None:
 
 def test_closing_any_file_and_release() -> None:
     memory, ioctl = program(4)
-    for end in (ioctl.devices[0].evict, lambda: ioctl.mirrors[0].ioctl(*RELEASE)):
+    for end in (ioctl.devices[0].evict, lambda: ioctl.files[0].ioctl(*RELEASE)):
         ioctl(Number.MIGRATE_TO_DEV, 0, 2)
         ioctl(Number.MIGRATE_TO_DEV, 2, 2, device=1)
         run(end)

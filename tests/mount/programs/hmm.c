@@ -1,6 +1,6 @@
 /* hmm ROW DEVICE OTHER: what a row of the kernel's HMM tests is about, tried on two devices of one
  * kind. Prints "ok", "skip: " and why, or what is wrong and where. */
-#include "mirror.h"
+#include "dmirror.h"
 
 #include <linux/io_uring.h>
 #include <linux/userfaultfd.h>

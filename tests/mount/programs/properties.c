@@ -1,6 +1,6 @@
 /* properties NAME DEVICE OTHER: what Linux's hmm.rst promises of devices that share a program's
  * memory, on two devices of one kind. Prints "ok", or what is wrong and where. */
-#include "mirror.h"
+#include "dmirror.h"
 
 #include <pthread.h>
 #include <signal.h>

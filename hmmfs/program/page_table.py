@@ -1,4 +1,4 @@
-"""A mirror's page table: what one open file of a device has mapped of a program's memory.
+"""The page table of one open file: what its device has mapped of a program's memory.
 
 The kernel tells a driver when a mapping changes (mmu notifiers). Nobody tells a daemon, so an entry
 remembers where its page was, and holds as long as the page is there and the mapping has its rights.

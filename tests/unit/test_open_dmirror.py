@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from hmmfs.errors import HmmfsError
-from hmmfs.filesystem import mirrors
+from hmmfs.filesystem import open_dmirror
 
 
 @pytest.mark.parametrize("line", ["SigPnd", "ShdPnd"])
@@ -26,21 +26,21 @@ def test_only_a_signal_that_kills(monkeypatch: pytest.MonkeyPatch, line: str, nu
         opened.append(path)
         return io.BytesIO(status.encode())
 
-    monkeypatch.setattr(mirrors, "open", fake, raising=False)
-    assert mirrors.is_killed(123) == (number == signal.SIGKILL)
+    monkeypatch.setattr(open_dmirror, "open", fake, raising=False)
+    assert open_dmirror.is_killed(123) == (number == signal.SIGKILL)
     assert opened == ["/proc/123/status"]
 
 
 def test_a_thread_that_is_there_and_one_that_is_gone() -> None:
-    assert not mirrors.is_killed(os.getpid())
-    assert mirrors.is_killed(2**22 + 1)  # past the largest number of a process
+    assert not open_dmirror.is_killed(os.getpid())
+    assert open_dmirror.is_killed(2**22 + 1)  # past the largest number of a process
 
 
 def test_the_program_of_a_thread() -> None:
     found: list[int] = []
     thread = threading.Thread(
         target=lambda: found.extend(
-            (threading.get_native_id(), mirrors.program_of(threading.get_native_id()))
+            (threading.get_native_id(), open_dmirror.program_of(threading.get_native_id()))
         )
     )
     thread.start()
@@ -50,5 +50,5 @@ def test_the_program_of_a_thread() -> None:
 
 def test_no_thread() -> None:
     with pytest.raises(HmmfsError, match="There is no thread 4194305 here") as caught:
-        mirrors.program_of(4194305)  # one more than Linux has
+        open_dmirror.program_of(4194305)  # one more than Linux has
     assert caught.value.errno == errno.ESRCH

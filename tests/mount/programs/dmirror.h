@@ -1,7 +1,7 @@
 /* What programs that talk to /dev/hmm_dmirrorN share: its ioctls, memory to try them on, and checks
  * that end the program with a sentence. */
-#ifndef MIRROR_H
-#define MIRROR_H
+#ifndef DMIRROR_H
+#define DMIRROR_H
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>

@@ -13,7 +13,7 @@ import trio
 
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.memory import Core, Ioctl
-from hmmfs.program.dmirror import Device, Mirror
+from hmmfs.program.dmirror import Device, OpenFile
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +36,16 @@ def program_of(thread: int) -> int:
     return int(found[1])
 
 
-class OpenMirror:
+class OpenDmirror:
     """`say` gets the sentence of each error."""
 
-    def __init__(self, device: Device, mirror: Mirror, say: Callable[[str], None]) -> None:
+    def __init__(self, device: Device, file: OpenFile, say: Callable[[str], None]) -> None:
         self._device = device
-        self._mirror = mirror
+        self._file = file
         self._say = say
 
     @classmethod
-    async def open(cls, device: Device, thread: int, say: Callable[[str], None]) -> OpenMirror:
+    async def open(cls, device: Device, thread: int, say: Callable[[str], None]) -> OpenDmirror:
         try:
             pid = await trio.to_thread.run_sync(program_of, thread)
             return cls(device, await device.open(pid), say)
@@ -56,10 +56,10 @@ class OpenMirror:
     async def ioctl(self, request: Ioctl) -> bytes:
         """What the caller's struct becomes."""
         try:
-            caller = self._mirror.pid
+            caller = self._file.pid
             if request.thread != caller:
                 caller = await trio.to_thread.run_sync(program_of, request.thread)
-            return await self._mirror.ioctl(request.command, request.data, caller)
+            return await self._file.ioctl(request.command, request.data, caller)
         except HmmfsError as error:
             self._say(f"dmirror: {error.sentence}")
             raise
@@ -71,7 +71,7 @@ class OpenMirror:
         return error
 
     async def close(self) -> None:
-        await self._device.close(self._mirror)
+        await self._device.close(self._file)
 
 
 def is_killed(thread: int) -> bool:
@@ -93,26 +93,26 @@ class Ioctls:
         self._running: dict[int, tuple[Ioctl, trio.Nursery]] = {}
         self._early: deque[int] = deque(maxlen=REMEMBERED)
 
-    async def run(self, request: Ioctl, mirror: OpenMirror | None) -> None:
-        """Carry out an ioctl and answer it; `mirror`: of the open file, if it is a dmirror."""
+    async def run(self, request: Ioctl, opened: OpenDmirror | None) -> None:
+        """Carry out an ioctl and answer it; `opened`: the open file, if it is a dmirror."""
         number, answer = errno.EINTR, b""
         async with trio.open_nursery() as nursery:
             self._running[request.unique] = request, nursery
             if request.unique in self._early:
                 self.interrupt(request.unique)
             try:
-                number, answer = await self._carry_out(request, mirror)
+                number, answer = await self._carry_out(request, opened)
             finally:
                 del self._running[request.unique]
             nursery.cancel_scope.cancel()
         self._core.reply_ioctl(request.unique, number, answer[: request.capacity])
 
     @staticmethod
-    async def _carry_out(request: Ioctl, mirror: OpenMirror | None) -> tuple[int, bytes]:
-        if mirror is None:
+    async def _carry_out(request: Ioctl, opened: OpenDmirror | None) -> tuple[int, bytes]:
+        if opened is None:
             return errno.ENOTTY, b""
         try:
-            return 0, await mirror.ioctl(request)
+            return 0, await opened.ioctl(request)
         except HmmfsError as error:
             return error.errno or errno.EIO, b""
         except Exception:

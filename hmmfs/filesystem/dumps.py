@@ -6,6 +6,11 @@ libraries. So every program maps a file of ours, which nobody else reads: the ke
 bytes until all pages are home. No signal handler and no setting of the system takes part in that,
 and it is the same for dumps into files and through pipes.
 
+Somebody else who reads them may hold the program's mmap_lock meanwhile, as a reader of
+/proc/PID/mem does. Then a thread of the program that maps memory waits for that reader, and who
+brings pages home waits for that thread. So such a reader is answered when nothing comes home any
+more.
+
 The files are of a file system of its own, mounted nowhere, so that no program keeps the real mount
 busy. It knows as much of FUSE as opening and reading such files takes.
 """
@@ -19,7 +24,7 @@ import logging
 import os
 import stat
 import struct
-from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import trio
 
@@ -29,7 +34,15 @@ from hmmfs.memory import PAGE_SIZE
 
 log = logging.getLogger(__name__)
 
-OnRead = Callable[[], Awaitable[bool]]  # whether there may be another reader
+
+class Watched(Protocol):
+    """A program, by what is done when the kernel or somebody reads its file."""
+
+    async def come_home(self) -> bool:
+        """All of its pages. Whether there may be another reader."""
+
+    def left(self) -> int | None:
+        """How many pages are not home yet; None: the reader waits for all, however long."""
 
 
 class Opcode(enum.IntEnum):
@@ -63,6 +76,7 @@ PRIVATE = 2  # the page that the library may have; to read another one is to wai
 UNSENT = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)  # these get no reply
 REQUEST_BYTES = 1 << 16
 READ_S = 0.1  # for a reader to see the page that it was given, or it would ask again at once
+STALL_S = 2.0  # a block of 2 MiB comes home in a few ms; on a machine that is busy, in some more
 
 
 class Dumps:
@@ -70,7 +84,7 @@ class Dumps:
 
     def __init__(self) -> None:
         self._numbers = itertools.count(TOP + 1)
-        self._watched: dict[int, OnRead] = {}  # by the file's number
+        self._watched: dict[int, Watched] = {}  # by the file's number
         self._fuse = self._top = -1
         self._nursery: trio.Nursery | None = None
 
@@ -126,13 +140,13 @@ class Dumps:
             raise
         self._fuse = fuse
 
-    async def open(self, on_read: OnRead) -> int | None:
-        """A descriptor of a new file: who reads its first pages waits for `on_read`, each time.
-        None: there are no such files."""
+    async def open(self, watched: Watched) -> int | None:
+        """A descriptor of a new file: who reads its first pages waits for all to come home, each
+        time. None: there are no such files."""
         if self._fuse < 0:
             return None
         number = next(self._numbers)
-        self._watched[number] = on_read
+        self._watched[number] = watched
 
         def opened() -> int:
             return os.open(str(number), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._top)
@@ -184,14 +198,29 @@ class Dumps:
         raise HmmfsError(errno.ENOSYS, "This file system only opens files, and reads them.")
 
     async def _read(self, unique: int, number: int, page: int) -> None:
-        on_read, again = self._watched.get(number), False
+        watched, again, waits = self._watched.get(number), False, True
+
+        def reply() -> None:
+            nonlocal waits
+            if waits:
+                self._reply(unique, bytes(PAGE_SIZE))
+            waits = False
+
+        async def reply_when_stalled(watched: Watched) -> None:
+            await _stalled(watched)
+            log.info("Somebody who reads a program's memory is answered before all of it is home.")
+            reply()
+
         try:
-            if on_read is not None:
-                again = await on_read()
+            if watched is not None:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(reply_when_stalled, watched)
+                    again = await watched.come_home()
+                    nursery.cancel_scope.cancel()
         except Exception:
             log.exception("A program could not be brought home.")
         finally:
-            self._reply(unique, bytes(PAGE_SIZE))
+            reply()
         if again:
             await trio.sleep(READ_S)
             await trio.to_thread.run_sync(self._forget, number, page)
@@ -210,6 +239,16 @@ class Dumps:
         except OSError as error:  # who asked has ended, or nobody has it mapped
             if error.errno not in (errno.ENOENT, errno.EBADF):
                 log.warning("The kernel refuses what it was told of a dump: %s.", error.strerror)
+
+
+async def _stalled(watched: Watched) -> None:
+    """Returns when of pages that are not home none has come for a while."""
+    left = watched.left()
+    while True:
+        await trio.sleep(STALL_S)
+        before, left = left, watched.left()
+        if before is not None and left is not None and left >= before:
+            return
 
 
 def _attributes(number: int) -> bytes:

@@ -182,13 +182,17 @@ class Process:
 
     def _is_away(self) -> bool:
         """Whether a device has some of it, or may get some at the moment."""
+        return any(record["busy"] or record["pages"][1:].any() for record in self._records())
+
+    def away(self) -> int:
+        """How many pages devices have of it."""
+        return sum(int(record["pages"][1:].sum()) for record in self._records())
+
+    def _records(self) -> Iterator[np.void]:
         if self.gone:
-            return False
+            return
         for block in self.region.touched(0, programs.OFFSETS // BLOCK_BYTES):
-            record = self.region.blocks(block, 1)[0]
-            if record["busy"] or record["pages"][1:].any():
-                return True
-        return False
+            yield self.region.blocks(block, 1)[0]
 
     # ---- which devices may use it
 
@@ -215,7 +219,7 @@ class Process:
         """The kernel waits for this before it writes a core dump, or somebody else who looks at all
         that is mapped: whether it was such a one. Of a program that dumps, devices get nothing any
         more."""
-        dumps = self._is_dumping()
+        dumps = self.is_dumping()
         for left in reversed(range(DUMP_TRIES if dumps else 1)):
             try:
                 await (self.take_back() if dumps else self.home())
@@ -227,7 +231,8 @@ class Process:
                 break
         return not dumps
 
-    def _is_dumping(self) -> bool:
+    def is_dumping(self) -> bool:
+        """Whether the kernel writes a core dump of it."""
         try:
             with open(f"/proc/{self.pid}/status") as status:
                 return "\nCoreDumping:\t1\n" in status.read()
@@ -355,7 +360,7 @@ class Processes:
         blocks: Blocks,
         *,
         shared: bool,
-        watch: Callable[[Callable[[], Awaitable[bool]]], Awaitable[int | None]] | None = None,
+        watch: Callable[[Watcher], Awaitable[int | None]] | None = None,
     ) -> None:
         """`watch` gives a descriptor of a file: when the program that has it mapped dumps its core
         the kernel reads that, and waits for what was given to `watch`. Or None, as without it."""
@@ -501,9 +506,9 @@ class Processes:
                         await self._detach(old, home=True)
                 return
             sent = greeting.checked(data, fds)
-            watcher = _Watcher()
+            watcher = Watcher()
             if self._watch is not None and sent.uffd >= 0:
-                file = await self._watch(watcher.come_home)
+                file = await self._watch(watcher)
                 files += [] if file is None else [file]
             async with self._turn(pid):
                 old = self.get(pid)
@@ -594,10 +599,17 @@ class Processes:
             self._table.release(region)
 
 
-class _Watcher:
+class Watcher:
     """Of a program that is yet to be attached."""
 
     process: Process | None = None
 
     async def come_home(self) -> bool:
+        """Process.come_home_to_dump."""
         return self.process is None or await self.process.come_home_to_dump()
+
+    def left(self) -> int | None:
+        """How many pages devices have of it. None: it dumps its core, which is to have them all."""
+        if self.process is None:
+            return 0
+        return None if self.process.is_dumping() else self.process.away()

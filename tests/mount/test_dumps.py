@@ -8,6 +8,7 @@ import resource
 import signal
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ from test_programs import Program, driven
 SOURCE = Path(__file__).parent / "programs" / "hold.c"
 PAGE = 4096
 BYTES = 4 << 20
+READER = (
+    "import os, sys; assert os.pread(os.open(f'/proc/{sys.argv[1]}/mem', os.O_RDONLY), 1, "
+    "int(sys.argv[2])) == bytes(1)"
+)
 PATTERN = Path("/proc/sys/kernel/core_pattern").read_text().strip()
 PLAIN = not PATTERN.startswith(("|", "@", "/"))
 
@@ -168,6 +173,26 @@ def test_who_reads_it_has_all_pages_come_home(doomed: Doomed) -> None:
         doomed.take()
         assert wait_until(lambda: doomed.peek(page, 1) == b"\0" and doomed.away() == 0)
         assert doomed.away() == 0
+        doomed.take()
+    assert doomed.die() == doomed.memory
+
+
+def test_a_reader_that_holds_up_the_program(doomed: Doomed) -> None:
+    """One of /proc/PID/mem has the program's mmap_lock until it is answered. A thread that maps
+    memory waits for it, and the daemon, which would bring pages home, for that thread: nothing
+    comes home until the reader is answered, and then all does."""
+    page = watched(doomed.pid)[1][0]
+    assert doomed.ask("change") == "changes"
+    command = [sys.executable, "-c", READER, str(doomed.pid), str(page)]
+
+    def read() -> bool:
+        """In a process that is left to itself when it waits too long: nothing but the program's
+        end would end that."""
+        return subprocess.Popen(command).wait(20) == 0
+
+    for _ in range(3):
+        assert wait_until(lambda: read() and doomed.away() == 0)
+        assert doomed.peek(doomed.address, BYTES) == doomed.memory
         doomed.take()
     assert doomed.die() == doomed.memory
 

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <linux/io_uring.h>
+#include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -62,6 +63,20 @@ static bool lock(size_t first, size_t pages)
            !mlock(memory + first * PAGE, pages * PAGE);
 }
 
+/* Change what is mapped, again and again. */
+static void *change_mappings(void *nothing)
+{
+    for (;;)
+        munmap(map_at(NULL, PAGE, 0), PAGE);
+    return nothing;
+}
+
+static bool begin_to_change(void)
+{
+    pthread_t thread;
+    return !pthread_create(&thread, NULL, change_mappings, NULL);
+}
+
 /* Go into a namespace that a child has made; 0 or errno. */
 static int join(void)
 {
@@ -114,6 +129,8 @@ int main(int count, char **argument)
             printf("%s\n", pin(a, b) ? "done" : "not here");
         else if (!strcmp(word, "lock"))
             printf("%s\n", lock(a, b) ? "done" : "not here");
+        else if (!strcmp(word, "change"))
+            printf("%s\n", begin_to_change() ? "changes" : "no thread");
         else if (!strcmp(word, "unshare"))
             printf("%d\n", unshare(CLONE_NEWUSER) ? errno : 0);
         else if (!strcmp(word, "join"))

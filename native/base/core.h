@@ -111,10 +111,11 @@ struct hm_core {
 
     struct hm_stripe stripes[HM_STRIPES];
 
-    pthread_mutex_t list_lock; /* guards list, list_used, list_capacity, each record's slot, and the
-                                  evictors' orders */
+    pthread_mutex_t list_lock; /* guards list, list_used, list_capacity, kept_at, each record's
+                                  slot, and the evictors' orders */
     struct hm_listed *list;
     uint32_t list_used, list_capacity;
+    uint32_t kept_at; /* where in the list kept copies are looked for next */
     struct hm_evictors *evictors;
     pthread_mutex_t evict_lock[HM_MAX_NODES]; /* one thread at a time evicts from a device */
     hm_counter evict_waiters;                 /* threads that wait for that, or do it */

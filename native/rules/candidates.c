@@ -6,7 +6,6 @@
 #include "rules/advice.h"
 
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 /* Looked at with one hold of the lock, some 60 us. A block that is listed elsewhere meanwhile may
@@ -110,24 +109,36 @@ static uint32_t drop_kept(struct hm_region *region, uint64_t block)
     return dropped;
 }
 
+/* The next block with kept copies, of at most *left blocks. The search goes on where the last one
+ * ended, no matter whose it was, so that not each looks at all blocks that have none. */
+HM_UNLOCKED static bool next_kept(struct hm_core *core, uint32_t *left, uint64_t *ino,
+                                  uint64_t *block)
+{
+    HM_GUARD(HM_RANK_LIST, &core->list_lock);
+    *left = *left < core->list_used ? *left : core->list_used;
+    for (uint32_t i = 0; *left && i < AT_ONCE; i++) {
+        const struct hm_listed *at;
+        --*left;
+        core->kept_at = core->kept_at < core->list_used ? core->kept_at : 0;
+        at = &core->list[core->kept_at++];
+        *ino = at->region->ino;
+        *block = at->block;
+        if (hm_next_page(at->region->blocks[at->block].kept, 0) < HM_BLOCK_PAGES)
+            return true;
+    }
+    return false;
+}
+
 int64_t hm_drop_kept(struct hm_core *core, uint64_t pages)
 {
     int64_t dropped = 0;
-    int max, found;
-    struct hm_candidate *all;
-    hm_lock(HM_RANK_LIST, &core->list_lock);
-    max = (int)core->list_used;
-    hm_unlock(HM_RANK_LIST, &core->list_lock);
-    all = malloc(((size_t)max + 1) * sizeof(*all));
-    if (!all)
-        return -ENOMEM;
-    found = hm_candidates(core, HM_HOST, all, max);
-    for (int i = 0; i < found && (uint64_t)dropped < pages; i++) {
-        HM_AUTO_PUT struct hm_region *region = all[i].kept ? hm_region_get(core, all[i].ino) : NULL;
-        if (region) {
-            dropped += drop_kept(region, all[i].block);
-        }
+    uint32_t left = UINT32_MAX;
+    while (left && (uint64_t)dropped < pages) {
+        uint64_t ino, block;
+        bool found = next_kept(core, &left, &ino, &block);
+        HM_AUTO_PUT struct hm_region *region = found ? hm_region_get(core, ino) : NULL;
+        if (region)
+            dropped += drop_kept(region, block);
     }
-    free(all);
     return dropped;
 }

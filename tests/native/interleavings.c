@@ -617,6 +617,31 @@ static void store_to_a_kept_page(void)
     CHECK(load(0) == 'B', "a device's store is lost");
 }
 
+/* Kept copies of one block after the other go, and those of a block that is busy stay. */
+static void kept_copies_go(void)
+{
+    struct hm_stripe *stripe;
+    begin(keeping(), 4 * HM_BLOCK_BYTES);
+    for (uint32_t block = 0; block < 4; block++) {
+        struct hm_job move = a_move(1, 7, 2);
+        move.block = block;
+        store(block * HM_BLOCK_PAGES + 7, 2, 'A');
+        CHECK(!run_job(move), "migrate");
+        CHECK(hm_bits(region->blocks[block].kept) == 2, "none is kept");
+    }
+    CHECK(hm_drop_kept(core, 1) == 2 && hm_drop_kept(core, 2) == 2, "one block's at a time");
+    stripe = hm_stripe_of(core, INO, 2);
+    hm_lock(HM_RANK_STRIPE, &stripe->lock);
+    region->blocks[2].busy = 1;
+    hm_unlock(HM_RANK_STRIPE, &stripe->lock);
+    CHECK(hm_drop_kept(core, 9) == 2, "those of three blocks, in all");
+    CHECK(hm_drop_kept(core, 9) == 0, "a busy block's copies");
+    CHECK(hm_bits(region->blocks[2].kept) == 2, "they are gone");
+    region->blocks[2].busy = 0;
+    CHECK(hm_drop_kept(core, 9) == 2 && hm_drop_kept(core, 9) == 0, "the rest");
+    CHECK(core->nodes[HM_HOST].used == 0, "their pages are not free");
+}
+
 /* A migration counts on a copy that ends meanwhile. */
 static void copy_ends_in_a_migration(void)
 {
@@ -667,6 +692,7 @@ static const struct scene scenes[] = {
     SCENE(open_while_it_is_copied),
     SCENE(cut_while_it_is_duplicated),
     SCENE(store_to_a_kept_page),
+    SCENE(kept_copies_go),
     SCENE(copy_ends_in_a_migration),
 };
 

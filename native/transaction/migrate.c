@@ -340,7 +340,7 @@ int hm_migrate(struct transaction *t, const struct hm_mask *mask, bool populate,
     struct hm_mask stay;
     struct leaving leaving;
     struct plan plan;
-    uint64_t began = 0;
+    uint64_t began;
     stay = hm_stay(t);
     if (t->job->flags & HM_JOB_EVICT && t->job->source) {
         t->event.moved += hm_collapse(t->region, t->block, mask, t->job->source);
@@ -349,11 +349,8 @@ int hm_migrate(struct transaction *t, const struct hm_mask *mask, bool populate,
     for (;;) {
         uint32_t generation, need;
         int error = hm_recall(t, from_cpu);
-        if (error) {
-            if (began)
-                hm_trace_move(t, &plan.move, plan.from, began);
+        if (error)
             return error;
-        }
         while (record->inflight)
             pthread_cond_wait(&t->stripe->changed, &t->stripe->lock);
         generation = record->generation;
@@ -361,14 +358,11 @@ int hm_migrate(struct transaction *t, const struct hm_mask *mask, bool populate,
         need = plan.copies + plan.fills + hm_bits(plan.blank.word);
         error = hm_reserve_for_job(t, need, hm_overcommit_of(t->job));
         if (error || !(plan.moves + plan.fills)) {
-            if (began)
-                hm_trace_move(t, &plan.move, plan.from, began);
             hm_thaw(record, t->stripe);
             hm_step_of(t, "thawed", NULL);
             return error;
         }
-        if (plan.moves && !began)
-            began = hm_trace_move(t, &plan.move, plan.from, 0);
+        began = hm_trace_move(t, &plan.move, plan.from, 0);
         hm_step_of(t, "planned", NULL);
         hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
         hm_pause("bring.planned");
@@ -381,10 +375,9 @@ int hm_migrate(struct transaction *t, const struct hm_mask *mask, bool populate,
         t->reserved += need;
         hm_thaw(record, t->stripe);
         hm_step_of(t, error ? "failed" : "discarded", NULL);
-        if (error) {
-            hm_trace_move(t, &plan.move, plan.from, began);
+        hm_trace_move(t, &plan.move, plan.from, began); /* the next plan may have other pages */
+        if (error)
             return error;
-        }
     }
     flip(t, &plan, &leaving);
     hm_step_of(t, "flipped", NULL);

@@ -342,9 +342,13 @@ static void written_before_the_punch(void)
 
 static void cut_while_it_is_copied(void)
 {
+    uint64_t cursor = 0;
+    char text[4096];
+    int64_t length;
     struct hm_job move = a_move(1, 0, 1);
     struct hold copied;
     begin(small, 8 * PAGE);
+    CHECK(!hm_trace_resize(core, 64) && !hm_trace_kinds(core, UINT32_MAX), "trace");
     store(0, 1, 'A');
     hold(&copied, "bring.copied");
     submit(move);
@@ -354,6 +358,11 @@ static void cut_while_it_is_copied(void)
     CHECK(!await_job(move.cookie), "migrate");
     audit();
     CHECK(load(0) == 0, "bytes that were cut are back");
+    length = hm_trace_text(core, &cursor, UINT64_MAX, text, sizeof(text) - 1);
+    CHECK(length > 0, "trace: %lld", (long long)length);
+    text[length] = 0;
+    CHECK(strstr(text, "migrate_start") && strstr(text, "migrate_end"),
+          "its start, or its end:\n%s", text);
 }
 
 /* Another page of the block is cut, so that the migration begins again. */

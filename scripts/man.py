@@ -37,6 +37,7 @@ TABLES = {
 }
 TEXT = "meaning"  # the column of a table that is text; without it, the last
 SETTINGS = {
+    "_disable_config": True,
     "doctitle_xform": False,
     "report_level": 4,
     "myst_all_links_external": True,
@@ -187,7 +188,9 @@ def page(name: str, number: int, brief: str, parts: Iterable[nodes.Node]) -> str
     for part in parts:
         document += part
     text = publish_from_doctree(
-        document, writer="manpage", settings_overrides={"output_encoding": "unicode"}
+        document,
+        writer="manpage",
+        settings_overrides={"_disable_config": True, "output_encoding": "unicode"},
     )
     # A heading begins a paragraph by itself.
     text = re.sub(r"^(\.S[HS] .*\n)\.sp\n", r"\1", text, flags=re.M)

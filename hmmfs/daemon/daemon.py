@@ -1,10 +1,9 @@
 """One mount, from its first request to its last: puts the parts together.
 
 Order of ending: the mount goes (unmounted by us or by others, or aborted), the gate's threads end
-and the core says CLOSED, pyfuse3's loop ends, the fault service ends, the metrics' threads are
-joined, which may have waited for that loop, the gate is joined, the core closed, the watchdog
-dismissed. Nothing that may wait for the mount or the kernel runs on the trio
-thread.
+and the core says CLOSED, pyfuse3's loop ends, and with it what serves metrics, the workers and the
+fault service end, the gate is joined, the core closed, the watchdog dismissed. Nothing that may
+wait for the mount or the kernel runs on the trio thread.
 """
 
 from __future__ import annotations

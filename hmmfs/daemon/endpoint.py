@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 LIMIT_S = 10.0
 MOST = 16
 SWITCH_S = 0.0005
+BODY = 1 << 16  # bytes; none of the requests that are answered has any
 CHUNK = 1 << 14  # bytes that are received at once; h11 refuses a longer head
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -139,11 +140,16 @@ async def _converse(
 
 async def _request(stream: trio.SocketStream, connection: h11.Connection) -> h11.Request | None:
     """What the client asks for; None: nothing. Its body is read, for a socket that is closed with
-    unread bytes resets the connection, and the answer may be lost by it."""
-    request = None
+    unread bytes resets the connection, and the answer may be lost by it.
+    h11.RemoteProtocolError: this is not a request, or a long one."""
+    request, length = None, 0
     while True:
         event = connection.next_event()
-        if event is h11.NEED_DATA:
+        if isinstance(event, h11.Data):
+            length += len(event.data)
+            if length > BODY:
+                raise h11.RemoteProtocolError("its body is too long", error_status_hint=413)
+        elif event is h11.NEED_DATA:
             connection.receive_data(await stream.receive_some(CHUNK))
         elif isinstance(event, h11.Request):
             request = event

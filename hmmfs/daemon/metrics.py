@@ -50,7 +50,7 @@ MOUNT = (
     Row("(?P<access>read|write)s", "requests_total", "Requests for data of regions."),
     Row("read_bytes", "requested_bytes_total", "Asked for.", labels={"access": "read"}),
     Row("written_bytes", "requested_bytes_total", "Asked for.", labels={"access": "write"}),
-    Row("cpu_faults", "cpu_faults_total", "Touches by programs of pages that a device had."),
+    Row("cpu_faults", "cpu_faults_total", "Accesses by programs to pages that a device had."),
     Row(
         "cpu_(?P<access>read|write)_faults",
         "cpu_faults_by_access_total",
@@ -102,7 +102,7 @@ OF_NODE = (
 )
 
 OF_DEVICE_FAULTS = (
-    Row("total", "device_faults_total", "Touches by a device of what it did not have."),
+    Row("total", "device_faults_total", "Accesses by a device to what it did not have."),
     Row("pending", "device_faults_pending", "Faults that are being resolved."),
     Row(
         "(?P<access>read|write)",

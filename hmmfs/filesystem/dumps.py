@@ -198,7 +198,7 @@ class Dumps:
         raise HmmfsError(errno.ENOSYS, "This file system only opens files, and reads them.")
 
     async def _read(self, unique: int, number: int, page: int) -> None:
-        watched, again, waits = self._watched.get(number), False, True
+        watched, again, waits = self._watched.get(number), True, True
 
         def reply() -> None:
             nonlocal waits
@@ -210,6 +210,7 @@ class Dumps:
             await _stalled(watched)
             log.info("Somebody who reads a program's memory is answered before all of it is home.")
             reply()
+            await self._forget(number, page)  # a dump may begin before the rest is home
 
         try:
             if watched is not None:
@@ -222,13 +223,14 @@ class Dumps:
         finally:
             reply()
         if again:
-            await trio.sleep(READ_S)
-            await trio.to_thread.run_sync(self._forget, number, page)
+            await self._forget(number, page)
 
-    def _forget(self, number: int, page: int) -> None:
+    async def _forget(self, number: int, page: int) -> None:
         """It was not a dump: have the next reader ask again. An error in place of this would have
-        mlockall(2) read for ever. Waits for who reads the page at the moment."""
-        self._write(INVALIDATE.pack(INVALIDATE.size, 2, 0, number, page * PAGE_SIZE, PAGE_SIZE))
+        mlockall(2) read for ever. In a thread: it waits for who reads the page at the moment."""
+        message = INVALIDATE.pack(INVALIDATE.size, 2, 0, number, page * PAGE_SIZE, PAGE_SIZE)
+        await trio.sleep(READ_S)
+        await trio.to_thread.run_sync(self._write, message)
 
     def _reply(self, unique: int, body: bytes = b"", error: int = 0) -> None:
         self._write(REPLY.pack(REPLY.size + len(body), -error, unique) + body)
@@ -242,7 +244,7 @@ class Dumps:
 
 
 async def _stalled(watched: Watched) -> None:
-    """Returns when of pages that are not home none has come for a while."""
+    """Returns when no fewer pages are away than a while ago."""
     left = watched.left()
     while True:
         await trio.sleep(STALL_S)

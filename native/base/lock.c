@@ -7,7 +7,7 @@
 #include <stdlib.h>
 
 _Thread_local unsigned hm_ranks_held;
-static _Thread_local size_t copied; /* bytes, since this thread took its last lock of a stripe */
+_Thread_local size_t hm_rank_copied;
 
 void hm_rank_taken(enum hm_rank rank, bool in_order)
 {
@@ -17,7 +17,7 @@ void hm_rank_taken(enum hm_rank rank, bool in_order)
         abort();
     }
     hm_ranks_held |= 1u << rank;
-    copied = rank == HM_RANK_STRIPE ? 0 : copied;
+    hm_rank_copied = rank == HM_RANK_STRIPE ? 0 : hm_rank_copied;
 }
 
 void hm_rank_left(enum hm_rank rank)
@@ -31,9 +31,9 @@ void hm_rank_left(enum hm_rank rank)
 
 void hm_rank_copies(size_t bytes)
 {
-    copied += bytes;
-    if (hm_ranks_held >> HM_RANK_STRIPE & 1 && copied > HM_INLINE_PAGES * HM_PAGE_SIZE) {
-        fprintf(stderr, "lock.c: %zu bytes are copied under a stripe\n", copied);
+    hm_rank_copied += bytes;
+    if (hm_ranks_held >> HM_RANK_STRIPE & 1 && hm_rank_copied > HM_INLINE_PAGES * HM_PAGE_SIZE) {
+        fprintf(stderr, "lock.c: %zu bytes are copied under a stripe\n", hm_rank_copied);
         abort();
     }
 }

@@ -36,7 +36,9 @@ enum hm_rank {
 };
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(HM_PAUSES)
-extern _Thread_local unsigned hm_ranks_held; /* a bit for each; who switches stacks switches it */
+/* Who switches stacks switches both. */
+extern _Thread_local unsigned hm_ranks_held; /* a bit for each */
+extern _Thread_local size_t hm_rank_copied;  /* bytes, since this thread took its last stripe */
 void hm_rank_taken(enum hm_rank rank, bool in_order);
 void hm_rank_left(enum hm_rank rank);
 void hm_rank_copies(size_t bytes); /* what this thread is about to copy, or to fill with zeros */

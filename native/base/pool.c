@@ -140,12 +140,12 @@ __attribute__((no_sanitize("thread"))) static void copy_shared(uint8_t *to, cons
 int hm_pool_store(struct hm_pool *pool, uint64_t offset, const void *bytes, size_t length)
 {
     uint8_t *to;
-    hm_rank_copies(length);
     if (length < HM_STORE_BYTES)
         return hm_pool_write(pool, offset, bytes, length);
     to = hm_pool_map(pool, offset);
     if (!to)
         return hm_pool_write(pool, offset, bytes, length);
+    hm_rank_copies(length);
     /* A load maps the 64 KiB around it, writable; a store's fault would map one page. */
     for (uint64_t at = 0; at < length;
          at += FAULT_AROUND_BYTES - (offset + at) % FAULT_AROUND_BYTES)

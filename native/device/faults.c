@@ -361,9 +361,8 @@ int hm_device_unmap(struct hm_core *core, uint32_t node, uint64_t ino)
     struct hm_device *device = &core->device[node];
     HM_AUTO_PUT struct hm_region *region = hm_region_get(core, ino);
     int error = -ENOENT;
-    if (region) {
+    if (region)
         atomic_store(&region->window[node], 0);
-    }
     hm_lock_to_write(HM_RANK_DEVICE, &device->lock);
     for (uint32_t i = 0; i < device->windows_used; i++)
         if (device->windows[i].ino == ino) {

@@ -115,13 +115,23 @@ static int cut_block(struct hm_region *region, uint64_t start, uint64_t end, boo
 
 int hm_cut_range(struct hm_region *region, uint64_t start, uint64_t end, bool forget_cached)
 {
+    /* Pages with a label may become zeros, which is a copy: those go in pieces. */
+    bool in_pieces = atomic_load(&region->labels) && !forget_cached;
+    uint64_t most = in_pieces ? HM_INLINE_PAGES * HM_PAGE_SIZE : HM_BLOCK_BYTES;
     int error = 0;
-    for (uint64_t b = start / HM_BLOCK_BYTES;
-         (b = hm_next_touched(region, b)) < HM_MAX_BLOCKS && b * HM_BLOCK_BYTES < end; b++) {
-        uint64_t from = b * HM_BLOCK_BYTES, to = from + HM_BLOCK_BYTES;
-        int failed =
-            cut_block(region, from > start ? from : start, to < end ? to : end, forget_cached);
+    while (start < end) {
+        uint64_t block = hm_next_touched(region, start / HM_BLOCK_BYTES), stop;
+        int failed;
+        if (block >= HM_MAX_BLOCKS)
+            break;
+        start = block * HM_BLOCK_BYTES > start ? block * HM_BLOCK_BYTES : start;
+        if (start >= end)
+            break;
+        stop = (start / most + 1) * most;
+        stop = stop < end ? stop : end;
+        failed = cut_block(region, start, stop, forget_cached);
         error = error ? error : failed;
+        start = stop;
     }
     return error;
 }

@@ -8,9 +8,9 @@
  *
  * A WRITE of several pages may hold the lock of its last folio (a partial page that is not up to
  * date), so it must not wait for anything that waits for a recall of that folio. Hence: while its
- * block is in a recall it is carried out at once, bringing pages home under the recall's eyes;
- * before each of its rounds a recall replays what is parked on the pages; and one that straddles
- * blocks never waits for capacity, which a recall of its second block could free.
+ * block is in a recall it is carried out at once, bringing pages home under the recall's eyes, some
+ * at a time; before each of its rounds a recall replays what is parked on the pages; and one that
+ * straddles blocks never waits for capacity, which a recall of its second block could free.
  */
 #include "gate/access.h"
 
@@ -34,6 +34,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -53,8 +54,8 @@ struct part {
     uint64_t block, offset, length; /* bytes of the file */
     uint32_t first, count;          /* pages of the block */
     uint32_t generation;            /* when a READ was admitted */
-    uint64_t faulted_at;            /* when it was found to touch a device's page; 0: it was not */
-    bool charged;                   /* that fault, which is carried out in pieces */
+    uint64_t faulted_at;            /* when it was found to want a device's page; 0: it was not */
+    bool charged;                   /* that fault; some of its pages are home already */
     struct hm_mask mask;            /* of a WRITE: without the pages that a newer one has written */
 };
 
@@ -74,7 +75,7 @@ static struct part part_of(struct hm_region *region, uint64_t offset, uint64_t e
 
 /* ---- faults of programs ------------------------------------------------------------------ */
 
-/* The part touches pages that a device has: enter that, once. The stripe is held. */
+/* The part wants pages that a device has: enter that, once. The stripe is held. */
 static void begin_fault(struct part *part, bool write)
 {
     struct hm_mask all = hm_mask_range(part->first, part->count);
@@ -111,6 +112,7 @@ static int park(struct part *part, const struct hm_request *request, struct hm_p
     if (!parked)
         return -ENOMEM;
     waiting.faulted_at = part->faulted_at;
+    waiting.charged = part->charged;
     if (!had && request->data)
         waiting.data = parked->data;
     parked->request = waiting;
@@ -208,31 +210,44 @@ static bool submit_window(struct part *part, const struct hm_mask *window, uint3
     return false;
 }
 
-/* Charge the part's fault on pages that a device has, and find what the host's policy brings home
- * for it. */
+/* Charge the part's fault on pages that a device has, once, and find what the host's policy brings
+ * home for it. */
 static struct hm_mask charge_fault(struct part *part, const struct hm_prefetch *policy,
                                    uint32_t *pages)
 {
     struct hm_block *record = part->record;
     struct hm_mask window = hm_both(part->mask.word, record->device);
-    hm_thrash_fault(part->region, part->block, HM_HOST, &window);
+    if (!part->charged)
+        hm_thrash_fault(part->region, part->block, HM_HOST, &window);
     window = fault_window(part, policy, pages);
+    if (part->charged)
+        return window;
     record->cpu_faults += record->cpu_faults < UINT8_MAX;
     hm_charge_faults(part->region->core, HM_HOST, 1);
     return window;
 }
 
-/* Bring home what the part itself touches, as many pages as the stripe may be held for. */
+/* Bring home what the part itself wants, as many pages as the stripe may be held for. All of them
+ * have to fit before the first comes; where others take that capacity meanwhile, a WRITE that is
+ * refused leaves some at home. */
 static enum admission bring_some(struct part *part, enum hm_overcommit overcommit)
 {
+    struct hm_core *core = part->region->core;
     struct hm_mask window = hm_both(part->mask.word, part->record->device);
+    struct hm_mask copies = hm_without(window.word, part->record->kept);
+    uint32_t pages = hm_bits(copies.word);
+    if (overcommit == HM_OVERCOMMIT_STAGING) {
+        if (hm_reserve(core, HM_HOST, pages, 1))
+            return REFUSED;
+        hm_release(core, HM_HOST, pages);
+    }
     hm_limit(&window, HM_INLINE_PAGES);
     if (hm_bring_home(part->region, part->block, &window, overcommit))
         return overcommit == HM_OVERCOMMIT_ALWAYS ? NO_MEMORY : REFUSED;
-    if (hm_any(part->record->device, part->mask.word))
-        return AGAIN;
-    count_express(part);
-    return ADMITTED;
+    if (!part->charged)
+        count_express(part);
+    part->charged = true;
+    return hm_any(part->record->device, part->mask.word) ? AGAIN : ADMITTED;
 }
 
 /* Bring device-owned pages of the part home: at once for a few, with a mover for many, and when
@@ -252,7 +267,6 @@ static enum admission express(struct part *part, bool write, enum hm_overcommit 
     if (urgent && part->charged)
         return bring_some(part, overcommit);
     window = wide = charge_fault(part, policy, &pages);
-    part->charged = true;
     if (urgent)
         return bring_some(part, overcommit);
     /* Who is to wait in real time can't do so in here, where the stripe is held. */
@@ -634,6 +648,7 @@ static int try_part(struct part *part, const struct hm_request *request, struct 
             error = apply_write(part, request);
         if (admission == AGAIN) {
             hm_unlock(HM_RANK_STRIPE, &part->stripe->lock);
+            sched_yield(); /* or this thread has the lock again before one that waits for it */
             hm_pause("write.goes.on");
             hm_lock(HM_RANK_STRIPE, &part->stripe->lock);
         }
@@ -686,6 +701,7 @@ static bool write_region(struct hm_core *core, struct hm_region *region,
     while (at < end && !error) {
         struct part part = part_of(region, at, end);
         part.faulted_at = request->faulted_at;
+        part.charged = request->charged;
         error = write_part(&part, request, had, straddles);
         at += error ? 0 : part.length;
     }

@@ -685,7 +685,8 @@ struct hm_request {
     uint32_t mode;       /* fallocate mode, lseek whence, ioctl command; READ: FUSE_READ_* */
     uint64_t length;     /* IOCTL: the most bytes of an answer */
     uint32_t done;       /* WRITE: bytes before offset that were applied before it had to wait */
-    uint64_t faulted_at; /* when it was found to touch a device's page; 0: it was not */
+    uint32_t charged;    /* WRITE: its fault was, and some of the pages are home */
+    uint64_t faulted_at; /* when it was found to want a device's page; 0: it was not */
     const uint8_t *data;
 };
 /* Take a message from /dev/fuse apart. EINVAL: shorter or longer than it says or than its opcode

@@ -110,7 +110,7 @@ static uint32_t drop_kept(struct hm_region *region, uint64_t block)
 }
 
 /* The next block with kept copies, of at most *left blocks. The search goes on where the last one
- * ended, no matter whose it was, so that not each looks at all blocks that have none. */
+ * ended, no matter whose it was, so that not each looks at the same blocks that have none. */
 HM_UNLOCKED static bool next_kept(struct hm_core *core, uint32_t *left, uint64_t *ino,
                                   uint64_t *block)
 {
@@ -118,12 +118,15 @@ HM_UNLOCKED static bool next_kept(struct hm_core *core, uint32_t *left, uint64_t
     *left = *left < core->list_used ? *left : core->list_used;
     for (uint32_t i = 0; *left && i < AT_ONCE; i++) {
         const struct hm_listed *at;
+        uint64_t kept = 0;
         --*left;
         core->kept_at = core->kept_at < core->list_used ? core->kept_at : 0;
         at = &core->list[core->kept_at++];
         *ino = at->region->ino;
         *block = at->block;
-        if (hm_next_page(at->region->blocks[at->block].kept, 0) < HM_BLOCK_PAGES)
+        HM_EACH_WORD (w)
+            kept |= at->region->blocks[at->block].kept[w];
+        if (kept)
             return true;
     }
     return false;
@@ -132,7 +135,7 @@ HM_UNLOCKED static bool next_kept(struct hm_core *core, uint32_t *left, uint64_t
 int64_t hm_drop_kept(struct hm_core *core, uint64_t pages)
 {
     int64_t dropped = 0;
-    uint32_t left = UINT32_MAX;
+    uint32_t left = core->config.keep_clean ? UINT32_MAX : 0;
     while (left && (uint64_t)dropped < pages) {
         uint64_t ino, block;
         bool found = next_kept(core, &left, &ino, &block);

@@ -30,6 +30,7 @@ struct task {
     void *argument;
     int priority, locks;
     unsigned ranks;      /* of its locks */
+    size_t copied;       /* under its stripe */
     const void *blocked; /* what it waits for; NULL: it can go on */
     bool lives;
 };
@@ -146,8 +147,10 @@ static void run_tasks(uint64_t seed, int changes, uint32_t length)
         CHECK(++steps < STEPS_AT_MOST, "it does not end");
         current = next;
         hm_ranks_held = next->ranks;
+        hm_rank_copied = next->copied;
         swapcontext(&scheduler, &next->context);
         next->ranks = hm_ranks_held;
+        next->copied = hm_rank_copied;
         hm_ranks_held = 0;
         current = NULL;
     }

@@ -131,6 +131,27 @@ static void allocated_in_pieces(void)
     CHECK(load(3) == 'A' && load(4) == 0 && load(699) == 0, "bytes");
 }
 
+/* Pages with a label are punched, and the host is full: they become zeros, in pieces. */
+static void cut_of_labelled_pages(void)
+{
+    struct hm_config config = small;
+    uint64_t taken = 0;
+    config.device_kind[1] = HM_KIND_COHERENT;
+    config.visible[1] = 2048;
+    begin(config, 2 * HM_BLOCK_BYTES);
+    store(100, 60, 'A');
+    CHECK(!run_job(a_move(1, 100, 60)), "migrate");
+    CHECK(hm_labelled(region, 0) == 60, "%u are labelled", hm_labelled(region, 0));
+    for (uint32_t page = 100; page < 160; page++)
+        CHECK(load(page) == 'A', "bytes");
+    while (!hm_reserve(core, HM_HOST, 1, 0))
+        taken++;
+    CHECK(!hm_region_punch(core, INO, 101 * PAGE - 1, 50 * PAGE), "punch");
+    CHECK(hm_labelled(region, 0) == 60, "%u are labelled", hm_labelled(region, 0));
+    hm_release(core, HM_HOST, taken);
+    CHECK(load(100) == 'A' && load(101) == 0 && load(149) == 0 && load(159) == 'A', "bytes");
+}
+
 /* Two jobs wait for a block, and when their turn comes the file is too short for both. */
 static void past_the_end(void)
 {
@@ -697,6 +718,7 @@ static const struct scene scenes[] = {
     SCENE(refused_write),
     SCENE(write_in_pieces),
     SCENE(allocated_in_pieces),
+    SCENE(cut_of_labelled_pages),
     SCENE(past_the_end),
     SCENE(open_while_it_is_copied),
     SCENE(cut_while_it_is_duplicated),

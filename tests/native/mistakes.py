@@ -76,6 +76,12 @@ MISTAKES = {
         "    hm_limit(&window, HM_INLINE_PAGES);\n",
         "",
     ),
+    "cut_at_once": Mistake(
+        "cut_of_labelled_pages",
+        "cut.c",
+        "in_pieces ? HM_INLINE_PAGES * HM_PAGE_SIZE",
+        "in_pieces ? HM_BLOCK_BYTES",
+    ),
     "allocated_at_once": Mistake(
         "allocated_in_pieces",
         "extent.c",

@@ -246,6 +246,11 @@ def converse(served: Served, request: bytes) -> tuple[bytes, bytes]:
         (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", 400, b"This is not"),
         (b"POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc", 405, b"# HTTP 405"),
         (b"DELETE /metrics HTTP/1.0\r\n\r\n", 405, b"# HTTP 405"),
+        (
+            b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 70000\r\n\r\n" + b"a" * 66000,
+            413,
+            b"This is not",
+        ),
         (b"GET /metrics HTTP/1.0\r\n\r\n", 200, b"# HELP hmmfs_build_info"),
         (b"GET /%ff?name[]=%ff HTTP/1.0\r\nAccept: \xff\r\n\r\n", 200, b""),
     ],

@@ -444,8 +444,9 @@ EVICTIONS = 64
 
 
 def touch_first_pages(data: np.ndarray[Any, Any], first: int, count: int) -> None:
+    """Of blocks from `first` on; behind the last comes the first again."""
     for block in range(first, first + count):
-        data[block * 2 * MIB] = 1
+        data[block * 2 * MIB % len(data)] = 1
 
 
 def evictions(bench: Bench, row: str, machines: dict[str, tuple[int, str]]) -> None:
@@ -463,8 +464,11 @@ def evictions(bench: Bench, row: str, machines: dict[str, tuple[int, str]]) -> N
             machine.dev0.launch(touch_first_pages, argument, 0, blocks).wait()
             assert machine.dev0.stats()["evicted_blocks"] == 0
             systems.append(System(name, Path(), machine.stats()["pid"]))
-            # Round and round, one block after the other: none is there when its turn comes.
-            scans[name] = (machine, argument, blocks, blocks + 4 * EVICTIONS)
+            # Round and round, one block after the other: none is there when its turn comes. Once
+            # without a clock, or what was never used before would be measured with the rest.
+            around = blocks + 4 * EVICTIONS
+            machine.dev0.launch(touch_first_pages, argument, blocks, around).wait()
+            scans[name] = (machine, argument, blocks, around)
 
         def evict(system: System) -> float:
             machine, argument, first, blocks = scans[system.name]

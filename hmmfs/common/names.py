@@ -6,7 +6,6 @@ from __future__ import annotations
 import codecs
 import os
 import re
-import shlex
 
 _ESCAPED = re.compile(rb"[\x00-\x20\x7f\\]|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
@@ -70,5 +69,7 @@ def label(name: bytes) -> str:
 def quoted(name: str) -> str:
     """A name as one word for a shell: bash's ``$'…'`` where plain quotes would not show it all."""
     if name.isprintable():
+        import shlex  # 1 ms, and few want it
+
         return shlex.quote(name)
     return "$'" + printable(name).replace("'", "\\'") + "'"

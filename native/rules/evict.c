@@ -197,6 +197,16 @@ static bool rank(struct hm_evictor *by, struct hm_resident *at)
     return true;
 }
 
+/* After a use. One that comes later than it did keeps its place until somebody chooses and looks
+ * there (next_able): so a use costs a comparison, and no place in an order is too late. */
+static void rank_if_sooner(struct hm_evictor *by, struct hm_resident *at)
+{
+    uint64_t key[HM_RANK_KEYS];
+    key_of(by, at, key);
+    if (!at->ranked.size || at->stuck || hm_ranking_compare(key, at->ranked.key) < 0)
+        rank(by, at);
+}
+
 static struct hm_resident *resident_of(const struct hm_listed *listed, uint32_t node)
 {
     struct hm_resident *at = listed->residents;
@@ -250,7 +260,7 @@ static void note(struct hm_core *core, struct hm_listed *listed, uint32_t node)
         return;
     if (at->block < by->future_blocks)
         by->in_future[at->block] = at;
-    rank(by, at);
+    rank_if_sooner(by, at);
 }
 
 /* Of a block, or NULL; list_lock is held. */
@@ -288,7 +298,7 @@ static void rank_passed(void *context, uint64_t block)
     struct hm_evictor *by = context;
     struct hm_resident *at = block < by->future_blocks ? by->in_future[block] : NULL;
     if (at && at->ranked.size && !at->stuck)
-        rank(by, at);
+        rank_if_sooner(by, at);
 }
 
 void hm_evict_used(struct hm_region *region, uint64_t block, uint32_t node,
@@ -312,7 +322,7 @@ void hm_evict_used(struct hm_region *region, uint64_t block, uint32_t node,
         hm_add(at->fetched.word, coming->word);
     }
     if (at && at->ranked.size)
-        rank(by, at);
+        rank_if_sooner(by, at);
 }
 
 /* ---- policies ------------------------------------------------------------------------------- */

@@ -37,6 +37,7 @@ from hmmfs.memory import (
 from hmmfs.memory.programs import Attachment, Look
 from hmmfs.program import greeting, user_memory
 from hmmfs.program import protocol as processes_protocol
+from hmmfs.program.dumping import Dumping
 from hmmfs.program.greeting import ended, open_pidfd
 from hmmfs.service.blocks import Blocks, Span, spans
 
@@ -49,7 +50,6 @@ BACKLOG = 128
 REFUSALS_S = 1.0  # no more than one is logged in this time
 THREADS = 64  # accesses under way; a program's memory may be another file system's, and slow
 FORGET_TRIES = 100
-DUMP_TRIES = 20  # of some seconds at most, each; a dump waits that long rather than lack pages
 HOME_TRIES = 100  # what was on its way to a device when this began is there at the second
 _NUMBER = r"(?:0[xX][0-9A-Fa-f]{1,16}|\d{1,19})"
 COMMAND = re.compile(
@@ -215,30 +215,6 @@ class Process:
             self._close(node)
         await self.home()
 
-    async def come_home_to_dump(self) -> bool:
-        """The kernel waits for this before it writes a core dump, or somebody else who looks at all
-        that is mapped: whether it was such a one. Of a program that dumps, devices get nothing any
-        more."""
-        dumps = self.is_dumping()
-        for left in reversed(range(DUMP_TRIES if dumps else 1)):
-            try:
-                await (self.take_back() if dumps else self.home())
-                break
-            except HmmfsError as error:
-                if error.errno == errno.EBUSY and left:
-                    continue
-                log.warning("Process %d may lack pages in a dump: %s", self.pid, error.sentence)
-                break
-        return not dumps
-
-    def is_dumping(self) -> bool:
-        """Whether the kernel writes a core dump of it."""
-        try:
-            with open(f"/proc/{self.pid}/status") as status:
-                return "\nCoreDumping:\t1\n" in status.read()
-        except OSError:
-            return False
-
     def _close(self, node: int) -> None:
         self.detached.add(node)
         programs.close(self._core, self.region, node, closed=True)
@@ -360,7 +336,7 @@ class Processes:
         blocks: Blocks,
         *,
         shared: bool,
-        watch: Callable[[Watcher], Awaitable[int | None]] | None = None,
+        watch: Callable[[Dumping], Awaitable[int | None]] | None = None,
     ) -> None:
         """`watch` gives a descriptor of a file: when the program that has it mapped dumps its core
         the kernel reads that, and waits for what was given to `watch`. Or None, as without it."""
@@ -506,9 +482,9 @@ class Processes:
                         await self._detach(old, home=True)
                 return
             sent = greeting.checked(data, fds)
-            watcher = Watcher()
+            dumping = Dumping()
             if self._watch is not None and sent.uffd >= 0:
-                file = await self._watch(watcher)
+                file = await self._watch(dumping)
                 files += [] if file is None else [file]
             async with self._turn(pid):
                 old = self.get(pid)
@@ -521,7 +497,7 @@ class Processes:
                 # From here on the core may ask for pages over the same socket, once anybody can
                 # name the program: nothing is waited for until the welcome was sent.
                 process = self._attach(pid, uid, sent._replace(socket=own), pidfd)
-                watcher.process = process
+                dumping.process = process
                 fds.clear()
                 if greeting.has_ended(peer, pidfd):  # and its number may be another's
                     await self._detach(process, home=False)
@@ -597,19 +573,3 @@ class Processes:
         finally:
             process.gone = True
             self._table.release(region)
-
-
-class Watcher:
-    """Of a program that is yet to be attached."""
-
-    process: Process | None = None
-
-    async def come_home(self) -> bool:
-        """Process.come_home_to_dump."""
-        return self.process is None or await self.process.come_home_to_dump()
-
-    def left(self) -> int | None:
-        """How many pages devices have of it. None: it dumps its core, which is to have them all."""
-        if self.process is None:
-            return 0
-        return None if self.process.is_dumping() else self.process.away()

@@ -53,23 +53,13 @@ int hm_region_punch(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_
     return error;
 }
 
-/* Holes without a host reservation among the pages of mask. */
-static uint32_t holes(const struct hm_block *block, const struct hm_mask *mask)
-{
-    uint32_t n = 0;
-    HM_EACH_WORD (w)
-        n += hm_popcount(mask->word[w] & ~block->present[w] & ~block->cached[w] &
-                         ~block->recalling[w]);
-    return n;
-}
-
 static uint32_t holes_of(struct hm_region *region, uint64_t block, const struct hm_mask *mask)
 {
     struct hm_stripe *stripe = hm_stripe_of(region->core, region->ino, block);
     if (!hm_region_is_touched(region, block))
         return hm_bits(mask->word);
     HM_GUARD(HM_RANK_STRIPE, &stripe->lock);
-    return holes(&region->blocks[block], mask);
+    return hm_unreserved_holes(&region->blocks[block], mask);
 }
 
 /* Give the holes among a few pages of a block zeros. */
@@ -90,7 +80,7 @@ static int allocate_some(struct hm_region *region, uint64_t block, const struct 
     while (record->state == HM_FROZEN)
         pthread_cond_wait(&stripe->changed, &stripe->lock);
     hm_block_touch(region, block);
-    need = holes(record, mask);
+    need = hm_unreserved_holes(record, mask);
     error = hm_reserve(core, HM_HOST, need, 0);
     if (error)
         return error;

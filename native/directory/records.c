@@ -78,6 +78,15 @@ void hm_block_forget(struct hm_core *core, struct hm_block *record)
         list_remove(core, record);
 }
 
+uint32_t hm_unreserved_holes(const struct hm_block *block, const struct hm_mask *mask)
+{
+    uint32_t n = 0;
+    HM_EACH_WORD (w)
+        n += hm_popcount(mask->word[w] & ~block->present[w] & ~block->cached[w] &
+                         ~block->recalling[w]);
+    return n;
+}
+
 void hm_unlist(struct hm_region *region)
 {
     struct hm_core *core = region->core;

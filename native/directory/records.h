@@ -18,6 +18,9 @@ struct hm_mask hm_owned(const struct hm_block *block,
 void hm_block_touch(struct hm_region *region, uint64_t block); /* mark and list it */
 /* Host pages that it holds. A program's own memory is not charged, nor what is taken from it. */
 uint32_t hm_block_charge(const struct hm_region *region, const struct hm_block *block);
+/* Holes among the pages of the mask for which no host page is reserved: the page cache has none of
+ * them. */
+uint32_t hm_unreserved_holes(const struct hm_block *block, const struct hm_mask *mask);
 void hm_unlist(struct hm_region *region); /* needs no stripe */
 bool hm_block_empty(const struct hm_block *block);
 /* Take it off the list where it is empty and nobody needs it. */

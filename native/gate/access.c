@@ -170,8 +170,8 @@ static struct hm_mask fault_window(const struct part *part, const struct hm_pref
         hm_advised_window(part->region, part->block, &touched, &window);
         hm_drop(window.word, pinned.word);
     }
-    HM_EACH_WORD (w)
-        window.word[w] = (window.word[w] | touched.word[w]) & record->device[w];
+    hm_add(window.word, touched.word);
+    hm_keep(window.word, record->device);
     *pages = hm_bits(window.word);
     return window;
 }
@@ -290,15 +290,6 @@ static enum admission express(struct part *part, bool write, enum hm_overcommit 
 
 /* ---- READ --------------------------------------------------------------------------------- */
 
-static uint32_t unreserved_holes(const struct part *part)
-{
-    uint32_t n = 0;
-    HM_EACH_WORD (w)
-        n += hm_popcount(part->mask.word[w] & ~part->record->present[w] & ~part->record->cached[w] &
-                         ~part->record->recalling[w]);
-    return n;
-}
-
 static bool is_frozen(const struct part *part)
 {
     return hm_frozen(part->stripe, part->region->ino, part->block, part->record, &part->mask);
@@ -333,7 +324,8 @@ static enum admission admit_read(struct part *part, bool waits, bool direct)
      * and reserved. */
     if (!direct && !hm_region_pool(part->region, HM_HOST))
         return waits ? NO_MEMORY : REFUSED;
-    if (!direct && hm_reserve(part->region->core, HM_HOST, unreserved_holes(part), 0)) {
+    if (!direct && hm_reserve(part->region->core, HM_HOST,
+                              hm_unreserved_holes(part->record, &part->mask), 0)) {
         if (!waits)
             return REFUSED;
         report_fault(part, HM_FAULT_HOST_FULL, NULL, false);
@@ -514,7 +506,7 @@ static enum admission admit_write(struct part *part, const struct hm_request *re
         hm_collapse(part->region, part->block, &part->mask, HM_HOST);
         hm_step(part->region, part->block, "copies.ended", HM_BY_GATE, &part->mask);
     }
-    holes = unreserved_holes(part);
+    holes = hm_unreserved_holes(record, &part->mask);
     if (hm_reserve(core, HM_HOST, holes, overcommit != HM_OVERCOMMIT_NONE)) {
         if (overcommit == HM_OVERCOMMIT_STAGING)
             return REFUSED;
@@ -571,10 +563,8 @@ static int apply_write(struct part *part, const struct hm_request *request)
     uint32_t generation = record->generation, before;
     struct hm_mask there, new_pages;
     int error;
-    HM_EACH_WORD (w) {
-        there.word[w] = part->mask.word[w] & record->present[w];
-        new_pages.word[w] = part->mask.word[w] & ~record->present[w];
-    }
+    there = hm_both(part->mask.word, record->present);
+    new_pages = hm_without(part->mask.word, record->present);
     hm_unlock(HM_RANK_STRIPE, &part->stripe->lock);
     hm_pause("write.admitted");
     error = copy_in(part, request, &there, true);

@@ -57,14 +57,12 @@ static void punch_freed(const struct transaction *t, const struct hm_mask freed[
 /* Pages that the job can't do without. */
 static struct hm_mask needed(const struct transaction *t, const struct hm_mask *mask)
 {
-    struct hm_mask need = {{0}};
+    struct hm_mask faulted = hm_either(t->job->pages, t->job->stores);
     if (t->job->kind == HM_JOB_MIGRATE)
-        return need;
+        return (struct hm_mask){{0}};
     if (t->job->kind != HM_JOB_DEVICE_FAULT)
         return *mask;
-    HM_EACH_WORD (w)
-        need.word[w] = mask->word[w] & (t->job->pages[w] | t->job->stores[w]);
-    return need;
+    return hm_both(mask->word, faulted.word);
 }
 
 /* What devices have of the mask goes to this one, from pool to pool. */
@@ -118,8 +116,9 @@ static int carry(struct transaction *t, struct hm_mask *others, struct hm_taking
         error = error ? error : -ENOMEM;
     }
     /* What came in vain would be in a hole that the device takes later. */
-    HM_EACH_WORD (w)
-        arriving.word[w] &= ~(others->word[w] | taking->taken.word[w] | taking->holes.word[w]);
+    hm_drop(arriving.word, others->word);
+    hm_drop(arriving.word, taking->taken.word);
+    hm_drop(arriving.word, taking->holes.word);
     hm_punch_runs(t->region, t->job->node, t->block, arriving.word);
     return error;
 }
@@ -138,10 +137,8 @@ static void flip_to(struct transaction *t, const struct hm_mask *others,
     hm_process_revoke(t->region->process, t->block, others);
     HM_EACH_PAGE (page, others->word)
         hm_set(freed[record->owner[page]].word, page);
-    HM_EACH_WORD (w) {
-        moved.word[w] = others->word[w] | taking->taken.word[w];
-        all.word[w] = moved.word[w] | taking->holes.word[w];
-    }
+    moved = hm_either(others->word, taking->taken.word);
+    all = hm_either(moved.word, taking->holes.word);
     /* What is taken was the program's: it is entered just to leave. */
     hm_populate(t->region, record, &taking->taken, HM_HOST);
     hm_own(t->region, record, &all, to, t->cause.trigger, NULL);
@@ -160,7 +157,7 @@ static int leave_out(const struct transaction *t, const struct hm_mask *need,
                      struct hm_taking *taking)
 {
     struct hm_process *process = t->region->process;
-    struct hm_mask wanted, guards, stays, shown;
+    struct hm_mask wanted, guards, stays, shown, out;
     int error;
     wanted = hm_either(taking->movable.word, taking->fixed.word);
     if (!hm_bits(wanted.word))
@@ -171,12 +168,11 @@ static int leave_out(const struct transaction *t, const struct hm_mask *need,
     if (error)
         return error;
     shown = hm_stays_for_ps(process, t->block);
-    HM_EACH_WORD (w) {
-        uint64_t out = guards.word[w] | stays.word[w] | (shown.word[w] & ~need->word[w]);
-        taking->movable.word[w] &= ~out;
-        taking->fixed.word[w] &= ~out;
-        taking->there.word[w] &= ~out;
-    }
+    hm_drop(shown.word, need->word);
+    out = hm_either(hm_either(guards.word, stays.word).word, shown.word);
+    hm_drop(taking->movable.word, out.word);
+    hm_drop(taking->fixed.word, out.word);
+    hm_drop(taking->there.word, out.word);
     return 0;
 }
 
@@ -184,7 +180,7 @@ static int leave_out(const struct transaction *t, const struct hm_mask *need,
 static int choose(struct transaction *t, const struct hm_mask *mask, bool populate,
                   struct hm_taking *taking)
 {
-    struct hm_mask need = needed(t, mask), missing;
+    struct hm_mask need = needed(t, mask), missing, come;
     int error;
     memset(taking, 0, sizeof(*taking));
     if (atomic_load(&t->region->process->gone))
@@ -194,17 +190,17 @@ static int choose(struct transaction *t, const struct hm_mask *mask, bool popula
     error = hm_take_sort(t, mask, taking);
     if (!error)
         error = leave_out(t, &need, taking);
-    HM_EACH_WORD (w)
-        missing.word[w] = need.word[w] & ~(taking->movable.word[w] | taking->fixed.word[w]);
+    missing = hm_without(need.word, taking->movable.word);
+    hm_drop(missing.word, taking->fixed.word);
     if (!error && hm_bits(missing.word))
         error = -EFAULT;
     if (populate && t->job->kind != HM_JOB_DEVICE_FAULT)
         return error;
-    HM_EACH_WORD (w) { /* no holes come with what was touched */
-        uint64_t come = taking->there.word[w] | (populate ? need.word[w] : 0);
-        taking->movable.word[w] &= come;
-        taking->fixed.word[w] &= come;
-    }
+    come = taking->there; /* no holes come with what was touched */
+    if (populate)
+        hm_add(come.word, need.word);
+    hm_keep(taking->movable.word, come.word);
+    hm_keep(taking->fixed.word, come.word);
     return error;
 }
 
@@ -231,11 +227,9 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
         return hm_bits(need.word) ? -EACCES : 0;
     }
     others = hm_without(mask->word, mine.word);
-    HM_EACH_WORD (w) {
-        absent.word[w] = others.word[w] & ~record->device[w];
-        others.word[w] &= record->device[w];
-        record->recalling[w] |= absent.word[w];
-    }
+    absent = hm_without(others.word, record->device);
+    hm_keep(others.word, record->device);
+    hm_add(record->recalling, absent.word);
     memcpy(owners, record->owner, sizeof(owners));
     hm_process_flush_block(t->region->process, t->block);
     hm_unlock(HM_RANK_STRIPE, &t->stripe->lock);
@@ -270,10 +264,10 @@ static int bring_to_device(struct transaction *t, const struct hm_mask *mask, bo
     punch_freed(t, freed);
     hm_lock(HM_RANK_STRIPE, &t->stripe->lock);
     if (!error) {
-        struct hm_mask need = needed(t, mask), there;
-        HM_EACH_WORD (w)
-            there.word[w] = taking.there.word[w] | (populate ? ~0ULL : record->device[w]);
-        hm_keep(need.word, there.word);
+        struct hm_mask need = needed(t, mask);
+        struct hm_mask there = hm_either(taking.there.word, record->device);
+        if (!populate)
+            hm_keep(need.word, there.word);
         error = all_came(t, &need);
     }
     return error;

@@ -57,14 +57,12 @@ static struct hm_mask home_window(const struct transaction *t, const struct hm_m
         return all;
     if (policy->kind == HM_PREFETCH_ASK)
         return *touched;
-    HM_EACH_WORD (w)
-        home.word[w] = ~record->device[w];
+    home = hm_without(all.word, record->device);
     window =
         hm_prefetch_window(policy, &home, touched, &all, record->cpu_faults, &record->cpu_stride);
     hm_advised_window(t->region, t->block, touched, &window);
-    HM_EACH_WORD (w)
-        window.word[w] = (window.word[w] | touched->word[w]) & record->device[w];
-    return window;
+    hm_add(window.word, touched->word);
+    return hm_both(window.word, record->device);
 }
 
 /* Bring pages home for a program that waits for one of them: at once if they are few. Both locks

@@ -196,8 +196,7 @@ int hm_take_sort(const struct transaction *t, const struct hm_mask *mask, struct
         /* EBUSY: another userfaultfd has it. What can't be registered stays where it is. */
         if (ioctl(process->uffd, UFFDIO_REGISTER, &request) < 0 || !spans(process, from, to))
             continue;
-        HM_EACH_WORD (w)
-            (vma.write ? &out->movable : &out->fixed)->word[w] |= part.word[w];
+        hm_add((vma.write ? &out->movable : &out->fixed)->word, part.word);
     }
     return error == -ENOENT ? 0 : error;
 }
@@ -460,10 +459,8 @@ static int move_away(const struct transaction *t, struct hm_taking *taking,
         mark_late(t, &away);
         leave_to_come(t, &holes);
     }
-    HM_EACH_WORD (w) {
-        taking->taken.word[w] |= moved.word[w];
-        taking->holes.word[w] |= holes.word[w];
-    }
+    hm_add(taking->taken.word, moved.word);
+    hm_add(taking->holes.word, holes.word);
     return 0;
 }
 
@@ -602,11 +599,10 @@ static int let_go(const struct transaction *t, struct hm_taking *taking,
     hm_drop(gone.word, guards.word);
     holes = error ? (struct hm_mask){{0}} : hm_without(taking->fixed.word, there->word);
     hm_drop(holes.word, guards.word);
-    HM_EACH_WORD (w) {
-        taking->taken.word[w] |= gone.word[w];
-        taking->holes.word[w] |= holes.word[w];
-        still.word[w] = taking->fixed.word[w] & ~gone.word[w] & ~holes.word[w];
-    }
+    hm_add(taking->taken.word, gone.word);
+    hm_add(taking->holes.word, holes.word);
+    still = hm_without(taking->fixed.word, gone.word);
+    hm_drop(still.word, holes.word);
     if (error != -ESRCH) {
         protect(t, &still, false);
         if (unmarked)
@@ -656,9 +652,7 @@ int hm_take(const struct transaction *t, struct hm_taking *taking)
     int error = take_fixed(t, taking);
     if (!error)
         error = take_movable(t, &moving);
-    HM_EACH_WORD (w) {
-        taking->taken.word[w] |= moving.taken.word[w];
-        taking->holes.word[w] |= moving.holes.word[w];
-    }
+    hm_add(taking->taken.word, moving.taken.word);
+    hm_add(taking->holes.word, moving.holes.word);
     return error;
 }

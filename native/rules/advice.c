@@ -300,8 +300,8 @@ void hm_advised_window(struct hm_region *region, uint64_t block, const struct hm
             if (!hm_test(pages.word, page))
                 continue;
             group = hm_mask_range(page / size * size, size);
-            HM_EACH_WORD (w)
-                window->word[w] |= group.word[w] & pages.word[w];
+            hm_keep(group.word, pages.word);
+            hm_add(window->word, group.word);
         }
     }
     hm_unlock_either(HM_RANK_ADVICE, &region->advice_lock);

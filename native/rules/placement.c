@@ -155,8 +155,8 @@ struct hm_mask hm_remote_window(struct hm_region *region, uint64_t block, uint32
     struct hm_placement place;
     HM_EACH_PAGE (page, remote->word) {
         struct hm_mask group = hm_mask_range(page / GROUP_PAGES * GROUP_PAGES, GROUP_PAGES);
-        HM_EACH_WORD (w)
-            window.word[w] |= group.word[w] & inside.word[w];
+        hm_keep(group.word, inside.word);
+        hm_add(window.word, group.word);
     }
     place = hm_place(region, block, node, &window, false, NULL);
     hm_drop(place.remote.word, mine.word); /* reached remotely, it would come home */

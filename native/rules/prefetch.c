@@ -57,8 +57,8 @@ static struct hm_mask density(const struct hm_mask *resident, const struct hm_ma
 {
     struct hm_mask tree = around(touched, BIG_PAGES), window = *touched;
     uint32_t end = hm_bits(inside->word);
-    HM_EACH_WORD (w)
-        tree.word[w] = (tree.word[w] | resident->word[w]) & inside->word[w];
+    hm_add(tree.word, resident->word);
+    hm_keep(tree.word, inside->word);
     HM_EACH_PAGE (page, touched->word)
         for (uint32_t size = HM_BLOCK_PAGES; page < end && size; size /= 2) {
             uint32_t first = page / size * size, count = size < end - first ? size : end - first;

@@ -29,9 +29,8 @@ static struct hm_mask fault_window(const struct transaction *t, const struct hm_
     struct hm_mask inside = hm_inside_file(t->region, t->block), resident, mine, window;
     bool holes = policy->kind == HM_PREFETCH_DENSITY;
     if (t->job->flags & HM_JOB_CHOSEN) {
-        HM_EACH_WORD (w)
-            window.word[w] = (t->job->window[w] | faulted->word[w]) & inside.word[w];
-        return window;
+        window = hm_either(t->job->window, faulted->word);
+        return hm_both(window.word, inside.word);
     }
     resident = hm_copies_on(t->region, t->block, t->job->node);
     mine = hm_owned(record, t->job->node);

@@ -11,6 +11,10 @@
  * not know. It need not: what is mapped remotely is as right as any program's mapping, wherever
  * the page is; and what it says of protection to a part that was just replaced reaches nobody.
  *
+ * What is mapped already is not mapped again. To replace a mapping of the mount, the kernel waits
+ * for all that is being written back to the file, with mmap_lock held; such a write may wait for a
+ * block that is frozen, and who froze it for mmap_lock, to protect a part of a window.
+ *
  * It ends with the launch: a file kept open would keep the mount busy. */
 #include "worker/remote.h"
 
@@ -30,7 +34,8 @@
 struct file {
     uint64_t ino, address, bytes;
     char *path;
-    int fd; /* -1: not open yet */
+    uint8_t *mapped; /* by page: the file is mapped there */
+    int fd;          /* -1: not open yet */
     bool writable, used;
 };
 
@@ -65,23 +70,38 @@ static int open_file(struct file *file)
     return -ESTALE;
 }
 
+static int map_pages(struct file *file, uint64_t first, uint64_t count)
+{
+    uint64_t offset = first * HM_PAGE_SIZE, length = count * HM_PAGE_SIZE;
+    void *at = (void *)(uintptr_t)(file->address + offset);
+    if (mmap(at, length, PROT_READ | (file->writable ? PROT_WRITE : 0), MAP_SHARED | MAP_FIXED,
+             file->fd, (off_t)offset) == MAP_FAILED)
+        return -errno;
+    file->used = true;
+    memset(file->mapped + first, 1, count);
+    /* As the rest of the window: a child of a kernel does not see it. */
+    madvise(at, length, MADV_DONTFORK);
+    return 0;
+}
+
 static int map(struct file *file, const struct hm_remote_request *request)
 {
+    uint64_t page, end;
     int error;
-    void *at;
     if (!file || request->offset > file->bytes || request->length > file->bytes - request->offset)
         return -ENOENT;
     error = open_file(file);
     if (error)
         return error;
-    at = (void *)(uintptr_t)(file->address + request->offset);
-    if (mmap(at, request->length, PROT_READ | (file->writable ? PROT_WRITE : 0),
-             MAP_SHARED | MAP_FIXED, file->fd, (off_t)request->offset) == MAP_FAILED)
-        return -errno;
-    file->used = true;
-    /* As the rest of the window: a child of a kernel does not see it. */
-    madvise(at, request->length, MADV_DONTFORK);
-    return 0;
+    end = (request->offset + request->length) / HM_PAGE_SIZE;
+    for (page = request->offset / HM_PAGE_SIZE; page < end && !error; page++) {
+        uint64_t first = page;
+        while (page < end && !file->mapped[page])
+            page++;
+        if (page > first)
+            error = map_pages(file, first, page - first);
+    }
+    return error;
 }
 
 static void *serve(void *arg)
@@ -139,10 +159,11 @@ int hm_remote_allow(struct hm_remote *remote, uint64_t ino, uint64_t address, ui
                         .address = address,
                         .bytes = bytes,
                         .path = strdup(path),
+                        .mapped = calloc(bytes / HM_PAGE_SIZE + 1, 1),
                         .fd = -1,
                         .writable = writable};
     struct file *files;
-    int error = file.path ? 0 : -ENOMEM;
+    int error = file.path && file.mapped ? 0 : -ENOMEM;
     pthread_mutex_lock(&remote->lock);
     files = error ? NULL : realloc(remote->files, ((size_t)remote->used + 1) * sizeof(*files));
     if (files) {
@@ -150,6 +171,7 @@ int hm_remote_allow(struct hm_remote *remote, uint64_t ino, uint64_t address, ui
         files[remote->used++] = file;
     } else {
         free(file.path);
+        free(file.mapped);
         error = -ENOMEM;
     }
     pthread_mutex_unlock(&remote->lock);
@@ -167,6 +189,7 @@ int hm_remote_end(struct hm_remote *remote, uint64_t *inos, int max)
         if (file->fd >= 0)
             close(file->fd);
         free(file->path);
+        free(file->mapped);
     }
     remote->used = 0;
     pthread_mutex_unlock(&remote->lock);

@@ -196,8 +196,10 @@ static void answer_fallocate(struct hm_core *core, const struct hm_request *requ
         error = -EOPNOTSUPP;
     if (!error && mode) /* zeroed only once it was reserved; it is reserved again below */
         error = hm_region_punch(core, request->ino, request->offset, request->length);
+    /* What devices had needs the host now, which may be full. Then holes are left, zeros as well:
+     * an error here would come too late, and the kernel would go on showing the old bytes. */
     if (!error && mode == FALLOC_ZERO_RANGE)
-        error = fill_holes(core, request);
+        (void)fill_holes(core, request);
     if (!error) {
         if (request->uid)
             hm_drop_privileges(region->record);

@@ -9,11 +9,12 @@ import mmap
 import os
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S, Mount, fails, mounted, wait_until
+from conftest import PATIENCE_S, Mount, MountFactory, fails, mounted, wait_until
 
 PAGE, M = 4096, 1 << 20
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE, ZERO, INSERT, UNSHARE = 1, 2, 8, 16, 32, 64
@@ -153,6 +154,24 @@ def test_zero_range(mount: Mount, settle: Callable[[str], object], keep: int) ->
             assert keep, "memory that is passed through reserves nothing past its end"
             data[:] = bytes(len(data))
         assert path.read_bytes() == data, "when memory is full nothing changes"
+
+
+def test_zero_range_of_what_devices_have_on_a_full_host(mount_factory: MountFactory) -> None:
+    """The host has no pages for what devices had: holes are left. Who had the range in the page
+    cache sees zeros, as devices do."""
+    mount = mount_factory(host="8M", vram="8M")
+    region, other = mount.region("a", 6 << 20), mount.region("b", 6 << 20)
+    region.write_bytes(b"A" * (6 << 20))
+    mount.submit(0, "migrate a:0+4M to dev0")
+    other.write_bytes(b"B" * (6 << 20))
+    with open(region, "rb") as file:
+        assert os.pread(file.fileno(), 2 << 20, 4 << 20) == b"A" * (2 << 20)
+    with open(region, "r+b") as file:
+        assert fallocate(file.fileno(), ZERO, 0, 6 << 20) == "done"
+    assert region.read_bytes() == bytes(6 << 20)
+    assert other.read_bytes() == b"B" * (6 << 20)
+    assert mount.submit(0, "checksum a:4M+2M") == f"{zlib.crc32(bytes(2 << 20)):08x}"
+    assert mount.audit() == "ok"
 
 
 def test_fallocate_reserves(mount: Mount) -> None:

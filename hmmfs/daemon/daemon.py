@@ -44,7 +44,7 @@ from hmmfs.policy import Policies, named_eviction, named_placement, named_prefet
 from hmmfs.program.dmirror import Device
 from hmmfs.program.processes import Processes
 from hmmfs.program.protocol import Process
-from hmmfs.service import Events, FaultService, Jobs, Reservations, guarded
+from hmmfs.service import Doomed, Events, FaultService, Jobs, Reservations, guarded
 from hmmfs.service.blocks import Blocks
 
 if TYPE_CHECKING:
@@ -212,6 +212,7 @@ class _Daemon:
         self._mounted = mounted
         self._table = RegionTable(core)
         self._events = Events(core)
+        self._doomed = Doomed(core, self._events, self._table)
         jobs = Jobs(core, self._events)
         policies = Policies(
             core,
@@ -251,7 +252,9 @@ class _Daemon:
         policies.on_failure = lambda node, sentence: self._tree.errors.say(
             sentence, node - 1 if node else None
         )
-        self._operations = Operations(core, self._table, self._tree, os.geteuid(), os.getegid())
+        self._operations = Operations(
+            core, self._table, self._tree, self._doomed, os.geteuid(), os.getegid()
+        )
         FaultService(
             core,
             self._events,
@@ -263,8 +266,6 @@ class _Daemon:
         )
         self._subscribe(reservations)
         self._closed = trio.Event()
-        # Regions that nobody can reach any more: punching their pages takes a thread a while.
-        self._doom, self._doomed = trio.open_memory_channel[int](10**9)
         self._table.on_doom(self._on_doom)
 
     def _subscribe(self, reservations: Reservations) -> None:
@@ -348,7 +349,7 @@ class _Daemon:
     async def _main(self, ready: Callable[[], None]) -> None:
         async with trio.open_nursery() as service:
             await service.start(self._events.run)
-            service.start_soon(self._destroy_doomed)
+            service.start_soon(self._doomed.destroy_all)
             await service.start(self._dumps.serve)
             await service.start(self._processes.serve)
             async with trio.open_nursery() as mount:
@@ -373,16 +374,7 @@ class _Daemon:
         self._operations.drop_region(ino)
         for worker in self._workers:
             worker.forget(ino)
-        self._doom.send_nowait(ino)
-
-    async def _destroy_doomed(self) -> None:
-        limiter = trio.CapacityLimiter(1)
-
-        async def destroy(ino: int) -> None:
-            await trio.to_thread.run_sync(self._core.destroy_region, ino, limiter=limiter)
-
-        async for ino in self._doomed:
-            await guarded("Destroying a region", partial(destroy, ino))
+        self._doomed.add(ino)
 
     async def _announce(self, ready: Callable[[], None], mount: trio.Nursery) -> None:
         """Ready is when a program's question has been answered."""

@@ -16,7 +16,7 @@ import stat
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyfuse3
 import trio
@@ -43,8 +43,11 @@ from hmmfs.filesystem.tree import (
 from hmmfs.filesystem.xattrs import ENOATTR, Xattrs
 from hmmfs.memory import FIRST_REGION_INO, HOST, PAGE_SIZE, Core, Ioctl, Region, RegionTable
 from hmmfs.memory.core import NAME_MAX, NONBLOCK_BIT
+from hmmfs.service import Doomed
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Every change of a name in regions/ comes through the kernel, so it may believe them for long.
 REGION_ENTRY_TIMEOUT = 3600.0
@@ -124,11 +127,14 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, core: Core, table: RegionTable, tree: Tree, uid: int, gid: int) -> None:
+    def __init__(
+        self, core: Core, table: RegionTable, tree: Tree, doomed: Doomed, uid: int, gid: int
+    ) -> None:
         super().__init__()
         self._core = core
         self._table = table
         self._tree = tree
+        self._doomed = doomed
         self._uid = uid
         self._gid = gid
         self._born = time.time_ns()
@@ -251,7 +257,7 @@ class Operations(pyfuse3.Operations):
             self._set_on_control(found, attr, fields)
             return self._attributes(found)
         if fields.update_size:
-            self._truncate(found, attr.st_size)
+            await self._truncate(found, attr.st_size)
         if fields.update_uid or fields.update_gid or (fields.update_size and ctx.uid):
             # The gate told the kernel that this is ours to do (HANDLE_KILLPRIV_V2).
             found.mode &= ~(stat.S_ISUID | (stat.S_ISGID if found.mode & stat.S_IXGRP else 0))
@@ -307,9 +313,14 @@ class Operations(pyfuse3.Operations):
         if not isinstance(node, Submit | Action | Setting | Dmirror):
             raise FUSEError(errno.EACCES if fields.update_size else errno.EPERM)
 
-    def _truncate(self, region: Region, size: int) -> None:
+    async def _truncate(self, region: Region, size: int) -> None:
+        with self._table.using(region):
+            await self._with_capacity(functools.partial(region.truncate, size))
+
+    async def _with_capacity(self, work: Callable[[], T]) -> T:
+        """The same as Doomed's. Says what is wrong where people look for it."""
         try:
-            region.truncate(size)
+            return await self._doomed.with_capacity(work)
         except HmmfsError as error:
             self._tree.errors.say(error.sentence)
             raise
@@ -324,14 +335,12 @@ class Operations(pyfuse3.Operations):
         regions = self._tree.regions
         regions.mtime = regions.ctime = time.time_ns()
 
-    def _make(self, parent: int, name: bytes, mode: int, ctx: RequestContext) -> Region:
+    async def _make(self, parent: int, name: bytes, mode: int, ctx: RequestContext) -> Region:
         self._in_regions(parent)
-        permissions = stat.S_IMODE(mode) & ~ctx.umask
-        try:
-            region = self._table.create(name, stat.S_IFREG | permissions, ctx.uid, ctx.gid)
-        except HmmfsError as error:
-            self._tree.errors.say(error.sentence)
-            raise
+        permissions = stat.S_IFREG | (stat.S_IMODE(mode) & ~ctx.umask)
+        region = await self._with_capacity(
+            lambda: self._table.create(name, permissions, ctx.uid, ctx.gid)
+        )
         self._table.looked_up(region)
         self._touch_directory()
         return region
@@ -341,7 +350,7 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         if name == UNNAMED:
             return await self._create_unnamed(parent, mode, flags, ctx)
-        region = self._make(parent, name, mode, ctx)
+        region = await self._make(parent, name, mode, ctx)
         return await self._open_region(region, flags), self._attributes(region)
 
     async def _create_unnamed(
@@ -349,12 +358,10 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         if parent != self._tree.regions.ino:
             raise FUSEError(errno.EOPNOTSUPP)
-        permissions = stat.S_IMODE(mode) & ~ctx.umask
-        try:
-            region = self._table.create_unnamed(stat.S_IFREG | permissions, ctx.uid, ctx.gid)
-        except HmmfsError as error:
-            self._tree.errors.say(error.sentence)
-            raise
+        permissions = stat.S_IFREG | (stat.S_IMODE(mode) & ~ctx.umask)
+        region = await self._with_capacity(
+            lambda: self._table.create_unnamed(permissions, ctx.uid, ctx.gid)
+        )
         self._table.looked_up(region)
         return await self._open_region(region, flags), self._attributes(region)
 
@@ -363,7 +370,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         if not stat.S_ISREG(mode):
             raise FUSEError(errno.EPERM)
-        return self._attributes(self._make(parent, name, mode, ctx))
+        return self._attributes(await self._make(parent, name, mode, ctx))
 
     async def mkdir(
         self, parent: int, name: bytes, mode: int, ctx: RequestContext

@@ -321,6 +321,10 @@ class Core:
             "Answering an ioctl",
         )
 
+    def retry(self) -> None:
+        """Answer the oldest request that waits for capacity: with ENOSPC if there is none yet."""
+        check(lib.hm_gate_retry(self.handle), "Answering a request that found no capacity")
+
     def waits(self, fh: int) -> bool:
         """Whether a READ or WRITE on this open control file is on its way or not answered yet."""
         return bool(lib.hm_waits(self.handle, fh))

@@ -46,6 +46,11 @@ class RegionTable:
         """How many there are, named or not."""
         return len(self._by_ino)
 
+    def has_nameless(self) -> bool:
+        """Whether a region without a name is in use still, or the kernel has not told that it is
+        not."""
+        return any(not region.nlink for region in self._by_ino.values())
+
     def get(self, name: bytes) -> Region | None:
         return self._names.get(name)
 

@@ -66,6 +66,7 @@ class EventKind(enum.IntEnum):
     TRACE = lib.HM_EVENT_TRACE
     GONE = lib.HM_EVENT_GONE
     IOCTL = lib.HM_EVENT_IOCTL
+    NO_CAPACITY = lib.HM_EVENT_NO_CAPACITY
 
 
 class PrefetchKind(enum.IntEnum):

@@ -136,10 +136,11 @@ struct hm_core {
     int stop_fd; /* eventfd: ends threads that poll */
     struct hm_gate_thread *gate;
     uint32_t gate_threads;
-    pthread_mutex_t spares_lock; /* guards the list; taken last */
+    pthread_mutex_t spares_lock; /* guards both lists; taken last */
     struct hm_parked *spares;    /* for READs, whose program would get SIGBUS without memory */
     struct hm_parked *all_spares;
-    hm_counter written_up_to; /* the newest WRITE read from /dev/fuse */
+    struct hm_parked *retries, **retries_end; /* gate/retry.h */
+    hm_counter written_up_to;                 /* the newest WRITE read from /dev/fuse */
     hm_counter parked_writes; /* parked, or taken from there and not carried out yet */
     _Atomic uint32_t gate_running;
     _Atomic uint32_t invalidating; /* threads that tell the kernel what to drop */

@@ -9,6 +9,7 @@
 #include "gate/access.h"
 #include "gate/order.h"
 #include "gate/relay.h"
+#include "gate/retry.h"
 #include "transaction/jobs.h"
 #include "transaction/movers.h"
 #include "transaction/parked.h"
@@ -49,6 +50,7 @@ int hm_core_create(const struct hm_config *config, struct hm_core **ret)
     pthread_mutex_init(&core->events_lock, NULL);
     pthread_mutex_init(&core->spares_lock, NULL);
     core->jobs_end = &core->jobs;
+    core->retries_end = &core->retries;
     for (uint32_t i = 0; i < HM_STRIPES; i++) {
         struct hm_stripe *stripe = &core->stripes[i];
         pthread_mutex_init(&stripe->lock, NULL);
@@ -125,6 +127,7 @@ void hm_core_destroy(struct hm_core *core)
         pthread_mutex_destroy(&stripe->lock);
         pthread_cond_destroy(&stripe->changed);
     }
+    hm_retry_deinit(core);
     hm_regions_deinit(core);
     if (core->zeros)
         munmap((void *)core->zeros, HM_ZERO_BYTES);

@@ -9,8 +9,10 @@
 #include "gate/access.h"
 #include "gate/order.h"
 #include "gate/relay.h"
+#include "gate/retry.h"
 #include "gate/shared_access.h"
 #include "gate/threads.h"
+#include "transaction/parked.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -100,6 +102,7 @@ int hm_gate_parse(const uint8_t *message, size_t length, struct hm_request *ret)
         if (body != sizeof(struct fuse_copy_file_range_in))
             return -EINVAL;
         ret->data = message;
+        ret->size = sizeof(struct fuse_copy_file_range_in);
         return 0;
     case FUSE_IOCTL: {
         struct fuse_ioctl_in in;
@@ -194,6 +197,8 @@ static void answer_fallocate(struct hm_core *core, const struct hm_request *requ
         error = allocate(core, region, request);
     else if (mode != FALLOC_PUNCH_HOLE)
         error = -EOPNOTSUPP;
+    if (error == -ENOSPC && hm_retry_later(core, request))
+        return;
     if (!error && mode) /* zeroed only once it was reserved; it is reserved again below */
         error = hm_region_punch(core, request->ino, request->offset, request->length);
     /* What devices had needs the host now, which may be full. Then holes are left, zeros as well:
@@ -404,6 +409,21 @@ static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
     if (request.opcode == FUSE_READ)
         mark_nonblocking(message, &request);
     hm_relay_send(core->relay, message, length);
+}
+
+int hm_gate_retry(struct hm_core *core)
+{
+    struct hm_parked *parked = hm_retry_take(core);
+    if (!parked)
+        return -ENOENT;
+    if (parked->request.opcode == FUSE_WRITE)
+        hm_shared_access(core, &parked->request, true);
+    else if (parked->request.opcode == FUSE_COPY_FILE_RANGE)
+        hm_shared_copy(core, &parked->request);
+    else
+        answer_fallocate(core, &parked->request);
+    hm_unparked(core, parked);
+    return 0;
 }
 
 /* ---- threads ------------------------------------------------------------------------------ */

@@ -20,6 +20,7 @@
 #include "base/region.h"
 #include "directory/shared_size.h"
 #include "gate/access.h"
+#include "gate/retry.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -131,6 +132,8 @@ static void answer_write(struct hm_core *core, struct hm_region *region,
     if (request->flags & FUSE_WRITE_KILL_SUIDGID)
         hm_drop_privileges(region->record);
     n = store(region, request->offset, request->data, request->size);
+    if (n == -ENOSPC && hm_retry_later(core, request))
+        return;
     hm_count(&core->count.writes, 1);
     if (n < 0) {
         hm_reply(core, request->unique, (int)-n, NULL, 0);
@@ -181,7 +184,9 @@ void hm_shared_copy(struct hm_core *core, const struct hm_request *request)
         n = copy(from, in.off_in, to, in.off_out, in.len);
     if (n > 0 && request->uid)
         hm_drop_privileges(to->record);
-    if (n < 0)
+    if (n == -ENOSPC && hm_retry_later(core, request))
+        ;
+    else if (n < 0)
         hm_reply(core, request->unique, (int)-n, NULL, 0);
     else
         hm_reply_write(core, request->unique, (uint32_t)n); /* the same answer */

@@ -279,7 +279,9 @@ enum hm_event_kind {
                               -EAGAIN: its policy is to be asked */
     HM_EVENT_TRACE,        /* there is something for who asked by hm_trace_wake */
     HM_EVENT_GONE,         /* the program of region `ino` has ended, or has become another */
-    HM_EVENT_IOCTL         /* a program's ioctl on a control file; hm_reply_ioctl answers it */
+    HM_EVENT_IOCTL,        /* a program's ioctl on a control file; hm_reply_ioctl answers it */
+    HM_EVENT_NO_CAPACITY   /* a program's request on region `ino` found none free; hm_gate_retry
+                              answers it */
 };
 
 enum hm_fault_reason { HM_FAULT_OWNER = 1, HM_FAULT_HOST_FULL };
@@ -674,6 +676,9 @@ int hm_gate_join(struct hm_core *core);
  * the kernel copies to the program; with an error it copies nothing. */
 int hm_reply_ioctl(struct hm_core *core, uint64_t unique, int error, const void *out,
                    uint32_t size);
+/* Answer the oldest request that found no capacity and waits, with ENOSPC if there is none yet. One
+ * for each HM_EVENT_NO_CAPACITY; -ENOENT: none waits. */
+int hm_gate_retry(struct hm_core *core);
 /* Whether a relayed READ or WRITE on the open file is not answered yet. */
 int hm_waits(struct hm_core *core, uint64_t fh);
 
@@ -686,6 +691,7 @@ struct hm_request {
     uint64_t length;     /* IOCTL: the most bytes of an answer */
     uint32_t done;       /* WRITE: bytes before offset that were applied before it had to wait */
     uint32_t charged;    /* WRITE: its fault was, and some of the pages are home */
+    uint32_t retried;    /* it has waited for capacity already */
     uint64_t faulted_at; /* when it was found to want a device's page; 0: it was not */
     const uint8_t *data;
 };

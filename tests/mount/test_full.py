@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Mount, MountFactory
+from conftest import Mount, MountFactory, fails, passes_through
 
 MIB = 1 << 20
+BIG = 256 * MIB
 
 
 def fill(path: Path, rng: np.random.Generator) -> list[bytes]:
@@ -95,3 +98,77 @@ def test_swapping_two_full_memories(mount_factory: MountFactory, express: str) -
     assert 0 < watch.most <= watch.total
     stats = mount.values("stats")
     assert stats["host_peak"] <= stats["host_capacity"] + 512
+
+
+def truncate(file: int, source: int) -> None:
+    os.ftruncate(file, BIG)
+
+
+def write_the_end(file: int, source: int) -> None:
+    assert os.pwrite(file, b"end", BIG - 3) == 3
+
+
+def allocate(file: int, source: int) -> None:
+    os.posix_fallocate(file, 0, BIG)
+
+
+def copy(file: int, source: int) -> None:
+    assert os.copy_file_range(source, file, 3, 0, BIG - 3) == 3
+
+
+GROWTHS = [truncate, write_the_end, allocate, copy]
+
+
+def replace_a_full_file(mount: Mount, grow: Callable[[int, int], None], rounds: int) -> None:
+    """Fill the mount with one file after the other, removing the last and closing it just before
+    the next grows."""
+    source = mount.regions / "source"
+    source.write_bytes(b"end")
+    with open(source, "rb") as end:
+        full = os.open(mount.region("0", 0), os.O_RDWR)
+        grow(full, end.fileno())
+        for number in range(1, rounds):
+            (mount.regions / str(number - 1)).unlink()
+            new = os.open(mount.region(str(number), 0), os.O_RDWR)
+            os.close(full)
+            grow(full := new, end.fileno())
+            assert os.fstat(full).st_size == BIG
+        os.close(full)
+
+
+@passes_through
+@pytest.mark.parametrize("kind", ["coherent", "dax"])
+@pytest.mark.parametrize("grow", GROWTHS)
+def test_what_nobody_has_any_more_makes_way_at_once(
+    mount_factory: MountFactory, kind: str, grow: Callable[[int, int], None]
+) -> None:
+    """On a tmpfs the capacity of a removed file is free when its last close(2) returns. Here the
+    kernel tells of that afterwards, and a thread destroys the region."""
+    full, other = f"{BIG + 4 * MIB}", "8M"
+    size = {"host": other, "vram": full} if kind == "dax" else {"host": full, "vram": other}
+    mount = mount_factory(type=kind, devices=1, **size)
+    replace_a_full_file(mount, grow, 20)
+
+
+def test_what_nobody_has_any_more_makes_way_for_an_allocation(mount_factory: MountFactory) -> None:
+    mount = mount_factory(devices=1, host="260M", vram="8M")
+    replace_a_full_file(mount, allocate, 5)
+
+
+@passes_through
+def test_full_is_told_without_long_waits(mount_factory: MountFactory) -> None:
+    """Also where a file without a name is in use: nobody knows how long."""
+    mount = mount_factory(type="dax", devices=1, host="8M", vram="8M")
+    path = mount.region("a", 6 * MIB)
+    with open(path, "r+b"):
+        path.unlink()
+        path = mount.region("b", 0)
+        began = time.monotonic()
+        for _ in range(3):
+            fails(errno.ENOSPC, lambda: os.truncate(path, 4 * MIB))
+        with open(path, "r+b", buffering=0) as other:
+            fails(errno.ENOSPC, lambda: os.pwrite(other.fileno(), b"x", 4 * MIB))
+            fails(errno.ENOSPC, lambda: os.posix_fallocate(other.fileno(), 0, 4 * MIB))
+        assert path.stat().st_size == 0
+        assert time.monotonic() - began < 10  # 5 times 0.1 s, where nothing else runs
+    os.truncate(path, 4 * MIB)

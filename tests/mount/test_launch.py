@@ -249,7 +249,7 @@ def raises(a: np.ndarray[Any, Any]) -> None:
 def loops(a: np.ndarray[Any, Any]) -> None:
     a[0] = 9
     while True:
-        a[1] += 1
+        a[1] = 1
 
 
 def segfaults(a: np.ndarray[Any, Any]) -> None:

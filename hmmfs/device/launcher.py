@@ -79,8 +79,8 @@ class Worker:
                 with trio.move_on_after(launch.limit or float("inf")):
                     message = ("launch", inos, launch.payload, self._files(regions, launch))
                     outcome, mapped = self._ended(await self._ask(message), inos)
-                    for ino in mapped:
-                        self._drop(ino)
+                    if mapped:
+                        await self._unmap_all()
                     return self._outcome(outcome)
             raise HmmfsError(
                 errno.ETIME, f"The kernel ran for more than {launch.limit:g} s, its limit."
@@ -231,13 +231,20 @@ class Worker:
                     if use.use != "reads" and not region.pid:
                         region.modified(stored=True)
 
-    def _drop(self, ino: int) -> None:
-        del self._windows[ino]
-        self._core.device_unmap(self._node, ino)
+    async def _unmap(self, *inos: int) -> None:
+        """The core forgets all of the windows before the worker unmaps the first."""
+        for ino in inos:
+            del self._windows[ino]
+            self._core.device_unmap(self._node, ino)
+        for ino in inos:
+            await self._ask(("unmap", ino))
 
-    async def _unmap(self, ino: int) -> None:
-        self._drop(ino)
-        await self._ask(("unmap", ino))
+    async def _unmap_all(self) -> None:
+        """Some window has parts that are mapped from the mount. To unmap such a part the kernel
+        waits for what is being written back to the file, with the worker's mmap_lock held. Such a
+        WRITE may wait for a frozen block, and the mover that froze it for mmap_lock, to protect
+        pages in any window. So there are none meanwhile."""
+        await self._unmap(*self._windows)
 
     def _talks(self) -> bool:
         """Whether the worker has said what nobody has asked, or closed its socket."""
@@ -295,8 +302,8 @@ class Worker:
 
     @staticmethod
     def _ended(answer: Any, inos: Sequence[int]) -> tuple[tuple[Any, ...], set[int]]:
-        """What became of a launch, and the windows that went with it. The kernel ran in the process
-        that says so, and may have written there what it likes."""
+        """What became of a launch, and which regions it mapped remotely. The kernel ran in the
+        process that says so, and may have written there what it likes."""
         match answer:
             case [["done", bytes()] | ["raised", str(), str()] as outcome, [*mapped]] if all(
                 type(ino) is int and ino in inos for ino in mapped

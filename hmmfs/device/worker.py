@@ -13,7 +13,8 @@ with its length before it, and may carry a descriptor; every one gets an answer:
 The window is the device's VRAM itself, mapped and registered with userfaultfd: whatever is not
 there is brought by the daemon while the access waits. A kernel can't tell. Or it is mapped
 remotely, from the region's file in the mount (native/worker/remote.c): `files` says which that is.
-The launch takes down each window that it mapped a part of so, and its answer names them.
+The answer names each region that a part was mapped of so. Those windows are to be unmapped before
+the next launch.
 """
 
 from __future__ import annotations
@@ -156,10 +157,7 @@ def main() -> None:
             os.dup2(errors, 2)  # whatever the last kernel has done to it
             windows.allow(remote, files)
             outcome = run(windows, inos, payload)
-            mapped = remote.end(len(files))
-            for ino in mapped:
-                windows.unmap(ino)
-            answer = outcome, mapped
+            answer = outcome, remote.end(len(files))
         for fd in fds:
             os.close(fd)
         data = pickle.dumps(answer)

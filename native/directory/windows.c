@@ -87,19 +87,22 @@ static int wake(int uffd, struct uffdio_range range)
 
 enum right { PROTECT, LET_STORE, WAKE };
 
-/* Whether the region has a window on the node is looked up without a lock: it gets one before its
- * worker hears of it, and its pages are protected then. */
+/* That the region has no window on the node is found without a lock: it gets one before its worker
+ * hears of it, and its pages are protected then. That it has one is looked up with the lock: when
+ * hm_device_unmap has returned, nothing here waits for the worker's mmap_lock any more. */
 static int give(struct hm_region *region, uint32_t node, uint64_t block, const struct hm_mask *mask,
                 enum right right)
 {
     struct hm_device *device = &region->core->device[node];
-    uint64_t window = atomic_load(&region->window[node]);
+    uint64_t window;
     int error = 0;
-    if (!window)
+    if (!atomic_load(&region->window[node]))
         return 0;
     hm_lock_to_read(HM_RANK_DEVICE, &device->lock);
+    window = atomic_load(&region->window[node]);
     for (uint32_t first = 0, count;
-         device->uffd >= 0 && !error && hm_next_run(mask->word, &first, &count); first += count) {
+         device->uffd >= 0 && window && !error && hm_next_run(mask->word, &first, &count);
+         first += count) {
         struct uffdio_range range = range_of(window, block, first, count);
         if (right == WAKE)
             error = wake(device->uffd, range);
@@ -132,17 +135,15 @@ int hm_window_copy(struct hm_region *region, uint32_t node, uint64_t block, uint
                    uint32_t count, const void *from)
 {
     struct hm_device *device = &region->core->device[node];
-    uint64_t window = atomic_load(&region->window[node]);
-    struct uffdio_range range = range_of(window, block, first, count);
-    struct uffdio_copy copy = {.dst = range.start,
-                               .src = (uint64_t)(uintptr_t)from,
-                               .len = range.len,
+    struct uffdio_copy copy = {.src = (uint64_t)(uintptr_t)from,
+                               .len = (uint64_t)count * HM_PAGE_SIZE,
                                .mode = UFFDIO_COPY_MODE_WP | UFFDIO_COPY_MODE_DONTWAKE};
+    uint64_t window;
     int error = 0;
-    if (!window)
-        return -ESRCH;
     hm_lock_to_read(HM_RANK_DEVICE, &device->lock);
-    if (device->uffd < 0)
+    window = atomic_load(&region->window[node]);
+    copy.dst = window + hm_page_offset(block, first);
+    if (device->uffd < 0 || !window)
         error = -ESRCH;
     else if (ioctl(device->uffd, UFFDIO_COPY, &copy) < 0)
         error = -errno;

@@ -434,6 +434,8 @@ int hm_device_detach(struct hm_core *core, uint32_t node);
  * yet. EEXIST: it does so already. */
 int hm_device_map(struct hm_core *core, uint32_t node, uint64_t ino, uint64_t address,
                   uint64_t bytes);
+/* Forget the window: afterwards nothing waits for the worker's mmap_lock for its sake. -ENOENT:
+ * there is none. */
 int hm_device_unmap(struct hm_core *core, uint32_t node, uint64_t ino);
 /* The worker's next kernel writes the first `bytes` of the region and needs nothing of what is
  * there: the whole pages below come as zeros when it first stores to them. 0 ends that. -ENOENT:

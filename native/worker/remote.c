@@ -11,11 +11,12 @@
  * not know. It need not: what is mapped remotely is as right as any program's mapping, wherever
  * the page is; and what it says of protection to a part that was just replaced reaches nobody.
  *
- * What is mapped already is not mapped again. To replace a mapping of the mount, the kernel waits
- * for all that is being written back to the file, with mmap_lock held; such a write may wait for a
- * block that is frozen, and who froze it for mmap_lock, to protect a part of a window.
- *
- * It ends with the launch: a file kept open would keep the mount busy. */
+ * What is mapped already is not mapped again. To replace a mapping of the mount, or to unmap it,
+ * the kernel waits for all that is being written back to the file, with mmap_lock held. Such a
+ * WRITE may wait for a block that is frozen, and the mover that froze it for mmap_lock, to protect
+ * a part of a window. So what was mapped stays until the launch has ended and the core has
+ * forgotten every window of this process. Then it goes: a file that stays open would keep the mount
+ * busy. */
 #include "worker/remote.h"
 
 #include <errno.h>

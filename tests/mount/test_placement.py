@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,36 @@ def test_never(machine: hmmfs.Machine) -> None:
     machine.dev0.policy(placement="first-touch")
     assert machine.dev0.launch(look, hmmfs.reads(region)).wait() == 4 * 512
     assert pages_on(region, "dev0") == 512
+
+
+def windows(a: np.ndarray[Any, Any]) -> tuple[int, list[str]]:
+    """The worker's process, and what it maps of pools and of the mount."""
+    a[0] += 1
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    mapped = [line.split(maxsplit=5)[5] for line in lines if line.count("/")]
+    return os.getpid(), [path for path in mapped if "hmmfs-pool" in path or "/regions/" in path]
+
+
+def test_windows_go_where_parts_were_mapped_from_the_mount(machine: hmmfs.Machine) -> None:
+    """All of them, since a mover that waits for the worker in any of them may hold up the rest."""
+    a, b = filled(machine), machine.region("b", 2 * M)
+    machine.dev0.policy(placement="first-touch")
+    for region in (a, b):
+        machine.dev0.launch(store, hmmfs.updates(region)).wait()
+    pid, paths = machine.dev0.launch(windows, hmmfs.updates(b)).wait()
+    assert len(paths) == 2
+    machine.dev0.policy(placement="never")
+    a.cpu[:] = 1
+    again, paths = machine.dev0.launch(windows, hmmfs.updates(a)).wait()
+    assert again == pid
+    assert [path for path in paths if path.endswith("/regions/a")]
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    assert "hmmfs-pool" not in maps
+    assert "/regions/a" not in maps
+    for region in (a, b):
+        machine.dev0.launch(store, hmmfs.updates(region)).wait()
+        assert look(region.cpu) > 0
+    assert machine.audit() == "ok"
 
 
 def test_preferred(machine: hmmfs.Machine) -> None:

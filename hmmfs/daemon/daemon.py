@@ -15,17 +15,17 @@ import os
 import signal
 import socket
 import stat
-import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import pyfuse3
 import trio
 
 from hmmfs.common.units import K, M
 from hmmfs.daemon import limits
+from hmmfs.daemon.log import start_log
 from hmmfs.daemon.watchdog import Watchdog, abort
 from hmmfs.device import links
 from hmmfs.device.executor import Executor
@@ -64,7 +64,7 @@ SO_SNDBUFFORCE = 32
 
 def serve(path: str, config: Config, ready: Callable[[], None], owner: Owner | None = None) -> int:
     """Mount on `path`, call `ready` once the mount answers, and return 0 when it has ended."""
-    log_fd = _start_log(config)
+    log_fd = start_log(config.log, debug=config.debug)
     file_size = limits.settle(config.devices)
     # Wrong names are refused before anything is there.
     named_prefetch(config.prefetch)
@@ -142,28 +142,6 @@ def _settled(config: Config) -> Config:
             "memory. Mount as root, or use type=private.",
         )
     return replace(config, passthrough=False)
-
-
-def _start_log(config: Config) -> int:
-    """Only hmmfs's own words: pyfuse3 would describe every request. Returns where they go."""
-    try:
-        stream: TextIO = sys.stderr
-        if config.log:
-            # A pipe that nobody reads is refused, not waited for.
-            how = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
-            fd = os.open(config.log, how, 0o666)
-            os.set_blocking(fd, True)
-            stream = os.fdopen(fd, "w", encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise HmmfsError(
-            error.errno or errno.EIO,
-            f"The log file {config.log} can't be opened: {os.strerror(error.errno or errno.EIO)}.",
-        ) from None
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter("%(asctime)s hmmfs %(levelname)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("hmmfs").setLevel(logging.DEBUG if config.debug else logging.INFO)
-    return stream.fileno()
 
 
 def _core(config: Config) -> Core:

@@ -31,6 +31,7 @@ from hmmfs.api.device import Device
 from hmmfs.api.program import Process
 from hmmfs.api.region import Region
 from hmmfs.common import mountinfo
+from hmmfs.common.names import no_device
 from hmmfs.errors import HmmfsError, UsageError
 from hmmfs.mounting.daemonize import reported
 
@@ -56,8 +57,7 @@ class Machine:
         for device in self.devices:
             if device.name == name:
                 return device
-        known = ", ".join(device.name for device in self.devices) or "none"
-        raise HmmfsError(errno.ENODEV, f"There is no device {name}; the devices are {known}.")
+        raise HmmfsError(errno.ENODEV, no_device(name, (device.name for device in self.devices)))
 
     def _mover(self, name: str) -> Device:
         """The device that is to move pages to a node. HmmfsError with ENODEV, as of submit: the

@@ -191,10 +191,9 @@ def _chosen(snapshot: Snapshot, devices: str | None) -> list[str]:
     wanted = [f"dev{word}" if word.isdecimal() else word for word in devices.split(",")]
     for name in wanted:
         if name not in there:
-            from hmmfs.common.names import printable
+            from hmmfs.common.names import no_device
 
-            known = ", ".join(there) or "none"
-            raise UsageError(f"There is no device {printable(name)}; the devices are {known}.")
+            raise UsageError(no_device(name, there))
     return wanted
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
+from collections.abc import Iterable
 
 _ESCAPED = re.compile(rb"[\x00-\x20\x7f\\]|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
@@ -50,6 +51,11 @@ def _shown(character: str) -> str:
     if character.isprintable():
         return character
     return "".join(f"\\{byte:03o}" for byte in character.encode(errors="surrogateescape"))
+
+
+def no_device(name: str, known: Iterable[str]) -> str:
+    """The sentence on a device that a machine has not."""
+    return f"There is no device {printable(name)}; the devices are {', '.join(known) or 'none'}."
 
 
 def one_line(sentence: str) -> str:

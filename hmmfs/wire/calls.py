@@ -10,6 +10,7 @@ import uuid
 from typing import Any
 
 from hmmfs.common import mountinfo
+from hmmfs.common.names import no_device
 from hmmfs.errors import HmmfsError, UsageError
 
 # Bytes of one write. The kernel sends a longer write in parts: at 1 MiB, and a page before that if
@@ -56,10 +57,8 @@ def transact(device: str | os.PathLike[str], operations: str, name: str | None) 
         fd = os.open(_file(device, name), os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         above, missing = os.path.split(os.path.abspath(device))
-        known = ", ".join(sorted(os.listdir(above))) or "none"
-        raise HmmfsError(
-            errno.ENOENT, f"There is no device {missing}; the devices are {known}."
-        ) from None
+        known = sorted(os.listdir(above))
+        raise HmmfsError(errno.ENOENT, no_device(missing, known)) from None
     try:
         try:
             os.write(fd, data)

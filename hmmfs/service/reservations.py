@@ -205,14 +205,23 @@ class Reservations:
                 break
             await self._jobs.any_ended(PAUSE)
             spared.later.clear()
-        where = (
-            "Host memory" if reservation.node == HOST else f"The VRAM of dev{reservation.node - 1}"
-        )
-        raise HmmfsError(
+        raise self._full(reservation.node, reservation.pages)
+
+    def _full(self, node: int, pages: int) -> HmmfsError:
+        where = "Host memory" if node == HOST else f"The VRAM of dev{node - 1}"
+        stays = self._unlisted(node, self._core.candidates(node))
+        why = f" ({stays * 4} KiB are pinned or in use)" if stays > 0 else ""
+        return HmmfsError(
             errno.ENOSPC,
-            f"{where} is full: {reservation.pages * 4} KiB more do not fit, and nothing can be "
-            "evicted. Remove regions, or mount with larger host= or vram=.",
+            f"{where} is full{why}: {pages * 4} KiB more do not fit, and nothing can be evicted. "
+            f"{'Say unset_pinned, remove' if stays > 0 else 'Remove'} regions, or mount with "
+            "larger host= or vram=.",
         )
+
+    def _unlisted(self, node: int, found: NDArray[np.void]) -> int:
+        """Pages in use that no candidate has: pinned, or reserved for a job under way."""
+        charged = int(found["pages"].sum() + found["reserved"].sum() + found["kept"].sum())
+        return self._core.used(node) - charged
 
     def _more_may_come(self, node: int, spared: Spared) -> bool:
         """Whether somebody has capacity and will be done with it: a block that is in use at the
@@ -222,8 +231,7 @@ class Reservations:
         found = self._core.candidates(node)
         if any(row["held"] and _key(row) not in spared.never for row in found):
             return True
-        charged = int(found["pages"].sum() + found["reserved"].sum() + found["kept"].sum())
-        return self._core.used(node) > charged
+        return self._unlisted(node, found) > 0
 
     # ---- devices
 

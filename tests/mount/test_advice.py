@@ -255,7 +255,7 @@ def test_a_device_full_of_pinned_pages(machine: hmmfs.Machine) -> None:
     region.migrate(machine.dev0)
     region.advise("pinned")
     other = filled(machine, "b")
-    with pytest.raises(OSError, match="VRAM of dev0 is full") as caught:
+    with pytest.raises(OSError, match=r"VRAM of dev0 is full \(8192 KiB are pinned") as caught:
         other.migrate(machine.dev0)
     assert caught.value.errno == errno.ENOSPC
     assert where(region) == [0, 2048, 0]

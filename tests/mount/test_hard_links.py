@@ -249,3 +249,18 @@ def test_unlinked_while_it_is_used(mount: Mount) -> None:
     assert path.read_bytes() == b"another"
     mapped.close()
     assert wait_until(lambda: used(mount) == 1)
+
+
+def test_an_audit_beside_files_without_a_name(mount: Mount, unnamed: int) -> None:
+    """No file of state/ tells what they have. Two names of one file count once."""
+    os.pwrite(unnamed, b"x" * M, 0)
+    path = mount.region("a", M)
+    path.write_bytes(b"x" * M)
+    os.link(path, mount.regions / "b")
+    with open(mount.region("c", M), "r+b") as file:
+        file.write(b"x" * M)
+        file.flush()
+        (mount.regions / "c").unlink()
+        assert "ok" in run("audit", str(mount.path)).stdout
+        (mount.regions / "a").unlink()
+        assert "ok" in run("audit", str(mount.path)).stdout

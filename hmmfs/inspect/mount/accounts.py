@@ -3,8 +3,8 @@
 What came to a node is there or went; what moved by pair of nodes, and by what it was for, is all
 that moved; so with faults; the map, the blocks and the NUMA maps of a region count the pages that
 its residency does; the bytes of links and those of the trace are those of the pairs. All of it
-holds at rest, and while each region has a name; while something runs, files are read at different
-moments.
+holds at rest; while something runs, files are read at different moments. What regions without a
+name have is not known: while there are some, no less may have come than is there.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ def _nodes(
         resident = sum(found[f"pages_{name}"] for found in residency)
         came = book["pages_in"] + book["populated_pages"]
         went = book["pages_out"] + book["dropped_pages"]
-        yield f"pages that came to {name}, and those that went or are there", came, went + resident
+        here = went + resident
+        if stats["regions"] > len(residency):
+            here = max(here, came)
+        yield f"pages that came to {name}, and those that went or are there", came, here
         others = [other for other in nodes if other != name]
         into = sum(stats[f"pages_{other}_{name}"] for other in others)
         out = sum(stats[f"pages_{name}_{other}"] for other in others)

@@ -201,7 +201,7 @@ class _Daemon:
             limit_s=config.policy_limit,
         )
         trace = Trace(core, tracing.EVENTS)
-        reservations = Reservations(core, jobs, self._table, policies, trace)
+        reservations = Reservations(core, jobs, self._table, policies, trace, self._doomed)
         blocks = Blocks(jobs, reservations, self._table)
         self._dumps = Dumps()
         self._processes = Processes(

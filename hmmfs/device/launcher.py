@@ -293,7 +293,9 @@ class Worker:
         if code is None:
             how = "closed its socket to the daemon"
         elif code == -signal.SIGBUS:
-            how = "was ended by SIGBUS, as happens past the end of a region"
+            how = (
+                "was ended by SIGBUS, as happens past the end of a region or where the host is full"
+            )
         elif code < 0:
             how = f"was ended by {signal.Signals(-code).name}"
         elif code:

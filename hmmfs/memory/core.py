@@ -321,9 +321,11 @@ class Core:
             "Answering an ioctl",
         )
 
-    def retry(self) -> None:
-        """Answer the oldest request that waits for capacity: with ENOSPC if there is none yet."""
-        check(lib.hm_gate_retry(self.handle), "Answering a request that found no capacity")
+    def retry(self, unique: int, *, last: bool) -> bool:
+        """Try a request again that found no capacity, by an event's cookie. Whether it waits for
+        the next try; after the last it is answered all the same."""
+        what = "Trying a request again that found no capacity"
+        return bool(check(lib.hm_gate_retry(self.handle, unique, last), what))
 
     def waits(self, fh: int) -> bool:
         """Whether a READ or WRITE on this open control file is on its way or not answered yet."""

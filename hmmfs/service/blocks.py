@@ -67,9 +67,12 @@ class Blocks:
         """Run a job on one block until it is done, and free capacity as needed."""
         full: HmmfsError | None = None
         attempts, busy = ATTEMPTS, 0
-        patience = trio.current_time() + PATIENCE_S
+        busy_until = trio.current_time() + PATIENCE_S
+        patience = self._reservations.patience()
         while True:
             result = await self._jobs.run(job)
+            if result.result == -errno.ENOBUFS and await patience.more():
+                continue
             if result.result == -errno.ENOSPC and attempts:
                 if full is not None:
                     raise full
@@ -80,7 +83,7 @@ class Blocks:
                     # Others may have moved the block meanwhile, so that it needs less: look again.
                     full = error
                     continue
-            if result.result == -errno.EBUSY and trio.current_time() < patience:
+            if result.result == -errno.EBUSY and trio.current_time() < busy_until:
                 await trio.sleep(min(0.001 * 2**busy, PAUSE_S))
                 busy += 1
             elif result.result != -errno.ENOSPC or not attempts:

@@ -2,8 +2,8 @@
 
 On a tmpfs the capacity of a removed file is free when its last close(2) returns, so programs count
 on it. Here the kernel tells of that close afterwards (RELEASE, then FORGET), and a thread destroys
-the region, since punching gigabytes takes a while. So what finds no free capacity is tried
-once more when the regions that are on their way out have gone.
+the region, since punching gigabytes takes a while. So what finds no free capacity is tried again
+each time that a region on its way out has gone.
 
 What is atomic: everything between two awaits. A region is either in the table without a name, or
 counted here, until its capacity is free.
@@ -27,7 +27,7 @@ T = TypeVar("T")
 # Seconds that a region without a name is waited for: its last close may be on its way. It is not
 # known of a file that stays open, so this is what ENOSPC costs beside one.
 CLOSE_S = 0.1
-DESTROY_S = 2.0  # seconds that a region is waited for once it is being destroyed
+DESTROY_S = 2.0  # seconds that regions are waited for which are being destroyed
 
 
 class Doomed:
@@ -43,7 +43,7 @@ class Doomed:
         # Neither waits for the other's threads.
         self._destroying, self._retrying = trio.CapacityLimiter(1), trio.CapacityLimiter(1)
         events.subscribe_task(
-            EventKind.NO_CAPACITY, "Retrying a request", self._retry, self._retry_now
+            EventKind.NO_CAPACITY, "Retrying a request", self._retry, self._answer_now
         )
         events.outlasts(lambda: self._retries > 0)
 
@@ -62,41 +62,69 @@ class Doomed:
             self._left -= 1
             self._move_on()
 
-    async def with_capacity(self, work: Callable[[], T]) -> T:
-        """What `work` returns. If it fails with ENOSPC while regions are on their way out, it is
-        called once more when they have gone."""
-        try:
-            return work()
-        except HmmfsError as error:
-            if error.errno != errno.ENOSPC or not self._expects_capacity():
-                raise
-        await self._gone()
-        return work()
+    def patience(self) -> Patience:
+        """For one who has found no free capacity."""
+        return Patience(self)
 
-    def _expects_capacity(self) -> bool:
-        return self._left > 0 or self._regions.has_nameless()
+    async def with_capacity(self, work: Callable[[], T]) -> T:
+        """What `work` returns. It is called again while it fails with ENOSPC and more capacity may
+        come."""
+        patience = self.patience()
+        while True:
+            try:
+                return work()
+            except HmmfsError as error:
+                if error.errno != errno.ENOSPC or not await patience.more():
+                    raise
 
     def _move_on(self) -> None:
         self._moved_on.set()
         self._moved_on = trio.Event()
 
-    async def _gone(self) -> None:
-        """Returns when no region is on its way out any more, or when that takes too long."""
-        with trio.move_on_after(CLOSE_S):
-            while self._regions.has_nameless():
-                await self._moved_on.wait()
-        with trio.move_on_after(DESTROY_S):
-            while self._left:
-                await self._moved_on.wait()
+    def limit_s(self) -> float:
+        """How long what is on its way out may be waited for; 0: nothing is."""
+        if self._left:
+            return DESTROY_S
+        return CLOSE_S if self._regions.has_nameless() else 0
+
+    async def moved_on(self) -> None:
+        """Returns when a region goes one step further."""
+        await self._moved_on.wait()
 
     async def _retry(self, event: Event) -> None:
         self._retries += 1
         try:
             with trio.CancelScope(shield=True):  # a program waits for it
-                await self._gone()
-                await trio.to_thread.run_sync(self._core.retry, limiter=self._retrying)
+                patience, waits = self.patience(), True
+                while waits:
+                    last = not await patience.more()
+                    run = partial(self._core.retry, event.cookie, last=last)
+                    waits = await trio.to_thread.run_sync(run, limiter=self._retrying)
         finally:
             self._retries -= 1
 
-    def _retry_now(self, event: Event) -> None:
-        self._core.retry()
+    def _answer_now(self, event: Event) -> None:
+        self._core.retry(event.cookie, last=True)
+
+
+class Patience:
+    """How long one waits for capacity: from its making on, so that who is overtaken by others again
+    and again fails in the end."""
+
+    def __init__(self, doomed: Doomed) -> None:
+        self._doomed = doomed
+        self._began = trio.current_time()
+        self._once_more = True
+
+    async def more(self) -> bool:
+        """Wait until there may be more capacity than there was. False: no more will come, or it
+        takes too long."""
+        deadline = self._began + self._doomed.limit_s()
+        if trio.current_time() >= deadline:
+            # The last region may have gone since it was found that there is none.
+            once_more, self._once_more = self._once_more, False
+            return once_more
+        self._once_more = True
+        with trio.move_on_at(deadline):
+            await self._doomed.moved_on()
+        return True

@@ -47,6 +47,7 @@ from hmmfs.memory import (
     page_set,
 )
 from hmmfs.policy import Pages, Policies
+from hmmfs.service.doomed import Doomed, Patience
 from hmmfs.service.jobs import Jobs
 
 log = logging.getLogger(__name__)
@@ -118,9 +119,16 @@ class Reservations:
     """Reserves pages of nodes, for the fault service and for device operations alike."""
 
     def __init__(
-        self, core: Core, jobs: Jobs, regions: RegionTable, policies: Policies, trace: Trace
+        self,
+        core: Core,
+        jobs: Jobs,
+        regions: RegionTable,
+        policies: Policies,
+        trace: Trace,
+        doomed: Doomed,
     ) -> None:
         self._core = core
+        self._doomed = doomed
         self._trace = trace
         self._jobs = jobs
         self._regions = regions
@@ -129,6 +137,10 @@ class Reservations:
         self._turn = [trio.Lock() for _ in range(core.nodes)]
         # One swap at a time: the reserve is one block.
         self._staging = trio.Lock()
+
+    def patience(self) -> Patience:
+        """For one who finds no capacity where none can be freed."""
+        return self._doomed.patience()
 
     @contextlib.asynccontextmanager
     async def reserve(
@@ -193,13 +205,14 @@ class Reservations:
         self, reservation: Reservation, spared: Spared, frees: int
     ) -> None:
         deadline = trio.current_time() + PATIENCE
+        patience = self._doomed.patience()
         attempt = self._free_host if reservation.node == HOST else self._free_device
         steps = STEPS + 4 * reservation.pages  # a policy may evict page by page
         for _ in range(steps if reservation.pages <= self._core.capacity[reservation.node] else 0):
             if reservation.reserve():
                 return
             missing = max(1, reservation.pages - self._core.free(reservation.node))
-            if await attempt(reservation, spared, missing, frees):
+            if await attempt(reservation, spared, missing, frees) or await patience.more():
                 continue
             if trio.current_time() > deadline or not self._more_may_come(reservation.node, spared):
                 break
@@ -394,7 +407,10 @@ class Reservations:
         key = _key(victim)
         n = min(missing, int(victim["pages"]), self._core.free(node))
         region = self._regions.by_ino(key.ino)
-        if region is None or n <= 0 or not self._core.reserve(node, n):
+        if region is None:  # it is being destroyed
+            spared.never.add(key)
+            return True
+        if n <= 0 or not self._core.reserve(node, n):
             return False
         record = region.blocks(key.block, 1)[0]
         there = page_set(record["present"] & ~record["device"])

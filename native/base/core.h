@@ -139,9 +139,9 @@ struct hm_core {
     pthread_mutex_t spares_lock; /* guards both lists; taken last */
     struct hm_parked *spares;    /* for READs, whose program would get SIGBUS without memory */
     struct hm_parked *all_spares;
-    struct hm_parked *retries, **retries_end; /* gate/retry.h */
-    hm_counter written_up_to;                 /* the newest WRITE read from /dev/fuse */
-    hm_counter parked_writes; /* parked, or taken from there and not carried out yet */
+    struct hm_parked *retries; /* gate/retry.h */
+    hm_counter written_up_to;  /* the newest WRITE read from /dev/fuse */
+    hm_counter parked_writes;  /* parked, or taken from there and not carried out yet */
     _Atomic uint32_t gate_running;
     _Atomic uint32_t invalidating; /* threads that tell the kernel what to drop */
     _Atomic bool leaving;          /* hm_gate_leave: no more of these, then no more requests */

@@ -50,7 +50,6 @@ int hm_core_create(const struct hm_config *config, struct hm_core **ret)
     pthread_mutex_init(&core->events_lock, NULL);
     pthread_mutex_init(&core->spares_lock, NULL);
     core->jobs_end = &core->jobs;
-    core->retries_end = &core->retries;
     for (uint32_t i = 0; i < HM_STRIPES; i++) {
         struct hm_stripe *stripe = &core->stripes[i];
         pthread_mutex_init(&stripe->lock, NULL);

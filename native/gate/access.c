@@ -26,6 +26,7 @@
 #include "directory/owner.h"
 #include "directory/records.h"
 #include "gate/order.h"
+#include "gate/retry.h"
 #include "rules/prefetch.h"
 #include "rules/thrash.h"
 #include "transaction/migrate.h"
@@ -113,6 +114,8 @@ static int park(struct part *part, const struct hm_request *request, struct hm_p
         return -ENOMEM;
     waiting.faulted_at = part->faulted_at;
     waiting.charged = part->charged;
+    if (waiting.tries == HM_NEXT_TRY)
+        waiting.tries = HM_FIRST_TRY;
     if (!had && request->data)
         waiting.data = parked->data;
     parked->request = waiting;
@@ -702,6 +705,9 @@ static bool write_region(struct hm_core *core, struct hm_region *region,
     hm_count(&core->count.written_bytes, at - request->offset);
     if (error > 0)
         return true; /* who carries out the rest answers */
+    if (error == -ENOSPC && at == request->offset && !request->done &&
+        hm_retry_later(core, request))
+        return false;
     hm_count(&core->count.writes, 1);
     at += request->done;
     if (error && at == request->offset)

@@ -7,6 +7,7 @@
 #include "base/region.h"
 #include "base/times.h"
 #include "gate/access.h"
+#include "gate/fallocate.h"
 #include "gate/order.h"
 #include "gate/relay.h"
 #include "gate/retry.h"
@@ -26,9 +27,6 @@
 
 #define FIRST_REGION_INO (1ULL << 32)
 #define WRITE_HEADERS (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
-#define FALLOC_KEEP_SIZE 0x01
-#define FALLOC_PUNCH_HOLE 0x02
-#define FALLOC_ZERO_RANGE 0x10
 #define LEAVE_NS 10000000000ULL /* for what is being invalidated */
 
 /* ---- requests ----------------------------------------------------------------------------- */
@@ -150,67 +148,6 @@ static void answer_seek(struct hm_core *core, const struct hm_request *request)
     }
     out.offset = (uint64_t)found;
     hm_reply_bytes(core, request->unique, &out, sizeof(out));
-}
-
-static int fill_holes(struct hm_core *core, const struct hm_request *request)
-{
-    int error = hm_region_allocate(core, request->ino, request->offset, request->length);
-    if (error == -ENOSPC && hm_drop_kept(core, request->length / HM_PAGE_SIZE + 1) > 0)
-        error = hm_region_allocate(core, request->ino, request->offset, request->length);
-    return error;
-}
-
-/* Fill the holes of a range, and make the file as long. An error changes nothing. */
-static int allocate(struct hm_core *core, struct hm_region *region,
-                    const struct hm_request *request)
-{
-    uint64_t end = request->offset + request->length, size = hm_region_size(region);
-    bool grows = !(request->mode & FALLOC_KEEP_SIZE) && end > size;
-    int error = 0;
-    if (grows && hm_is_shared(region)) /* it reserves by its size, so that comes first */
-        error = hm_region_truncate(core, request->ino, end);
-    if (error)
-        return error;
-    error = fill_holes(core, request);
-    if (grows && hm_is_shared(region) && error)
-        hm_region_truncate(core, request->ino, size);
-    else if (grows && !hm_is_shared(region) && !error)
-        error = hm_region_truncate(core, request->ino, end);
-    return error;
-}
-
-static void answer_fallocate(struct hm_core *core, const struct hm_request *request)
-{
-    uint64_t end = request->offset + request->length;
-    HM_AUTO_PUT struct hm_region *region = hm_region_get(core, request->ino);
-    uint32_t mode = request->mode & ~(uint32_t)FALLOC_KEEP_SIZE;
-    int error = 0;
-    if (!region) {
-        hm_reply(core, request->unique, ENOENT, NULL, 0);
-        return;
-    }
-    if (!request->length)
-        error = -EINVAL;
-    else if (end > HM_MAX_BYTES)
-        error = -EFBIG;
-    else if (!mode || mode == FALLOC_ZERO_RANGE)
-        error = allocate(core, region, request);
-    else if (mode != FALLOC_PUNCH_HOLE)
-        error = -EOPNOTSUPP;
-    if (error == -ENOSPC && hm_retry_later(core, request))
-        return;
-    if (!error && mode) /* zeroed only once it was reserved; it is reserved again below */
-        error = hm_region_punch(core, request->ino, request->offset, request->length);
-    /* What devices had needs the host now, which may be full. Then holes are left, zeros as well:
-     * an error here would come too late, and the kernel would go on showing the old bytes. */
-    if (!error && mode == FALLOC_ZERO_RANGE)
-        (void)fill_holes(core, request);
-    if (!error) {
-        if (request->uid)
-            hm_drop_privileges(region->record);
-        hm_region_changed(region, true);
-    }
-    hm_reply(core, request->unique, -error, NULL, 0);
 }
 
 /* A region is always ready, as any file. io_uring asks 256 times for each read and write: it tries
@@ -383,7 +320,7 @@ static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
             answer_seek(core, &request);
             return;
         case FUSE_FALLOCATE:
-            answer_fallocate(core, &request);
+            hm_fallocate(core, &request);
             return;
         case FUSE_POLL:
             answer_poll(core, &request);
@@ -411,19 +348,20 @@ static void dispatch(struct hm_core *core, uint8_t *message, size_t length)
     hm_relay_send(core->relay, message, length);
 }
 
-int hm_gate_retry(struct hm_core *core)
+int hm_gate_retry(struct hm_core *core, uint64_t unique, int last)
 {
-    struct hm_parked *parked = hm_retry_take(core);
+    struct hm_parked *parked = hm_retry_begin(core, unique, last);
     if (!parked)
         return -ENOENT;
-    if (parked->request.opcode == FUSE_WRITE)
-        hm_shared_access(core, &parked->request, true);
+    if (parked->request.opcode == FUSE_FALLOCATE)
+        hm_fallocate(core, &parked->request);
     else if (parked->request.opcode == FUSE_COPY_FILE_RANGE)
         hm_shared_copy(core, &parked->request);
+    else if (core->config.kind == HM_KIND_PRIVATE)
+        hm_access(core, &parked->request);
     else
-        answer_fallocate(core, &parked->request);
-    hm_unparked(core, parked);
-    return 0;
+        hm_shared_access(core, &parked->request, true);
+    return hm_retry_end(core, parked);
 }
 
 /* ---- threads ------------------------------------------------------------------------------ */

@@ -51,13 +51,14 @@ static int64_t load(struct hm_region *region, uint64_t offset, uint8_t *to, uint
     return (int64_t)done;
 }
 
-/* Make the file long enough for [offset, *end). Where not all of that fits, for as much as does,
- * which becomes *end. shared_lock is held. -ENOSPC: not one byte fits. */
-static int make_longer(struct hm_region *region, uint64_t offset, uint64_t *end)
+/* Make the file long enough for [offset, *end); with some, where not all of that fits, for as much
+ * as does, which becomes *end. shared_lock is held. -ENOSPC: not all fits, or with some not one
+ * byte. */
+static int make_longer(struct hm_region *region, uint64_t offset, uint64_t *end, bool some)
 {
     uint64_t fits = offset / HM_PAGE_SIZE + 1, beyond = (*end + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE;
     int error = hm_shared_resize_locked(region, *end);
-    if (error != -ENOSPC || fits == beyond)
+    if (error != -ENOSPC || !some || fits == beyond)
         return error;
     if (fits * HM_PAGE_SIZE > hm_region_size(region))
         error = hm_shared_resize_locked(region, fits * HM_PAGE_SIZE);
@@ -66,19 +67,20 @@ static int make_longer(struct hm_region *region, uint64_t offset, uint64_t *end)
     if (error)
         return error;
     while (beyond - fits > 1) {
-        uint64_t some = fits + (beyond - fits) / 2;
-        if (hm_shared_resize_locked(region, some * HM_PAGE_SIZE))
-            beyond = some;
+        uint64_t middle = fits + (beyond - fits) / 2;
+        if (hm_shared_resize_locked(region, middle * HM_PAGE_SIZE))
+            beyond = middle;
         else
-            fits = some;
+            fits = middle;
     }
     *end = fits * HM_PAGE_SIZE;
     return 0;
 }
 
-/* Store, making the file longer if need be. Returns how many bytes, or -errno: nothing changed. */
+/* Store, making the file longer if need be: all, or with `some` as much as fits. Returns how many
+ * bytes, or -errno: nothing changed. */
 static int64_t store(struct hm_region *region, uint64_t offset, const uint8_t *from,
-                     uint64_t length)
+                     uint64_t length, bool some)
 {
     uint64_t end = offset + length, done = 0, old;
     int error = 0;
@@ -87,7 +89,7 @@ static int64_t store(struct hm_region *region, uint64_t offset, const uint8_t *f
     HM_GUARD(HM_RANK_SHARED, &region->shared_lock);
     old = hm_region_size(region);
     if (end > old)
-        error = make_longer(region, offset, &end);
+        error = make_longer(region, offset, &end, some);
     while (!error && offset + done < end) {
         ssize_t n = pwrite(region->pools[HM_HOST].fd, from + done, end - offset - done,
                            (off_t)(offset + done));
@@ -131,9 +133,12 @@ static void answer_write(struct hm_core *core, struct hm_region *region,
     int64_t n;
     if (request->flags & FUSE_WRITE_KILL_SUIDGID)
         hm_drop_privileges(region->record);
-    n = store(region, request->offset, request->data, request->size);
-    if (n == -ENOSPC && hm_retry_later(core, request))
-        return;
+    n = store(region, request->offset, request->data, request->size, false);
+    if (n == -ENOSPC) {
+        if (hm_retry_later(core, request))
+            return;
+        n = store(region, request->offset, request->data, request->size, true);
+    }
     hm_count(&core->count.writes, 1);
     if (n < 0) {
         hm_reply(core, request->unique, (int)-n, NULL, 0);
@@ -155,7 +160,7 @@ void hm_shared_access(struct hm_core *core, const struct hm_request *request, bo
 }
 
 static int64_t copy(struct hm_region *from, uint64_t at, struct hm_region *to, uint64_t offset,
-                    uint64_t length)
+                    uint64_t length, bool some)
 {
     uint8_t *bytes;
     int64_t n;
@@ -167,31 +172,37 @@ static int64_t copy(struct hm_region *from, uint64_t at, struct hm_region *to, u
         return -ENOMEM;
     n = load(from, at, bytes, length);
     if (n > 0)
-        n = store(to, offset, bytes, (uint64_t)n);
+        n = store(to, offset, bytes, (uint64_t)n, some);
     free(bytes);
+    return n;
+}
+
+/* As store() and copy() return it. */
+static int64_t carry_out(struct hm_core *core, const struct hm_request *request, bool some)
+{
+    struct fuse_copy_file_range_in in;
+    int64_t n;
+    memcpy(&in, request->data, sizeof(in));
+    HM_AUTO_PUT struct hm_region *from = hm_region_get(core, request->ino);
+    HM_AUTO_PUT struct hm_region *to = hm_region_get(core, in.nodeid_out);
+    if (!from || !to || !hm_is_shared(from) || !hm_is_shared(to))
+        return -EXDEV; /* a control file: the kernel copies by reading and writing */
+    n = copy(from, in.off_in, to, in.off_out, in.len, some);
+    if (n > 0 && request->uid)
+        hm_drop_privileges(to->record);
     return n;
 }
 
 void hm_shared_copy(struct hm_core *core, const struct hm_request *request)
 {
-    struct fuse_copy_file_range_in in;
-    struct hm_region *from, *to;
-    int64_t n = -EXDEV; /* a control file: the kernel copies by reading and writing */
-    memcpy(&in, request->data, sizeof(in));
-    from = hm_region_get(core, request->ino);
-    to = hm_region_get(core, in.nodeid_out);
-    if (from && to && hm_is_shared(from) && hm_is_shared(to))
-        n = copy(from, in.off_in, to, in.off_out, in.len);
-    if (n > 0 && request->uid)
-        hm_drop_privileges(to->record);
-    if (n == -ENOSPC && hm_retry_later(core, request))
-        ;
-    else if (n < 0)
+    int64_t n = carry_out(core, request, false);
+    if (n == -ENOSPC) {
+        if (hm_retry_later(core, request))
+            return;
+        n = carry_out(core, request, true);
+    }
+    if (n < 0)
         hm_reply(core, request->unique, (int)-n, NULL, 0);
     else
         hm_reply_write(core, request->unique, (uint32_t)n); /* the same answer */
-    if (from)
-        hm_region_put(from);
-    if (to)
-        hm_region_put(to);
 }

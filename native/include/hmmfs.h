@@ -678,9 +678,10 @@ int hm_gate_join(struct hm_core *core);
  * the kernel copies to the program; with an error it copies nothing. */
 int hm_reply_ioctl(struct hm_core *core, uint64_t unique, int error, const void *out,
                    uint32_t size);
-/* Answer the oldest request that found no capacity and waits, with ENOSPC if there is none yet. One
- * for each HM_EVENT_NO_CAPACITY; -ENOENT: none waits. */
-int hm_gate_retry(struct hm_core *core);
+/* Try a request again that found no capacity and waits, by an event's cookie. 0: it is answered, or
+ * waits for the fault service now; 1: there is none yet, and it waits for the next call; with last
+ * it is answered all the same. -ENOENT: it does not wait. */
+int hm_gate_retry(struct hm_core *core, uint64_t unique, int last);
 /* Whether a relayed READ or WRITE on the open file is not answered yet. */
 int hm_waits(struct hm_core *core, uint64_t fh);
 
@@ -693,7 +694,7 @@ struct hm_request {
     uint64_t length;     /* IOCTL: the most bytes of an answer */
     uint32_t done;       /* WRITE: bytes before offset that were applied before it had to wait */
     uint32_t charged;    /* WRITE: its fault was, and some of the pages are home */
-    uint32_t retried;    /* it has waited for capacity already */
+    uint32_t tries;      /* as retry.h has it: whether it may wait for capacity yet */
     uint64_t faulted_at; /* when it was found to want a device's page; 0: it was not */
     const uint8_t *data;
 };

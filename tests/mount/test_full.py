@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import mmap
 import os
 import threading
 import time
@@ -124,16 +126,17 @@ def replace_a_full_file(mount: Mount, grow: Callable[[int, int], None], rounds: 
     the next grows."""
     source = mount.regions / "source"
     source.write_bytes(b"end")
-    with open(source, "rb") as end:
-        full = os.open(mount.region("0", 0), os.O_RDWR)
-        grow(full, end.fileno())
+    with contextlib.ExitStack() as stack:
+        end = stack.enter_context(open(source, "rb"))
+        full = stack.enter_context(open(mount.region("0", 0), "r+b"))
+        grow(full.fileno(), end.fileno())
         for number in range(1, rounds):
             (mount.regions / str(number - 1)).unlink()
-            new = os.open(mount.region(str(number), 0), os.O_RDWR)
-            os.close(full)
-            grow(full := new, end.fileno())
-            assert os.fstat(full).st_size == BIG
-        os.close(full)
+            new = stack.enter_context(open(mount.region(str(number), 0), "r+b"))
+            full.close()
+            full = new
+            grow(full.fileno(), end.fileno())
+            assert os.fstat(full.fileno()).st_size == BIG
 
 
 @passes_through
@@ -150,9 +153,82 @@ def test_what_nobody_has_any_more_makes_way_at_once(
     replace_a_full_file(mount, grow, 20)
 
 
-def test_what_nobody_has_any_more_makes_way_for_an_allocation(mount_factory: MountFactory) -> None:
-    mount = mount_factory(devices=1, host="260M", vram="8M")
-    replace_a_full_file(mount, allocate, 5)
+def write_a_page(file: int, mount: Mount) -> None:
+    assert os.pwrite(file, b"x" * 4096, 0) == 4096
+
+
+def write_all(file: int, mount: Mount) -> None:
+    assert os.pwrite(file, b"x" * 8 * MIB, 0) == 8 * MIB
+
+
+def store(file: int, mount: Mount) -> None:
+    os.ftruncate(file, 4 * MIB)
+    with mmap.mmap(file, 4 * MIB) as there:
+        there[::4096] = b"x" * 1024
+
+
+def reserve(file: int, mount: Mount) -> None:
+    os.posix_fallocate(file, 0, 8 * MIB)
+
+
+def fill_on_the_device(file: int, mount: Mount) -> None:
+    os.ftruncate(file, MIB)
+    mount.submit(0, "fill new:0+1M 7")
+
+
+@pytest.mark.parametrize("use", [write_a_page, write_all, store, reserve, fill_on_the_device])
+@pytest.mark.parametrize("placement", ["first-touch", "never"])
+def test_what_nobody_has_any_more_makes_way_on_a_full_host(
+    mount_factory: MountFactory, use: Callable[[int, Mount], None], placement: str
+) -> None:
+    mount = mount_factory(devices=1, host="8M", vram="8M", placement=placement)
+    for _ in range(20):
+        with open(mount.region("new", 0), "r+b") as new:
+            with open(mount.region("old", 0), "r+b") as old:
+                os.posix_fallocate(old.fileno(), 0, 8 * MIB)
+                (mount.regions / "old").unlink()
+            use(new.fileno(), mount)
+        (mount.regions / "new").unlink()
+
+
+SIZES = {
+    "dax": {"host": "4M", "vram": "16M"},
+    "coherent": {"host": "12M", "vram": "4M"},
+    "private": {"host": "16M", "vram": "4M"},
+}
+
+
+@pytest.mark.parametrize("kind", [pytest.param("dax", marks=passes_through), *list(SIZES)[1:]])
+@pytest.mark.parametrize("how", ["fallocate", "write"])
+def test_programs_that_fill_all_of_it_together(
+    mount_factory: MountFactory, kind: str, how: str
+) -> None:
+    """Each has its part of the capacity, and removes its file before it makes the next. So all of
+    them fit at any moment, and none may get ENOSPC, or write less than it wanted."""
+    mount = mount_factory(type=kind, devices=1, **SIZES[kind])
+    part, data = 4 * MIB, b"x" * 4 * MIB
+    short: list[object] = []
+
+    def fill_again_and_again(name: str) -> None:
+        path = mount.regions / name
+        for number in range(60):
+            file = os.open(path, os.O_RDWR | os.O_CREAT)
+            try:
+                if how == "fallocate":
+                    os.posix_fallocate(file, 0, part)
+                elif os.pwrite(file, data, 0) != part:
+                    short.append(number)
+            except OSError as error:
+                short.append(error)
+            path.unlink()
+            os.close(file)
+
+    threads = [threading.Thread(target=fill_again_and_again, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not short
 
 
 @passes_through

@@ -25,7 +25,7 @@ from hmmfs.memory import (
 )
 from hmmfs.policy import Policies
 from hmmfs.program.processes import Processes
-from hmmfs.service import Events, FaultService, Jobs, Reservations
+from hmmfs.service import Doomed, Events, FaultService, Jobs, Reservations
 from hmmfs.service.blocks import Blocks
 
 M = 1 << 20
@@ -78,7 +78,9 @@ class Machine:
         self.events = Events(core)
         jobs = Jobs(core, self.events)
         policies = Policies(core)
-        reservations = Reservations(core, jobs, self.table, policies, Trace(core, 0))
+        reservations = Reservations(
+            core, jobs, self.table, policies, Trace(core, 0), Doomed(core, self.events, self.table)
+        )
         blocks = Blocks(jobs, reservations, self.table)
         processes = Processes(core, self.table, blocks, shared=False)
         self.executors = [

@@ -196,7 +196,7 @@ def test_a_watermark_is_armed_again_whatever_happens() -> None:
     armed: list[int] = []
     policies = SimpleNamespace(lacking=broken, rearm=armed.append)
     core = SimpleNamespace(nodes=2, capacity=[1, 1])
-    reservations = Reservations(core, None, None, policies, None)  # type: ignore[arg-type]
+    reservations = Reservations(core, None, None, policies, None, None)  # type: ignore[arg-type]
     with pytest.raises(ZeroDivisionError):
         trio.run(reservations.ahead, 1)
     assert armed == [1]

@@ -47,6 +47,7 @@ class Worker:
         self._core = core
         self._node = node
         self._regions = os.fsencode(regions)
+        self._mount = os.path.dirname(regions)
         self._process: subprocess.Popen[bytes] | None = None
         # Bytes of a file that a kernel may write: what the daemon has is lifted for regions.
         self.file_size = resource.RLIM_INFINITY
@@ -78,8 +79,11 @@ class Worker:
             with self._discarding(regions, launch), self._storing(regions, launch):
                 with trio.move_on_after(launch.limit or float("inf")):
                     message = ("launch", inos, launch.payload, self._files(regions, launch))
-                    outcome, mapped = self._ended(await self._ask(message), inos)
-                    if mapped:
+                    outcome, mapped, holds = self._ended(await self._ask(message), inos)
+                    if holds:
+                        log.info("A kernel left files of the mount open: its process is ended.")
+                        await self.end()
+                    elif mapped:
                         await self._unmap_all()
                     return self._outcome(outcome)
             raise HmmfsError(
@@ -153,7 +157,7 @@ class Worker:
             fds = [theirs.fileno(), mapper.fileno()]
             # Not by -m, which warns of a module that its package has imported.
             program = "from hmmfs.device.worker import main; main()"
-            command = [sys.executable, "-c", program, *map(str, fds)]
+            command = [sys.executable, "-c", program, *map(str, fds), self._mount]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=fds)
         with contextlib.suppress(OSError):  # it has ended
             limits = (self.file_size, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
@@ -303,14 +307,17 @@ class Worker:
         return HmmfsError(errno.EREMOTEIO, f"The worker {how}; the next launch gets a new one.")
 
     @staticmethod
-    def _ended(answer: Any, inos: Sequence[int]) -> tuple[tuple[Any, ...], set[int]]:
-        """What became of a launch, and which regions it mapped remotely. The kernel ran in the
-        process that says so, and may have written there what it likes."""
+    def _ended(answer: Any, inos: Sequence[int]) -> tuple[tuple[Any, ...], set[int], bool]:
+        """What became of a launch, which regions it mapped remotely, and whether it left files of
+        the mount open. The kernel ran in the process that says so, and may have written there what
+        it likes."""
         match answer:
-            case [["done", bytes()] | ["raised", str(), str()] as outcome, [*mapped]] if all(
-                type(ino) is int and ino in inos for ino in mapped
-            ):
-                return tuple(outcome), set(mapped)
+            case [
+                ["done", bytes()] | ["raised", str(), str()] as outcome,
+                [*mapped],
+                bool() as holds,
+            ] if all(type(ino) is int and ino in inos for ino in mapped):
+                return tuple(outcome), set(mapped), holds
         raise _spoilt()
 
     @staticmethod

@@ -8,17 +8,22 @@ with its length before it, and may carry a descriptor; every one gets an answer:
                                         there at any time
     ("unmap", ino)                  ->  None
     ("launch", inos, payload, files)
-                                    ->  (("done", pickle) or ("raised", one line, traceback), inos)
+                                    ->  (("done", pickle) or ("raised", one line, traceback), inos,
+                                        whether files of the mount are open)
 
 The window is the device's VRAM itself, mapped and registered with userfaultfd: whatever is not
 there is brought by the daemon while the access waits. A kernel can't tell. Or it is mapped
 remotely, from the region's file in the mount (native/worker/remote.c): `files` says which that is.
 The answer names each region that a part was mapped of so. Those windows are to be unmapped before
 the next launch.
+A process that a kernel left with files of the mount open is to end: it would keep the mount busy,
+and the capacity of what is removed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import math
 import os
@@ -118,6 +123,17 @@ def _plain(text: str, most: int) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def holds(mount: bytes) -> bool:
+    """Whether a file of the mount is open here, or the working directory is there."""
+    links = [b"/proc/self/cwd", *(b"/proc/self/fd/%s" % fd for fd in os.listdir(b"/proc/self/fd"))]
+    for link in links:
+        with contextlib.suppress(FileNotFoundError):  # what listed them
+            path = os.readlink(link)
+            if path == mount or path.startswith(mount + b"/"):
+                return True
+    return False
+
+
 def _exactly(channel: socket.socket, size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
@@ -139,6 +155,7 @@ def main() -> None:
     windows = Windows(uffd)
     remote = Remote(int(sys.argv[2]), uffd)
     os.register_at_fork(after_in_child=remote.in_child)
+    mount = os.fsencode(sys.argv[3])
     errors = os.dup(2)
     while True:
         header, fds, _, _ = socket.recv_fds(channel, HEADER.size, 1)
@@ -157,7 +174,9 @@ def main() -> None:
             os.dup2(errors, 2)  # whatever the last kernel has done to it
             windows.allow(remote, files)
             outcome = run(windows, inos, payload)
-            answer = outcome, remote.end(len(files))
+            mapped = remote.end(len(files))
+            # What only a cycle keeps open is not meant to stay.
+            answer = outcome, mapped, holds(mount) and gc.collect() >= 0 and holds(mount)
         for fd in fds:
             os.close(fd)
         data = pickle.dumps(answer)

@@ -312,6 +312,54 @@ def test_cancelling(machine: hmmfs.Machine) -> None:
     assert machine.dev0.launch(kernels.reduce, hmmfs.reads(region)).wait(30) > 9
 
 
+def opens(a: np.ndarray[Any, Any], path: str) -> int:
+    os.open(path, os.O_RDONLY)
+    return os.getpid()
+
+
+def maps(a: np.ndarray[Any, Any], path: str) -> int:
+    import builtins
+
+    builtins.kept = np.memmap(path, np.uint8, "r")  # type: ignore[attr-defined]
+    return os.getpid()
+
+
+def goes_there(a: np.ndarray[Any, Any], path: str) -> int:
+    os.chdir(os.path.dirname(path))
+    return os.getpid()
+
+
+def only_a_cycle(a: np.ndarray[Any, Any], path: str) -> int:
+    found: list[Any] = [open(path, "rb")]  # noqa: SIM115
+    found.append(found)
+    return os.getpid()
+
+
+def raises_with_it_open(a: np.ndarray[Any, Any], path: str) -> None:
+    os.open(path, os.O_RDONLY)
+    raise KeyError("it")
+
+
+@pytest.mark.parametrize("kernel", [opens, maps, goes_there, only_a_cycle, raises_with_it_open])
+def test_nothing_of_the_mount_stays_open_in_a_process(machine: hmmfs.Machine, kernel: Any) -> None:
+    """It would keep the mount busy, and the capacity of what is removed."""
+    region = machine.region("a", M)
+    machine.region("other", M)
+    path = str(machine.path / "regions/other")
+    before = machine.dev0.launch(opens, hmmfs.reads(region), "/dev/null").wait()
+    launched = machine.dev0.launch(kernel, hmmfs.reads(region), path)
+    if kernel is raises_with_it_open:
+        with pytest.raises(hmmfs.KernelError, match="it"):
+            launched.wait(30)
+    else:
+        assert launched.wait(30) == before
+    after = machine.dev0.launch(opens, hmmfs.reads(region), "/dev/null").wait()
+    assert (after == before) is (kernel is only_a_cycle)
+    del region
+    gc.collect()
+    run("umount", str(machine.path))
+
+
 def test_reset(machine: hmmfs.Machine) -> None:
     region = machine.region("a", M)
     reset = machine.path / "devices/dev0/reset"

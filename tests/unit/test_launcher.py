@@ -38,8 +38,9 @@ def test_all_windows_are_forgotten_before_one_is_unmapped() -> None:
 
 
 def test_the_end_of_a_launch() -> None:
-    assert Worker._ended((("done", b"7"), [2]), [1, 2]) == (("done", b"7"), {2})
-    assert Worker._ended((("raised", "a", "b"), []), []) == (("raised", "a", "b"), set())
+    assert Worker._ended((("done", b"7"), [2], True), [1, 2]) == (("done", b"7"), {2}, True)
+    said = (("raised", "a", "b"), [], False)
+    assert Worker._ended(said, []) == (("raised", "a", "b"), set(), False)
 
 
 @pytest.mark.parametrize(
@@ -50,16 +51,18 @@ def test_the_end_of_a_launch() -> None:
         "done",
         (),
         ("done", b"", []),
-        (("done",), []),
-        (("done", "text"), []),
-        (("done", b""), 5),
-        (("done", b""), [3]),
-        (("done", b""), [True]),
-        (("done", b""), [[1]]),
-        (("done", b"", b""), []),
-        (("raised", 1, None), []),
-        (("raised", "a"), []),
-        (("other", b""), []),
+        (("done",), [], False),
+        (("done", "text"), [], False),
+        (("done", b""), 5, False),
+        (("done", b""), [3], False),
+        (("done", b""), [True], False),
+        (("done", b""), [[1]], False),
+        (("done", b""), []),
+        (("done", b""), [], 1),
+        (("done", b"", b""), [], False),
+        (("raised", 1, None), [], False),
+        (("raised", "a"), [], False),
+        (("other", b""), [], False),
         {"done": b""},
     ],
 )

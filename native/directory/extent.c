@@ -62,14 +62,16 @@ static uint32_t holes_of(struct hm_region *region, uint64_t block, const struct 
     return hm_unreserved_holes(&region->blocks[block], mask);
 }
 
-/* Give the holes among a few pages of a block zeros. */
-static int allocate_some(struct hm_region *region, uint64_t block, const struct hm_mask *mask)
+/* Give the holes among a few pages of a block zeros. What they need is taken off *reserved first: a
+ * punch may have made more holes meanwhile, a READ or WRITE fewer. */
+static int allocate_some(struct hm_region *region, uint64_t block, const struct hm_mask *mask,
+                         uint64_t *reserved)
 {
     struct hm_core *core = region->core;
     struct hm_block *record = &region->blocks[block];
     struct hm_stripe *stripe = hm_stripe_of(core, region->ino, block);
     struct hm_pool *pool = hm_region_pool(region, HM_HOST);
-    uint32_t first = 0, count, need;
+    uint32_t first = 0, count, need, missing;
     struct hm_mask hole;
     int error;
     if (!pool)
@@ -81,9 +83,11 @@ static int allocate_some(struct hm_region *region, uint64_t block, const struct 
         pthread_cond_wait(&stripe->changed, &stripe->lock);
     hm_block_touch(region, block);
     need = hm_unreserved_holes(record, mask);
-    error = hm_reserve(core, HM_HOST, need, 0);
+    missing = need > *reserved ? need - (uint32_t)*reserved : 0;
+    error = hm_reserve(core, HM_HOST, missing, 0);
     if (error)
         return error;
+    *reserved += missing;
     hole = hm_without(mask->word, record->present);
     while (!error && hm_next_run(hole.word, &first, &count)) {
         uint64_t offset = hm_page_offset(block, first);
@@ -92,9 +96,9 @@ static int allocate_some(struct hm_region *region, uint64_t block, const struct 
     }
     if (error) {
         hm_punch_runs(region, HM_HOST, block, hole.word);
-        hm_release(core, HM_HOST, need);
         return error;
     }
+    *reserved -= need;
     hm_populate(region, record, &hole, HM_HOST);
     hm_step(region, block, "allocated", HM_BY_GATE, &hole);
     return 0;
@@ -102,7 +106,7 @@ static int allocate_some(struct hm_region *region, uint64_t block, const struct 
 
 int hm_region_allocate(struct hm_core *core, uint64_t ino, uint64_t offset, uint64_t length)
 {
-    uint64_t first = offset / HM_PAGE_SIZE, end, need = 0;
+    uint64_t first = offset / HM_PAGE_SIZE, end, reserved = 0;
     int error = 0;
     if (offset > HM_MAX_BYTES || length > HM_MAX_BYTES - offset)
         return -EFBIG;
@@ -118,8 +122,8 @@ int hm_region_allocate(struct hm_core *core, uint64_t ino, uint64_t offset, uint
         return error;
     }
     end = (offset + length + HM_PAGE_SIZE - 1) / HM_PAGE_SIZE;
-    /* Twice: a range that can't fit changes nothing. Zeros are made in pieces, as under a
-     * stripe nothing takes long. */
+    /* Twice: a range that can't fit changes nothing, and takes nothing from others. Zeros are made
+     * in pieces, as under a stripe nothing takes long. */
     for (int pass = 0; pass < 2 && !error; pass++) {
         for (uint64_t page = first, n; page < end && !error; page += n) {
             uint64_t block = page / HM_BLOCK_PAGES;
@@ -130,13 +134,14 @@ int hm_region_allocate(struct hm_core *core, uint64_t ino, uint64_t offset, uint
             n = end - page < n ? end - page : n;
             mask = hm_mask_range(low, (uint32_t)n);
             if (pass)
-                error = allocate_some(region, block, &mask);
+                error = allocate_some(region, block, &mask, &reserved);
             else
-                need += holes_of(region, block, &mask);
+                reserved += holes_of(region, block, &mask);
         }
-        if (!pass && !(error = hm_reserve(core, HM_HOST, need, 0)))
-            hm_release(core, HM_HOST, need);
+        if (!pass && (error = hm_reserve(core, HM_HOST, reserved, 0)))
+            return error;
     }
+    hm_release(core, HM_HOST, reserved);
     return error;
 }
 

@@ -95,6 +95,7 @@ class RegionTable:
         self._check_name(name)
         if name in self._names:
             raise HmmfsError(errno.EEXIST, f"A region named {show(name)} is there already.")
+        self._check_names()
         region = self.create_unnamed(mode, uid, gid)
         self._link(region, name)
         return region
@@ -118,8 +119,7 @@ class RegionTable:
         number = next(reversed(region.links.values()), 0) + 1
         if number >> LINK_BITS:
             raise HmmfsError(errno.EMLINK, "A region gets no more than 65535 names.")
-        if len(self._names) >= MAX_NAMES:
-            raise HmmfsError(errno.ENOSPC, f"A mount has at most {MAX_NAMES} names. Remove some.")
+        self._check_names()
         self._names[name] = region
         region.links[name] = number
         self._renamed(region)
@@ -206,6 +206,10 @@ class RegionTable:
             self._doom(region.ino)
 
     # ---- names
+
+    def _check_names(self) -> None:
+        if len(self._names) >= MAX_NAMES:
+            raise HmmfsError(errno.ENOSPC, f"A mount has at most {MAX_NAMES} names. Remove some.")
 
     def _named(self, name: bytes) -> Region:
         region = self.file(name)

@@ -76,19 +76,23 @@ class Worker:
                 await self._map(region, use)
             check_sizes(regions, launch)  # others may have cut them until here
             inos = [region.ino for region in regions]
+            message = ("launch", inos, launch.payload, self._files(regions, launch))
+            answer = None
             with self._discarding(regions, launch), self._storing(regions, launch):
                 with trio.move_on_after(launch.limit or float("inf")):
-                    message = ("launch", inos, launch.payload, self._files(regions, launch))
-                    outcome, mapped, holds = self._ended(await self._ask(message), inos)
-                    if holds:
-                        log.info("A kernel left files of the mount open: its process is ended.")
-                        await self.end()
-                    elif mapped:
-                        await self._unmap_all()
-                    return self._outcome(outcome)
-            raise HmmfsError(
-                errno.ETIME, f"The kernel ran for more than {launch.limit:g} s, its limit."
-            )
+                    answer = await self._ask(message)
+                if answer is None:
+                    raise HmmfsError(
+                        errno.ETIME, f"The kernel ran for more than {launch.limit:g} s, its limit."
+                    )
+                outcome, mapped, holds = self._ended(answer, inos)
+            if holds:
+                log.info("A kernel left files of the mount open: its process is ended.")
+                self._forget_windows()
+                await self.end()
+            elif mapped:
+                await self._unmap_all()
+            return self._outcome(outcome)
         except (_Raised, TooShort):
             raise  # the worker is as good as before
         except BaseException:
@@ -134,15 +138,16 @@ class Worker:
             self._windows[ino] = 0
 
     async def end(self) -> None:
-        """Kill the process, if there is one, and take its windows down."""
+        """Kill the process, if there is one, and take its windows down. Can't be cancelled."""
         process, self._process = self._process, None
         channel, self._channel = self._channel, None
         self._windows.clear()
         if process is None:
             return
         process.kill()
-        await trio.to_thread.run_sync(process.wait)
-        await trio.to_thread.run_sync(self._core.device_detach, self._node)
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(process.wait)
+            await trio.to_thread.run_sync(self._core.device_detach, self._node)
         if channel is not None:
             channel.close()
 
@@ -235,20 +240,25 @@ class Worker:
                     if use.use != "reads" and not region.pid:
                         region.modified(stored=True)
 
-    async def _unmap(self, *inos: int) -> None:
-        """The core forgets all of the windows before the worker unmaps the first."""
-        for ino in inos:
-            del self._windows[ino]
-            self._core.device_unmap(self._node, ino)
-        for ino in inos:
-            await self._ask(("unmap", ino))
+    async def _unmap(self, ino: int) -> None:
+        del self._windows[ino]
+        self._core.device_unmap(self._node, ino)
+        await self._ask(("unmap", ino))
 
-    async def _unmap_all(self) -> None:
+    def _forget_windows(self) -> list[int]:
         """Some window has parts that are mapped from the mount. To unmap such a part the kernel
         waits for what is being written back to the file, with the worker's mmap_lock held. Such a
         WRITE may wait for a frozen block, and the mover that froze it for mmap_lock, to protect
-        pages in any window. So there are none meanwhile."""
-        await self._unmap(*self._windows)
+        pages in any window. So the core has none meanwhile."""
+        inos = list(self._windows)
+        self._windows.clear()
+        for ino in inos:
+            self._core.device_unmap(self._node, ino)
+        return inos
+
+    async def _unmap_all(self) -> None:
+        for ino in self._forget_windows():
+            await self._ask(("unmap", ino))
 
     def _talks(self) -> bool:
         """Whether the worker has said what nobody has asked, or closed its socket."""

@@ -43,6 +43,7 @@ from hmmfs.memory import Remote
 from hmmfs.wire.launches import Array
 
 HEADER = struct.Struct("<Q")
+WORKING = b"/proc/self/cwd"
 LINE, TRACE = 1000, 1 << 16  # characters of what an exception says, and of its traceback
 
 
@@ -123,15 +124,19 @@ def _plain(text: str, most: int) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def holds(mount: bytes) -> bool:
-    """Whether a file of the mount is open here, or the working directory is there."""
-    links = [b"/proc/self/cwd", *(b"/proc/self/fd/%s" % fd for fd in os.listdir(b"/proc/self/fd"))]
+def holds(mount: bytes, first: bytes) -> bool:
+    """Whether a file of the mount is open here, or the working directory is there. first: what the
+    working directory was, which may lie below the mount that covers it now."""
+    try:
+        links = [b"/proc/self/fd/%s" % fd for fd in os.listdir(b"/proc/self/fd")]
+        directory = os.readlink(WORKING)
+    except OSError:  # a kernel has used up all descriptors
+        return True
+    paths = [] if directory == first else [directory]
     for link in links:
         with contextlib.suppress(FileNotFoundError):  # what listed them
-            path = os.readlink(link)
-            if path == mount or path.startswith(mount + b"/"):
-                return True
-    return False
+            paths.append(os.readlink(link))
+    return any(path == mount or path.startswith(mount + b"/") for path in paths)
 
 
 def _exactly(channel: socket.socket, size: int) -> bytes:
@@ -155,7 +160,7 @@ def main() -> None:
     windows = Windows(uffd)
     remote = Remote(int(sys.argv[2]), uffd)
     os.register_at_fork(after_in_child=remote.in_child)
-    mount = os.fsencode(sys.argv[3])
+    mount, first = os.fsencode(sys.argv[3]), os.readlink(WORKING)
     errors = os.dup(2)
     while True:
         header, fds, _, _ = socket.recv_fds(channel, HEADER.size, 1)
@@ -176,7 +181,8 @@ def main() -> None:
             outcome = run(windows, inos, payload)
             mapped = remote.end(len(files))
             # What only a cycle keeps open is not meant to stay.
-            answer = outcome, mapped, holds(mount) and gc.collect() >= 0 and holds(mount)
+            left = holds(mount, first) and gc.collect() >= 0 and holds(mount, first)
+            answer = outcome, mapped, left
         for fd in fds:
             os.close(fd)
         data = pickle.dumps(answer)

@@ -360,6 +360,24 @@ def test_nothing_of_the_mount_stays_open_in_a_process(machine: hmmfs.Machine, ke
     run("umount", str(machine.path))
 
 
+def test_a_mount_on_the_working_directory(tmp_path: Path) -> None:
+    """A worker begins below the mount, where it has nothing open."""
+    place = tmp_path / "here"
+    place.mkdir()
+    subprocess.run([*HMMFS, "mount", ".", "-o", "vram=4M"], cwd=place, check=True, timeout=60)
+    machine = hmmfs.connect(place)
+    try:
+        region = machine.region("a", M)
+        launches = [
+            machine.dev0.launch(opens, hmmfs.reads(region), "/dev/null").wait(60) for _ in range(2)
+        ]
+        assert launches[0] == launches[1]
+    finally:
+        del region
+        gc.collect()
+        run("umount", str(place))
+
+
 def test_reset(machine: hmmfs.Machine) -> None:
     region = machine.region("a", M)
     reset = machine.path / "devices/dev0/reset"

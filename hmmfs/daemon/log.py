@@ -16,7 +16,7 @@ FORMAT = "%(asctime)s hmmfs %(levelname)s: %(message)s"
 class LogHandler(logging.Handler):
     """Writes lines to a descriptor. Those that can't be written, because a disk is full, are
     counted: standard error hears of the first, and the log how many they were once it can be
-    written again."""
+    written again. In the background that is all: standard error is the log, too."""
 
     def __init__(self, fd: int, name: str) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """What pyfuse3 asks for: names, attributes, control files. The gate answers data on regions.
 
 No handler awaits anything while it changes the table of regions, so each change is atomic. SETATTR
-of a size waits for nothing at all: the kernel holds back the writeback of the inode meanwhile.
+of a size waits for no block and no recall: the kernel holds back the writeback of the inode
+meanwhile. Where it finds no capacity, it waits until regions are destroyed, which needs neither.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The fault service: what needs a decision is decided here, what moves is moved by native jobs."""
 
-from hmmfs.service.doomed import Doomed
+from hmmfs.service.doomed import Doomed, Patience
 from hmmfs.service.events import Events, apart, guarded
 from hmmfs.service.fault_service import FaultService
 from hmmfs.service.jobs import Jobs
@@ -11,6 +11,7 @@ __all__ = [
     "Events",
     "FaultService",
     "Jobs",
+    "Patience",
     "Reservation",
     "Reservations",
     "apart",

@@ -25,7 +25,7 @@ from hmmfs.memory import (
     RegionTable,
     page_set,
 )
-from hmmfs.service import Jobs, Reservations
+from hmmfs.service import Jobs, Patience, Reservations
 
 PATIENCE_S = 0.5  # with a busy CPU; one try with a program that does not answer takes a second
 # A pause doubles from 1 ms to this. A try may fail half the time: of a program that changes its
@@ -68,11 +68,9 @@ class Blocks:
         full: HmmfsError | None = None
         attempts, busy = ATTEMPTS, 0
         busy_until = trio.current_time() + PATIENCE_S
-        patience = self._reservations.patience()
+        patience: Patience | None = None
         while True:
             result = await self._jobs.run(job)
-            if result.result == -errno.ENOBUFS and await patience.more():
-                continue
             if result.result == -errno.ENOSPC and attempts:
                 if full is not None:
                     raise full
@@ -82,6 +80,10 @@ class Blocks:
                 except HmmfsError as error:
                     # Others may have moved the block meanwhile, so that it needs less: look again.
                     full = error
+                    continue
+            if result.result == -errno.ENOBUFS:
+                patience = patience or self._reservations.patience()
+                if await patience.more():
                     continue
             if result.result == -errno.EBUSY and trio.current_time() < busy_until:
                 await trio.sleep(min(0.001 * 2**busy, PAUSE_S))

@@ -6,7 +6,7 @@ the region, since punching gigabytes takes a while. So what finds no free capaci
 each time that a region on its way out has gone.
 
 What is atomic: everything between two awaits. A region is either in the table without a name, or
-counted here, until its capacity is free.
+counted here, until its capacity is free, but for what a transaction under way has of it.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Doomed:
         self._regions = regions
         self._add, self._ahead = trio.open_memory_channel[int](10**9)
         self._left = 0
+        self.steps = 0  # that regions have gone
         self._retries = 0
         self._moved_on = trio.Event()
         # Neither waits for the other's threads.
@@ -63,7 +64,7 @@ class Doomed:
             self._move_on()
 
     def patience(self) -> Patience:
-        """For one who has found no free capacity."""
+        """For one who is going to look for free capacity."""
         return Patience(self)
 
     async def with_capacity(self, work: Callable[[], T]) -> T:
@@ -78,6 +79,7 @@ class Doomed:
                     raise
 
     def _move_on(self) -> None:
+        self.steps += 1
         self._moved_on.set()
         self._moved_on = trio.Event()
 
@@ -95,11 +97,12 @@ class Doomed:
         self._retries += 1
         try:
             with trio.CancelScope(shield=True):  # a program waits for it
-                patience, waits = self.patience(), True
+                # The gate looked before it sent the event, so at once it looks again.
+                patience, last, waits = self.patience(), False, True
                 while waits:
-                    last = not await patience.more()
                     run = partial(self._core.retry, event.cookie, last=last)
                     waits = await trio.to_thread.run_sync(run, limiter=self._retrying)
+                    last = waits and not await patience.more()
         finally:
             self._retries -= 1
 
@@ -114,17 +117,22 @@ class Patience:
     def __init__(self, doomed: Doomed) -> None:
         self._doomed = doomed
         self._began = trio.current_time()
+        self._seen = doomed.steps
         self._once_more = True
 
     async def more(self) -> bool:
-        """Wait until there may be more capacity than there was. False: no more will come, or it
-        takes too long."""
-        deadline = self._began + self._doomed.limit_s()
-        if trio.current_time() >= deadline:
+        """Wait until there may be more capacity than at the last call. False: no more will come, or
+        it takes too long."""
+        now, deadline = trio.current_time(), self._began + self._doomed.limit_s()
+        moved, self._seen = self._doomed.steps != self._seen, self._doomed.steps
+        if moved and now < self._began + DESTROY_S:
+            return True
+        if now >= deadline:
             # The last region may have gone since it was found that there is none.
             once_more, self._once_more = self._once_more, False
             return once_more
         self._once_more = True
         with trio.move_on_at(deadline):
             await self._doomed.moved_on()
+        self._seen = self._doomed.steps
         return True

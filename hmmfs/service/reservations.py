@@ -7,15 +7,15 @@ Reservations are native and atomic for all.
 
 Who may wait for whom (each waits only for those further right):
 
-    turn of a device  ->  staging  ->  a native job
-    turn of the host  ->  staging  ->  a native job
+    turn of a device  ->  staging  ->  a native job, the thread that destroys regions
+    turn of the host  ->  staging  ->  the same
 
-A native job waits for no task: it ends with -ENOSPC or -EBUSY instead. So nothing here can wait in
-a circle, provided that a task holds at most one turn, that the staging reserve is settled without
-a turn, and that a victim is never a block with parked requests: those may hold locks in the kernel
-that the victim's recall would wait for. One case of that is not visible here (a WRITE
-parked at one block has locked a page of the next), so a victim's job is given JOB_PATIENCE seconds;
-then it is left to itself and another victim is taken.
+A native job, and that thread, wait for no task: a job ends with -ENOSPC or -EBUSY instead. So
+nothing here can wait in a circle, provided that a task holds at most one turn, that the staging
+reserve is settled without a turn, and that a victim is never a block with parked requests: those
+may hold locks in the kernel that the victim's recall would wait for. One case of that is not
+visible here (a WRITE parked at one block has locked a page of the next), so a victim's job is given
+JOB_PATIENCE seconds; then it is left to itself and another victim is taken.
 """
 
 from __future__ import annotations
@@ -208,15 +208,21 @@ class Reservations:
         patience = self._doomed.patience()
         attempt = self._free_host if reservation.node == HOST else self._free_device
         steps = STEPS + 4 * reservation.pages  # a policy may evict page by page
-        for _ in range(steps if reservation.pages <= self._core.capacity[reservation.node] else 0):
+        if reservation.pages > self._core.capacity[reservation.node]:
+            steps = 0
+        while steps:
             if reservation.reserve():
                 return
             missing = max(1, reservation.pages - self._core.free(reservation.node))
-            if await attempt(reservation, spared, missing, frees) or await patience.more():
+            if await attempt(reservation, spared, missing, frees):
+                steps -= 1
                 continue
-            if trio.current_time() > deadline or not self._more_may_come(reservation.node, spared):
+            # What came free meanwhile is found 50 ms later at most.
+            late = trio.current_time() > deadline
+            if not late and self._more_may_come(reservation.node, spared):
+                await self._jobs.any_ended(PAUSE)
+            elif not await patience.more():
                 break
-            await self._jobs.any_ended(PAUSE)
             spared.later.clear()
         raise self._full(reservation.node, reservation.pages)
 
@@ -230,6 +236,13 @@ class Reservations:
             f"{'Say unset_pinned, remove' if stays > 0 else 'Remove'} regions, or mount with "
             "larger host= or vram=.",
         )
+
+    def _alive(self, node: int) -> NDArray[np.void]:
+        """The candidates without those of regions that are being destroyed."""
+        found = self._core.candidates(node)
+        there = [ino for ino in np.unique(found["ino"]) if self._regions.by_ino(int(ino))]
+        alive: NDArray[np.void] = found[np.isin(found["ino"], there)]
+        return alive
 
     def _unlisted(self, node: int, found: NDArray[np.void]) -> int:
         """Pages in use that no candidate has: pinned, or reserved for a job under way."""
@@ -268,7 +281,7 @@ class Reservations:
         """Who leaves a device next. No pages: they have gone already, or can't go now."""
         if self._policies.evicts_natively(node):
             return self._core.victim(node, need, spared.never | spared.later)
-        able = spared.able(self._core.candidates(node), "pages")
+        able = spared.able(self._alive(node), "pages")
         if not len(able):
             return None
         row = await self._policies.victim(node, able)
@@ -373,7 +386,7 @@ class Reservations:
         pages held back for holes that the CPU may have filled. Whether any came free."""
         if self._core.drop_kept(missing):
             return True
-        able = spared.able(self._core.candidates(HOST), "reserved")
+        able = spared.able(self._alive(HOST), "reserved")
         if not len(able):
             return False
         victim = able[int(np.argmin(able["last_cpu"]))]
@@ -400,17 +413,14 @@ class Reservations:
         node = max(nodes, key=self._core.free, default=HOST)
         if node == HOST:
             return False
-        able = spared.able(self._core.candidates(HOST), "pages")
+        able = spared.able(self._alive(HOST), "pages")
         if not len(able):
             return False
         victim = able[int(np.argmin(able["last_cpu"]))]
         key = _key(victim)
         n = min(missing, int(victim["pages"]), self._core.free(node))
         region = self._regions.by_ino(key.ino)
-        if region is None:  # it is being destroyed
-            spared.never.add(key)
-            return True
-        if n <= 0 or not self._core.reserve(node, n):
+        if region is None or n <= 0 or not self._core.reserve(node, n):
             return False
         record = region.blocks(key.block, 1)[0]
         there = page_set(record["present"] & ~record["device"])

@@ -30,7 +30,8 @@ enum hm_rank {
                         leave devices */
     HM_RANK_ADVICE,  /* region->advice_lock: what was said of its pages; read for a moment */
     HM_RANK_JOBS,    /* core->jobs_lock: the movers' queue */
-    HM_RANK_SPARES,  /* core->spares_lock: places for requests that wait */
+    HM_RANK_SPARES,  /* core->spares_lock: places for requests that wait, and those that wait for
+                        capacity */
     HM_RANK_TRACE,   /* trace->lock: the ring of trace events */
     HM_RANK_EVENTS,  /* core->events_lock: the events for the service */
 };

@@ -10,7 +10,9 @@
  * date), so it must not wait for anything that waits for a recall of that folio. Hence: while its
  * block is in a recall it is carried out at once, bringing pages home under the recall's eyes, some
  * at a time; before each of its rounds a recall replays what is parked on the pages; and one that
- * straddles blocks never waits for capacity, which a recall of its second block could free.
+ * straddles blocks never waits for capacity that is to be freed, which a recall of its second block
+ * could do. What it may wait for, for 2 seconds at most, is that a region is destroyed (retry.c):
+ * that takes no transaction.
  */
 #include "gate/access.h"
 
@@ -682,7 +684,9 @@ static bool write_region(struct hm_core *core, struct hm_region *region,
     uint64_t size = hm_region_size(region);
     bool from_cache = request->flags & FUSE_WRITE_CACHE;
     bool straddles = at / HM_BLOCK_BYTES != (end - 1) / HM_BLOCK_BYTES;
+    struct hm_request again = *request;
     int error = 0;
+    again.faulted_at = 0; /* the fault of this try ends with it */
     if (end > HM_MAX_BYTES) {
         hm_reply(core, request->unique, EFBIG, NULL, 0);
         return false;
@@ -697,6 +701,7 @@ static bool write_region(struct hm_core *core, struct hm_region *region,
         part.charged = request->charged;
         error = write_part(&part, request, had, straddles);
         at += error ? 0 : part.length;
+        again.charged = part.charged;
     }
     if (at > request->offset)
         written(region, from_cache ? 0 : at); /* the page cache never moves the end */
@@ -705,8 +710,7 @@ static bool write_region(struct hm_core *core, struct hm_region *region,
     hm_count(&core->count.written_bytes, at - request->offset);
     if (error > 0)
         return true; /* who carries out the rest answers */
-    if (error == -ENOSPC && at == request->offset && !request->done &&
-        hm_retry_later(core, request))
+    if (error == -ENOSPC && at == request->offset && !request->done && hm_retry_later(core, &again))
         return false;
     hm_count(&core->count.writes, 1);
     at += request->done;

@@ -352,7 +352,7 @@ int hm_gate_retry(struct hm_core *core, uint64_t unique, int last)
 {
     struct hm_parked *parked = hm_retry_begin(core, unique, last);
     if (!parked)
-        return -ENOENT;
+        return 0;
     if (parked->request.opcode == FUSE_FALLOCATE)
         hm_fallocate(core, &parked->request);
     else if (parked->request.opcode == FUSE_COPY_FILE_RANGE)

@@ -678,9 +678,9 @@ int hm_gate_join(struct hm_core *core);
  * the kernel copies to the program; with an error it copies nothing. */
 int hm_reply_ioctl(struct hm_core *core, uint64_t unique, int error, const void *out,
                    uint32_t size);
-/* Try a request again that found no capacity and waits, by an event's cookie. 0: it is answered, or
- * waits for the fault service now; 1: there is none yet, and it waits for the next call; with last
- * it is answered all the same. -ENOENT: it does not wait. */
+/* Try a request again that found no capacity and waits, by an event's cookie. Returns 0: it does
+ * not wait any more, since it is answered or waits for the fault service; 1: there is none yet, and
+ * it waits for the next call. With last it is answered all the same. */
 int hm_gate_retry(struct hm_core *core, uint64_t unique, int last);
 /* Whether a relayed READ or WRITE on the open file is not answered yet. */
 int hm_waits(struct hm_core *core, uint64_t fh);

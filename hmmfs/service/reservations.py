@@ -24,8 +24,9 @@ import contextlib
 import enum
 import errno
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import trio
@@ -217,14 +218,25 @@ class Reservations:
             if await attempt(reservation, spared, missing, frees):
                 steps -= 1
                 continue
-            # What came free meanwhile is found 50 ms later at most.
             late = trio.current_time() > deadline
             if not late and self._more_may_come(reservation.node, spared):
-                await self._jobs.any_ended(PAUSE)
+                await self._pause()
             elif not await patience.more():
                 break
             spared.later.clear()
         raise self._full(reservation.node, reservation.pages)
+
+    async def _pause(self) -> None:
+        """Returns when a job has ended or a region gone, since capacity may be free then, and after
+        PAUSE at the latest."""
+        async with trio.open_nursery() as nursery:
+
+            async def until(wait: Callable[[], Awaitable[None]]) -> None:
+                await wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(until, partial(self._jobs.any_ended, PAUSE))
+            nursery.start_soon(until, self._doomed.moved_on)
 
     def _full(self, node: int, pages: int) -> HmmfsError:
         where = "Host memory" if node == HOST else f"The VRAM of dev{node - 1}"

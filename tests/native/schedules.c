@@ -346,6 +346,8 @@ void __wrap_hm_event_push(struct hm_core *of, const struct hm_event *event)
                              .first = event->first,
                              .count = event->count};
         __wrap_hm_submit(of, &job);
+    } else if (event->kind == HM_EVENT_NO_CAPACITY) { /* no region is on its way out */
+        CHECK(!hm_gate_retry(of, event->cookie, 1), "answered all the same");
     }
 }
 

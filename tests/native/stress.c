@@ -303,6 +303,8 @@ static bool handle(const struct hm_event *event)
                           .count = event->count};
     if (event->kind == HM_EVENT_FAULT)
         CHECK(!hm_submit(core, &home), "submit");
+    if (event->kind == HM_EVENT_NO_CAPACITY)
+        CHECK(!hm_gate_retry(core, event->cookie, 1), "answered all the same");
     if (event->kind == HM_EVENT_JOB) {
         pthread_mutex_lock(&done_lock);
         done[event->cookie] = true;

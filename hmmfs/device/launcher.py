@@ -85,7 +85,7 @@ class Worker:
                     raise HmmfsError(
                         errno.ETIME, f"The kernel ran for more than {launch.limit:g} s, its limit."
                     )
-                outcome, mapped, holds = self._ended(answer, inos)
+                outcome, mapped, holds = self._ended(answer)
             if holds:
                 log.info("A kernel left files of the mount open: its process is ended.")
                 self._forget_windows()
@@ -317,17 +317,17 @@ class Worker:
         return HmmfsError(errno.EREMOTEIO, f"The worker {how}; the next launch gets a new one.")
 
     @staticmethod
-    def _ended(answer: Any, inos: Sequence[int]) -> tuple[tuple[Any, ...], set[int], bool]:
-        """What became of a launch, which regions it mapped remotely, and whether it left files of
-        the mount open. The kernel ran in the process that says so, and may have written there what
-        it likes."""
+    def _ended(answer: Any) -> tuple[tuple[Any, ...], bool, bool]:
+        """What became of a launch, whether it mapped anything remotely, and whether it left files
+        of the mount open. The kernel ran in the process that says so, and may have written there
+        what it likes."""
         match answer:
             case [
                 ["done", bytes()] | ["raised", str(), str()] as outcome,
-                [*mapped],
+                bool() as mapped,
                 bool() as holds,
-            ] if all(type(ino) is int and ino in inos for ino in mapped):
-                return tuple(outcome), set(mapped), holds
+            ]:
+                return tuple(outcome), mapped, holds
         raise _spoilt()
 
     @staticmethod

@@ -8,14 +8,14 @@ with its length before it, and may carry a descriptor; every one gets an answer:
                                         there at any time
     ("unmap", ino)                  ->  None
     ("launch", inos, payload, files)
-                                    ->  (("done", pickle) or ("raised", one line, traceback), inos,
+                                    ->  (("done", pickle) or ("raised", one line, traceback),
+                                        whether a window has parts mapped remotely,
                                         whether files of the mount are open)
 
 The window is the device's VRAM itself, mapped and registered with userfaultfd: whatever is not
 there is brought by the daemon while the access waits. A kernel can't tell. Or it is mapped
 remotely, from the region's file in the mount (native/worker/remote.c): `files` says which that is.
-The answer names each region that a part was mapped of so. Those windows are to be unmapped before
-the next launch.
+Where a launch did so, all windows are to be unmapped before the next.
 A process that a kernel left with files of the mount open is to end: it would keep the mount busy,
 and the capacity of what is removed.
 """
@@ -179,9 +179,10 @@ def main() -> None:
             os.dup2(errors, 2)  # whatever the last kernel has done to it
             windows.allow(remote, files)
             outcome = run(windows, inos, payload)
-            mapped = remote.end(len(files))
-            # What only a cycle keeps open is not meant to stay.
-            left = holds(mount, first) and gc.collect() >= 0 and holds(mount, first)
+            mapped, left = remote.end(), holds(mount, first)
+            if left:
+                gc.collect()  # what only a cycle keeps open is not meant to stay
+                left = holds(mount, first)
             answer = outcome, mapped, left
         for fd in fds:
             os.close(fd)

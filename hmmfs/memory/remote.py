@@ -23,8 +23,6 @@ class Remote:
         """In a child that a kernel forked: it keeps no file of the mount open."""
         lib.hm_remote_child(self._handle)
 
-    def end(self, regions: int) -> list[int]:
-        """Close the files; the inode numbers of those that something was mapped of."""
-        inos = ffi.new("uint64_t[]", max(1, regions))
-        n = lib.hm_remote_end(self._handle, inos, regions)
-        return list(inos[0:n])
+    def end(self) -> bool:
+        """Close the files. Whether something was mapped of any."""
+        return bool(lib.hm_remote_end(self._handle))

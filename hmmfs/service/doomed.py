@@ -63,14 +63,10 @@ class Doomed:
             self._left -= 1
             self._move_on()
 
-    def patience(self) -> Patience:
-        """For one who is going to look for free capacity."""
-        return Patience(self)
-
     async def with_capacity(self, work: Callable[[], T]) -> T:
         """What `work` returns. It is called again while it fails with ENOSPC and more capacity may
         come."""
-        patience = self.patience()
+        patience = Patience(self)
         while True:
             try:
                 return work()
@@ -98,7 +94,7 @@ class Doomed:
         try:
             with trio.CancelScope(shield=True):  # a program waits for it
                 # The gate looked before it sent the event, so at once it looks again.
-                patience, last, waits = self.patience(), False, True
+                patience, last, waits = Patience(self), False, True
                 while waits:
                     run = partial(self._core.retry, event.cookie, last=last)
                     waits = await trio.to_thread.run_sync(run, limiter=self._retrying)

@@ -141,7 +141,7 @@ class Reservations:
 
     def patience(self) -> Patience:
         """For one who finds no capacity where none can be freed."""
-        return self._doomed.patience()
+        return Patience(self._doomed)
 
     @contextlib.asynccontextmanager
     async def reserve(
@@ -206,7 +206,7 @@ class Reservations:
         self, reservation: Reservation, spared: Spared, frees: int
     ) -> None:
         deadline = trio.current_time() + PATIENCE
-        patience = self._doomed.patience()
+        patience = self.patience()
         attempt = self._free_host if reservation.node == HOST else self._free_device
         steps = STEPS + 4 * reservation.pages  # a policy may evict page by page
         if reservation.pages > self._core.capacity[reservation.node]:

@@ -451,9 +451,9 @@ int hm_remote_start(int socket, int uffd, struct hm_remote **ret);
 /* A launch begins that uses the region mapped at address: where its file is. */
 int hm_remote_allow(struct hm_remote *remote, uint64_t ino, uint64_t address, uint64_t bytes,
                     const char *path, int writable);
-/* The launch has ended: no more is mapped, all files are closed. The regions that something was
- * mapped of remotely; returns how many. */
-int hm_remote_end(struct hm_remote *remote, uint64_t *inos, int max);
+/* The launch has ended: no more is mapped, all files are closed. Returns whether something was
+ * mapped remotely. */
+int hm_remote_end(struct hm_remote *remote);
 /* In a child that a kernel forked, which has no such thread: let go of the files. */
 void hm_remote_child(struct hm_remote *remote);
 

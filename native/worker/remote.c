@@ -179,14 +179,13 @@ int hm_remote_allow(struct hm_remote *remote, uint64_t ino, uint64_t address, ui
     return error;
 }
 
-int hm_remote_end(struct hm_remote *remote, uint64_t *inos, int max)
+int hm_remote_end(struct hm_remote *remote)
 {
-    int n = 0;
+    int used = 0;
     pthread_mutex_lock(&remote->lock);
     for (int i = 0; i < remote->used; i++) {
         struct file *file = &remote->files[i];
-        if (file->used && n < max)
-            inos[n++] = file->ino;
+        used |= file->used;
         if (file->fd >= 0)
             close(file->fd);
         free(file->path);
@@ -194,7 +193,7 @@ int hm_remote_end(struct hm_remote *remote, uint64_t *inos, int max)
     }
     remote->used = 0;
     pthread_mutex_unlock(&remote->lock);
-    return n;
+    return used;
 }
 
 void hm_remote_child(struct hm_remote *remote)

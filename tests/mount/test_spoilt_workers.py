@@ -110,7 +110,7 @@ def test_a_kernel_that_spoils_its_worker_ends_alone(mount: Mount) -> None:
 
 def answers_twice(a: np.ndarray) -> None:
     """What comes after the answer is not the answer to the next question."""
-    data = pickle.dumps((("done", pickle.dumps(None)), [], False))
+    data = pickle.dumps((("done", pickle.dumps(None)), False, False))
     os.write(channel(), struct.pack(HEADER, len(data)) + data)
 
 

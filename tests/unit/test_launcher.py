@@ -38,9 +38,10 @@ def test_all_windows_are_forgotten_before_one_is_unmapped() -> None:
 
 
 def test_the_end_of_a_launch() -> None:
-    assert Worker._ended((("done", b"7"), [2], True), [1, 2]) == (("done", b"7"), {2}, True)
-    said = (("raised", "a", "b"), [], False)
-    assert Worker._ended(said, []) == (("raised", "a", "b"), set(), False)
+    assert Worker._ended([["done", b"7"], True, True]) == (("done", b"7"), True, True)
+    assert Worker._ended([["done", b"7"], True, False]) == (("done", b"7"), True, False)
+    said = (("raised", "a", "b"), False, False)
+    assert Worker._ended(said) == (("raised", "a", "b"), False, False)
 
 
 @pytest.mark.parametrize(
@@ -50,22 +51,24 @@ def test_the_end_of_a_launch() -> None:
         7,
         "done",
         (),
-        ("done", b"", []),
-        (("done",), [], False),
-        (("done", "text"), [], False),
+        ("done", b"", False),
+        (("done",), False, False),
+        (("done", "text"), False, False),
         (("done", b""), 5, False),
         (("done", b""), [3], False),
         (("done", b""), [True], False),
         (("done", b""), [[1]], False),
-        (("done", b""), []),
-        (("done", b""), [], 1),
-        (("done", b"", b""), [], False),
-        (("raised", 1, None), [], False),
-        (("raised", "a"), [], False),
-        (("other", b""), [], False),
+        (("done", b""), False),
+        (("done", b""), False, 1),
+        (("done", b""), [], False),
+        (("done", b""), 1, False),
+        (("done", b"", b""), False, False),
+        (("raised", 1, None), False, False),
+        (("raised", "a"), False, False),
+        (("other", b""), False, False),
         {"done": b""},
     ],
 )
 def test_what_is_no_answer(answer: Any) -> None:
     with pytest.raises(HmmfsError, match="new worker"):
-        Worker._ended(answer, [1, 2])
+        Worker._ended(answer)
